@@ -1,0 +1,1 @@
+"""Gemma in Flax NNX: configuration, modules, LoRA, and loading from GGUF."""

@@ -1,0 +1,158 @@
+"""Gemma 3 as Flax NNX modules: blocks scanned over stacked weights, LoRA passed in explicitly.
+
+The module is built abstractly and split once (`Gemma.abstract`); from then on everything is a
+function of parameter pytrees. Normalisation, softmax and rotary angles are computed in float32
+whatever the weights' dtype is.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.lora import LayerAdapter, lora_linear
+
+
+class Attend(NamedTuple):
+    """What a block needs to know of the sequence's geometry.
+
+    Attributes:
+      mask: `[2 (sliding, global), num_tokens (query), num_tokens (key)]` bool.
+      sin, cos: `[2 (sliding, global), num_tokens, head_dim / 2]` rotary angles.
+    """
+
+    mask: jax.Array
+    sin: jax.Array
+    cos: jax.Array
+
+
+def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine, `[2 (sliding, global), num_tokens, head_dim / 2]` float32 each."""
+    half = config.head_dim // 2
+    bases = jnp.array([config.rope_base_local, config.rope_base_global])
+    frequencies = bases[:, None] ** (-jnp.arange(half) / half)
+    angles = positions[None, :, None] * frequencies[:, None, :]
+    return jnp.sin(angles), jnp.cos(angles)
+
+
+def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
+    """Rotary embedding of `[num_tokens, num_heads, head_dim]` in the split-halves layout."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    sin, cos = sin[:, None], cos[:, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return rotated.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with a learned scale (stored with its 1 added)."""
+
+    def __init__(self, size: int, eps: float):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One transformer block: attention and a gated MLP, each between two norms."""
+
+    def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
+        self.config = config
+        for name, shape in config.linear_shapes.items():
+            setattr(self, name, nnx.Param(0.02 * jax.random.normal(rngs.params(), shape)))
+        for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
+            setattr(self, name, RMSNorm(config.embed_dim, config.rms_eps))
+        self.q_norm = RMSNorm(config.head_dim, config.rms_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_eps)
+
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
+    ) -> jax.Array:
+        """Maps `[num_tokens, embed_dim]` to the same shape."""
+
+        def linear(name: str, inputs: jax.Array) -> jax.Array:
+            return lora_linear(inputs, getattr(self, name)[...], name, adapter)
+
+        config, num_tokens = self.config, len(x)
+        h = self.attention_in(x)
+        q = linear("q", h).reshape(num_tokens, config.num_heads, config.head_dim)
+        k = linear("k", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
+        v = linear("v", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
+        q = rotate(self.q_norm(q), sin, cos) * config.query_scale
+        k = rotate(self.k_norm(k), sin, cos)
+        q = q.reshape(num_tokens, config.num_kv_heads, -1, config.head_dim)
+        scores = jnp.einsum("qkgd,skd->kgqs", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(x.dtype)
+        heads = jnp.einsum("kgqs,skd->qkgd", weights, v).reshape(num_tokens, -1)
+        x = x + self.attention_out(linear("o", heads))
+
+        h = self.mlp_in(x)
+        h = jax.nn.gelu(linear("gate", h), approximate=True) * linear("up", h)
+        return x + self.mlp_out(linear("down", h))
+
+
+class Gemma(nnx.Module):
+    """A Gemma 3 text model with tied embeddings and its blocks stacked on a leading axis."""
+
+    def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
+        self.config = config
+        shape = (config.vocab_size, config.embed_dim)
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
+        self.blocks = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.fork(split=config.num_layers))
+        self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: tuple[jax.Array, jax.Array],
+        adapter: LayerAdapter,
+        remat: bool,
+    ) -> jax.Array:
+        """Runs the blocks over one packed sequence.
+
+        Args:
+          tokens, positions: `[num_nodes]` int32.
+          mask: who attends to whom in sliding-window and in global layers, `[num_nodes,
+            num_nodes]` bool each.
+          adapter: LoRA weights stacked over layers.
+          remat: whether the backward pass recomputes each block instead of keeping its
+            activations.
+
+        Returns:
+          `[num_nodes, embed_dim]` hidden states after the last norm.
+        """
+        config = self.config
+        chex.assert_equal_shape([tokens, positions])
+        sin, cos = rotary_angles(config, positions)
+        masks = jnp.stack(mask)
+        x = self.embedding[tokens]
+        x = x * jnp.asarray(config.embed_dim**0.5, x.dtype)
+        block_definition, block_weights = nnx.split(self.blocks)
+
+        def body(x, layer):
+            weights, adapter, is_global = layer
+            block = nnx.merge(block_definition, weights)
+            return block(x, masks[is_global], sin[is_global], cos[is_global], adapter), None
+
+        is_global = jnp.arange(1, config.num_layers + 1) % config.global_every == 0
+        body = jax.checkpoint(body) if remat else body
+        x, _ = jax.lax.scan(body, x, (block_weights, adapter, is_global.astype(jnp.int32)))
+        return self.final_norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Next-token logits, `[..., embed_dim]` to `[..., vocab_size]` float32."""
+        return jnp.einsum(
+            "...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32
+        )
+
+    @staticmethod
+    def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, nnx.State]:
+        """The module's definition and the shapes of its weights, without allocating any."""
+        return nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))

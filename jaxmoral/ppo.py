@@ -1,0 +1,316 @@
+"""Proximal policy optimisation over a policy table: advantages, losses, control of the KL, the update.
+
+Every loss is a function of the policy table alone, so the model's part of a gradient is one
+pullback of `policy.apply`. The forward pass that gives the behaviour policy is shared with the
+first gradient step. PPO: Schulman et al., arXiv 1707.06347; GAE: arXiv 1506.02438; the KL's
+adaptive weight: Ziegler et al., arXiv 1909.08593.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmoral.config import PPOConfig
+from jaxmoral.policy import Policy, PolicyTable
+from jaxmoral.prompts import NUM_ORDERS
+from jaxmoral.rollout import Environment, Trajectories, rollout
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+
+
+class Moments(NamedTuple):
+    """Running count, mean and sum of squared deviations of all rewards so far, `[]` each."""
+
+    count: jax.Array
+    mean: jax.Array
+    deviations: jax.Array
+
+
+class TrainState(NamedTuple):
+    """Everything an update replaces; with the seed it determines the rest of the run.
+
+    Attributes:
+      update: `[]` int32, how many updates were made; it also numbers the PRNG keys.
+      trainable: the policy's parameters, the value head included.
+      opt_state: optax's.
+      kl_coef: `[]` weight of the KL to the reference policy.
+      moments: of the rewards, for their normalisation.
+    """
+
+    update: jax.Array
+    trainable: PyTree
+    opt_state: PyTree
+    kl_coef: jax.Array
+    moments: Moments
+
+
+class Batch(NamedTuple):
+    """Samples of one gradient step, `[num_samples]` each."""
+
+    prompt: jax.Array
+    outcome: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    value_target: jax.Array
+
+
+def make_optimiser(config: PPOConfig, num_updates: int) -> optax.GradientTransformation:
+    """Adam with gradient clipping and a learning-rate schedule over the run's gradient steps."""
+    steps = num_updates * config.epochs * config.minibatches
+    schedules = {
+        "constant": lambda: optax.constant_schedule(config.learning_rate),
+        "linear": lambda: optax.linear_schedule(config.learning_rate, 0.0, steps),
+        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, steps),
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adam(schedules[config.learning_rate_schedule]()),
+    )
+
+
+def init_state(
+    key: jax.Array, policy: Policy, optimiser: optax.GradientTransformation, config: PPOConfig
+) -> TrainState:
+    """The state before the first update."""
+    trainable = policy.init(key)
+    moments = Moments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+    kl_coef = jnp.asarray(config.kl_coef, jnp.float32)
+    return TrainState(jnp.int32(0), trainable, optimiser.init(trainable), kl_coef, moments)
+
+
+def gae(
+    rewards: jax.Array, values: jax.Array, last_value: jax.Array, gamma: float, lam: float
+) -> jax.Array:
+    """Generalised advantage estimates.
+
+    The horizon's end is a truncation, not a terminal state, so the value of the prompt after the
+    last round is bootstrapped. With gamma = 0 each round is a bandit: reward minus value.
+
+    Args:
+      rewards, values: `[num_rounds, num_episodes]`.
+      last_value: `[num_episodes]`.
+
+    Returns:
+      `[num_rounds, num_episodes]`.
+    """
+    chex.assert_equal_shape([rewards, values])
+    next_values = jnp.concatenate([values[1:], last_value[None]])
+    deltas = rewards + gamma * next_values - values
+
+    def back(advantage, delta):
+        advantage = delta + gamma * lam * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(back, jnp.zeros_like(last_value), deltas, reverse=True)[1]
+
+
+def merge_moments(moments: Moments, samples: jax.Array) -> Moments:
+    """Adds a batch to running moments (Chan et al.'s pairwise update)."""
+    size, mean = samples.size, samples.mean()
+    count = moments.count + size
+    shift = mean - moments.mean
+    deviations = jnp.sum((samples - mean) ** 2) + shift**2 * moments.count * size / count
+    return Moments(count, moments.mean + shift * size / count, moments.deviations + deviations)
+
+
+def normalise(samples: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """Zero mean and unit variance; samples that are all alike become 0."""
+    return (samples - mean) / (jnp.sqrt(variance) + 1e-6)
+
+
+def exact_kl(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
+    """KL(policy || reference) over the outcomes in nats, `[..., 3]` to `[...]`."""
+    return jnp.sum(jnp.exp(log_probs) * (log_probs - reference), axis=-1)
+
+
+def exact_entropy(log_probs: jax.Array) -> jax.Array:
+    """Entropy over the outcomes in nats, `[..., 3]` to `[...]`."""
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def adapt_kl_coef(kl_coef: jax.Array, kl: jax.Array, config: PPOConfig) -> jax.Array:
+    """Raises the weight when the KL is above its target and lowers it below, at most 20 %."""
+    error = jnp.clip(kl / config.kl_target - 1.0, -0.2, 0.2)
+    return kl_coef * (1.0 + config.kl_gain * error)
+
+
+def ppo_loss(
+    table: PolicyTable,
+    batch: Batch,
+    reference: jax.Array,
+    kl_coef: jax.Array,
+    entropy_coef: jax.Array,
+    config: PPOConfig,
+) -> tuple[jax.Array, Metrics]:
+    """The PPO objective of a policy table on a batch, to be minimised.
+
+    KL and entropy are exact over the outcomes at each visited prompt, not sampled.
+
+    Args:
+      table: the current policy.
+      batch: samples of the behaviour policy.
+      reference: `[num_prompts, 3]` log-probabilities.
+      kl_coef, entropy_coef: weights in reward units per nat.
+
+    Returns:
+      The loss and its parts.
+    """
+    chex.assert_equal_shape(batch)
+    log_prob = table.log_probs[batch.prompt, batch.outcome]
+    ratio = jnp.exp(log_prob - batch.log_prob)
+    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+    policy_loss = -jnp.mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
+
+    value = table.values[batch.prompt]
+    near = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
+    errors = jnp.maximum((value - batch.value_target) ** 2, (near - batch.value_target) ** 2)
+    value_loss = 0.5 * jnp.mean(errors)
+
+    kl = jnp.mean(exact_kl(table.log_probs, reference)[batch.prompt])
+    entropy = jnp.mean(exact_entropy(table.log_probs)[batch.prompt])
+    loss = policy_loss + config.value_coef * value_loss + kl_coef * kl - entropy_coef * entropy
+    return loss, {
+        "loss": loss,
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > config.clip),
+    }
+
+
+def behaviour_metrics(
+    table: PolicyTable, trajectories: Trajectories, reference: jax.Array
+) -> Metrics:
+    """What the behaviour policy did; `action_types` is `[3 (outcome), 2 (opponent's previous)]`."""
+    prompt, outcome = trajectories.prompt.astype(jnp.int32), trajectories.outcome
+    previous_other = (prompt // NUM_ORDERS) % 2
+    cell = outcome * 2 + previous_other
+    action_types = jnp.array([jnp.mean(cell == index) for index in range(6)]).reshape(3, 2)
+    p_cooperate, p_defect, p_illegal = action_types.sum(-1)
+    return {
+        "reward_mean": trajectories.reward.mean(),
+        "p_cooperate": p_cooperate,
+        "p_defect": p_defect,
+        "p_illegal": p_illegal,
+        "action_types": action_types,
+        "kl": jnp.mean(exact_kl(table.log_probs, reference)[prompt]),
+        "entropy": jnp.mean(exact_entropy(table.log_probs)[prompt]),
+    }
+
+
+def make_batch(
+    table: PolicyTable, trajectories: Trajectories, rewards: jax.Array, config: PPOConfig
+) -> Batch:
+    """Advantages and value targets of a rollout, flattened over rounds and episodes."""
+    prompt = trajectories.prompt.astype(jnp.int32)
+    outcome = trajectories.outcome.astype(jnp.int32)
+    values = table.values[prompt]
+    last_value = table.values[trajectories.last_prompt.astype(jnp.int32)]
+    advantage = gae(rewards, values, last_value, config.gamma, config.gae_lambda)
+    target = advantage + values
+    if config.normalise_advantages:
+        advantage = normalise(advantage, advantage.mean(), advantage.var())
+    log_prob = table.log_probs[prompt, outcome]
+    batch = Batch(prompt, outcome, log_prob, values, advantage, target)
+    return jax.tree.map(jnp.ravel, batch)
+
+
+def split_minibatches(key: jax.Array, batch: Batch, config: PPOConfig) -> Batch:
+    """Every epoch's minibatches, `[epochs * minibatches, num_samples / minibatches]` each.
+
+    An epoch visits every sample once, in an order of its own.
+    """
+    size = len(batch.prompt)
+    if config.minibatches == 1:
+        order = jnp.broadcast_to(jnp.arange(size), (config.epochs, size))
+    else:
+        keys = jax.random.split(key, config.epochs)
+        order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+    order = order.reshape(config.epochs * config.minibatches, -1)
+    return jax.tree.map(lambda field: field[order], batch)
+
+
+def make_update(
+    policy: Policy,
+    optimiser: optax.GradientTransformation,
+    config: PPOConfig,
+    num_updates: int,
+    num_episodes: int,
+    num_rounds: int,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Builds the pure update.
+
+    Returns:
+      `update(state, seed_key, frozen, inputs, environment, reference) -> (state, metrics)`, to be
+      jitted with the state donated. `reference` is `[num_prompts, 3]`.
+    """
+    entropy_schedule = optax.linear_schedule(
+        config.entropy_coef, config.final_entropy_coef, num_updates
+    )
+
+    def update(
+        state: TrainState,
+        seed_key: jax.Array,
+        frozen: PyTree,
+        inputs: PyTree,
+        environment: Environment,
+        reference: jax.Array,
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(seed_key, state.update)
+        rollout_key, order_key, dropout_key = jax.random.split(key, 3)
+        entropy_coef = entropy_schedule(state.update)
+
+        def apply(trainable, dropout_key):
+            return jax.vjp(lambda p: policy.apply(frozen, inputs, p, dropout_key), trainable)
+
+        def improve(carry, table, pullback, minibatch):
+            trainable, opt_state = carry
+            gradient, parts = jax.grad(ppo_loss, has_aux=True)(
+                table, minibatch, reference, state.kl_coef, entropy_coef, config
+            )
+            (gradient,) = pullback(gradient)
+            parts["grad_norm"] = optax.global_norm(gradient)
+            step, opt_state = optimiser.update(gradient, opt_state, trainable)
+            return (optax.apply_updates(trainable, step), opt_state), parts
+
+        def improve_afresh(carry, xs):
+            minibatch, key = xs
+            table, pullback = apply(carry[0], key)
+            return improve(carry, table, pullback, minibatch)
+
+        table, pullback = apply(state.trainable, None)
+        trajectories = rollout(
+            rollout_key, table.log_probs, environment, num_episodes, num_rounds
+        )
+        rewards, moments = trajectories.reward, state.moments
+        if config.normalise_rewards:
+            moments = merge_moments(moments, rewards)
+            rewards = normalise(rewards, moments.mean, moments.deviations / moments.count)
+        batches = split_minibatches(order_key, make_batch(table, trajectories, rewards, config), config)
+
+        carry = (state.trainable, state.opt_state)
+        num_steps = config.epochs * config.minibatches
+        keys = jax.random.split(dropout_key, num_steps) if policy.dropout else None
+        history = []
+        if not policy.dropout:  # the behaviour policy's forward pass serves the first step too
+            first = jax.tree.map(lambda field: field[0], batches)
+            batches = jax.tree.map(lambda field: field[1:], batches)
+            carry, parts = improve(carry, table, pullback, first)
+            history.append(jax.tree.map(lambda part: part[None], parts))
+        if policy.dropout or num_steps > 1:
+            carry, parts = jax.lax.scan(improve_afresh, carry, (batches, keys))
+            history.append(parts)
+        parts = jax.tree.map(lambda *steps: jnp.concatenate(steps).mean(), *history)
+
+        metrics = behaviour_metrics(table, trajectories, reference) | parts
+        metrics["kl_coef"] = state.kl_coef
+        metrics["entropy_coef"] = entropy_coef
+        kl_coef = adapt_kl_coef(state.kl_coef, metrics["kl"], config)
+        return TrainState(state.update + 1, *carry, kl_coef, moments), metrics
+
+    return update
