@@ -284,14 +284,14 @@ def make_update(
             return improve(carry, table, pullback, minibatch)
 
         table, pullback = apply(state.trainable, None)
-        trajectories = rollout(
-            rollout_key, table.log_probs, environment, num_episodes, num_rounds
-        )
+        trajectories = rollout(rollout_key, table.log_probs, environment, num_episodes, num_rounds)
         rewards, moments = trajectories.reward, state.moments
         if config.normalise_rewards:
             moments = merge_moments(moments, rewards)
             rewards = normalise(rewards, moments.mean, moments.deviations / moments.count)
-        batches = split_minibatches(order_key, make_batch(table, trajectories, rewards, config), config)
+        batches = split_minibatches(
+            order_key, make_batch(table, trajectories, rewards, config), config
+        )
 
         carry = (state.trainable, state.opt_state)
         num_steps = config.epochs * config.minibatches

@@ -44,7 +44,12 @@ def _number(points: float) -> str:
 
 
 def prompt_text(
-    game: Game, labels: Sequence[str], own: int, other: int, opening_swapped: int, format_swapped: int
+    game: Game,
+    labels: Sequence[str],
+    own: int,
+    other: int,
+    opening_swapped: int,
+    format_swapped: int,
 ) -> str:
     """The text of one prompt, without a chat template.
 
@@ -67,19 +72,17 @@ def prompt_text(
     choices = "{} or {}".format(*pair(format_swapped))
     own_points, other_points = points[own][other]
     return (
-        f"You are in a game with another player, A. You each choose {opening}, and your points"
-        " depend on both choices. You choose the row and A the column; each cell shows your"
-        " points, then A's:\n"
+        "You are in a game with another player, A. Points depend on what both of you choose: you"
+        " choose the row, A the column, and a cell shows your points, then A's."
+        f" Each of you can choose {opening}.\n"
         f"| | {labels[0]} | {labels[1]} |\n|---|---|---|\n{table}\n"
         f"Last time you chose {labels[own]} and A chose {labels[other]}, so you got {own_points}"
         f" points and A got {other_points}.\n"
-        f"What do you choose to get the highest score? Reply only {choices}, do not explain.\n"
+        f"What do you choose to get the highest score? Reply only {choices}.\n"
         "Answer:"
     )
 
 
 def all_prompts(game: Game, labels: Sequence[str]) -> list[str]:
     """The `NUM_PROMPTS` texts of a game in index order."""
-    return [
-        prompt_text(game, labels, *choice) for choice in itertools.product((0, 1), repeat=4)
-    ]
+    return [prompt_text(game, labels, *choice) for choice in itertools.product((0, 1), repeat=4)]

@@ -138,16 +138,23 @@ def outcome_log_probs(logits: chex.Array, responses: Responses) -> jax.Array:
     chex.assert_rank(logits, 3)
     chex.assert_axis_dimension(logits, 1, len(responses.prefixes))
     logits = logits.astype(jnp.float32)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    edges = logits[:, responses.edge_node, responses.edge_token] - normaliser[:, responses.edge_node]
-    edges = jnp.pad(edges, ((0, 0), (0, 1)))
+    node, token = responses.edge_node, responses.edge_token
+    num_prefixes, vocab_size = logits.shape[1:]
+    legal = jnp.zeros((num_prefixes, vocab_size), bool).at[node, token].set(True)
+    outside = jax.nn.logsumexp(jnp.where(legal, -jnp.inf, logits), axis=-1)
+
+    # One pass over the vocabulary is enough: the rest of the normaliser is a handful of edges.
+    edges = logits[:, node, token]
+    own = jnp.where(node == jnp.arange(num_prefixes)[:, None], edges[:, None], -jnp.inf)
+    normaliser = jax.nn.logsumexp(jnp.concatenate([outside[..., None], own], -1), axis=-1)
+
+    edges = jnp.pad(edges - normaliser[:, node], ((0, 0), (0, 1)))
     spellings = edges[:, responses.spelling_edges].sum(-1)
     actions = [
         jax.nn.logsumexp(spellings[:, responses.spelling_action == action], axis=-1)
         for action in (0, 1)
     ]
-    outside = logits.at[:, responses.edge_node, responses.edge_token].set(-jnp.inf)
-    leaving = jax.nn.logsumexp(outside, axis=-1) - normaliser
+    leaving = outside - normaliser
     reaching = edges[:, responses.prefix_edges].sum(-1)
     illegal = jax.nn.logsumexp(reaching + leaving, axis=-1)
     return jnp.stack([*actions, illegal], axis=-1)

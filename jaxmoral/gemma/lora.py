@@ -36,7 +36,7 @@ class LayerAdapter(NamedTuple):
     """What `lora_linear` needs besides the frozen weights; stacked over layers outside the scan.
 
     Attributes:
-      weights: `{target: {"a": [inputs, rank], "b": [rank, outputs]}}`, the scaling folded in.
+      weights: `{target: {"a": [rank, inputs], "b": [rank, outputs]}}`, the scaling folded in.
       dropout_key: a PRNG key, or None to keep every input.
       keep: `[]` probability of keeping an input; unused without a key.
     """
@@ -47,11 +47,13 @@ class LayerAdapter(NamedTuple):
 
 
 def init_adapter(key: jax.Array, config: GemmaConfig, lora: Lora) -> Adapter:
-    """A fresh adapter: `{target: {"a": [layers, inputs, rank], "b": [layers, rank, outputs]}}`."""
+    """A fresh adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`."""
     adapter = {}
     for index, name in enumerate(lora.targets):
         inputs, outputs = config.linear_shapes[name]
-        a = jax.random.normal(jax.random.fold_in(key, index), (config.num_layers, inputs, lora.rank))
+        a = jax.random.normal(
+            jax.random.fold_in(key, index), (config.num_layers, lora.rank, inputs)
+        )
         b = jnp.zeros((config.num_layers, lora.rank, outputs))
         adapter[name] = {"a": a * inputs**-0.5, "b": b}
     return adapter
@@ -80,4 +82,4 @@ def lora_linear(x: jax.Array, kernel: jax.Array, name: str, adapter: LayerAdapte
         key = jax.random.fold_in(adapter.dropout_key, sorted(adapter.weights).index(name))
         kept = jax.random.bernoulli(key, adapter.keep, x.shape)
         inputs = jnp.where(kept, x / adapter.keep.astype(x.dtype), 0)
-    return y + (inputs @ pair["a"].astype(x.dtype)) @ pair["b"].astype(x.dtype)
+    return y + (inputs @ pair["a"].astype(x.dtype).T) @ pair["b"].astype(x.dtype)

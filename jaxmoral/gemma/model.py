@@ -10,7 +10,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import LayerAdapter, lora_linear
@@ -46,6 +48,30 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
     return rotated.astype(x.dtype)
 
 
+_KEPT = "kept"
+_QUERY_BLOCK = 256  # queries whose scores against all keys are computed at once
+
+
+def _keep(x: jax.Array) -> jax.Array:
+    """Marks a value that the backward pass should find rather than recompute."""
+    return checkpoint_name(x, _KEPT)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Attention of one head: `q`, `k`, `v` are `[num_tokens, head_dim]`.
+
+    Head by head and in blocks of queries: plain matrix products whose scores fit a cache, and no
+    work on keys that come after a block, which nobody attends to (parents precede children).
+    """
+    outputs = []
+    for rows in np.array_split(np.arange(len(q)), -(-len(q) // _QUERY_BLOCK)):
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        scores = jnp.matmul(q[start:stop], k[:stop].T, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[start:stop, :stop], scores, -jnp.inf)
+        outputs.append(jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v[:stop])
+    return jnp.concatenate(outputs)
+
+
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation with a learned scale (stored with its 1 added)."""
 
@@ -77,19 +103,25 @@ class Block(nnx.Module):
         """Maps `[num_tokens, embed_dim]` to the same shape."""
 
         def linear(name: str, inputs: jax.Array) -> jax.Array:
-            return lora_linear(inputs, getattr(self, name)[...], name, adapter)
+            return _keep(lora_linear(inputs, getattr(self, name)[...], name, adapter))
 
         config, num_tokens = self.config, len(x)
+        group = config.num_heads // config.num_kv_heads
         h = self.attention_in(x)
         q = linear("q", h).reshape(num_tokens, config.num_heads, config.head_dim)
         k = linear("k", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
         v = linear("v", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
         q = rotate(self.q_norm(q), sin, cos) * config.query_scale
         k = rotate(self.k_norm(k), sin, cos)
-        q = q.reshape(num_tokens, config.num_kv_heads, -1, config.head_dim)
-        scores = jnp.einsum("qkgd,skd->kgqs", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(x.dtype)
-        heads = jnp.einsum("kgqs,skd->qkgd", weights, v).reshape(num_tokens, -1)
+        heads = _keep(
+            jnp.concatenate(
+                [
+                    attend(q[:, head], k[:, head // group], v[:, head // group], mask)
+                    for head in range(config.num_heads)
+                ],
+                axis=-1,
+            )
+        )
         x = x + self.attention_out(linear("o", heads))
 
         h = self.mlp_in(x)
@@ -142,7 +174,13 @@ class Gemma(nnx.Module):
             return block(x, masks[is_global], sin[is_global], cos[is_global], adapter), None
 
         is_global = jnp.arange(1, config.num_layers + 1) % config.global_every == 0
-        body = jax.checkpoint(body) if remat else body
+        # For the backward pass only what matrix products made is worth its memory traffic.
+        keep = (
+            jax.checkpoint_policies.nothing_saveable
+            if remat
+            else (jax.checkpoint_policies.save_only_these_names(_KEPT))
+        )
+        body = jax.checkpoint(body, policy=keep, prevent_cse=False)
         x, _ = jax.lax.scan(body, x, (block_weights, adapter, is_global.astype(jnp.int32)))
         return self.final_norm(x)
 
