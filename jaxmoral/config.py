@@ -96,7 +96,7 @@ class PPOConfig:
         1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2); a gain of 0 fixes it.
     """
 
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     epochs: Positive = 1
@@ -104,7 +104,7 @@ class PPOConfig:
     clip: Annotated[float, Field(gt=0)] = 0.2
     value_clip: Annotated[float, Field(gt=0)] = 1.0
     value_coef: NonNegative = 0.1
-    entropy_coef: NonNegative = 0.3
+    entropy_coef: NonNegative = 1.0
     final_entropy_coef: NonNegative = 0.1
     gamma: Fraction = 0.0
     gae_lambda: Fraction = 0.95

@@ -16,14 +16,11 @@ import numpy as np
 from flax import nnx
 
 from jaxmoral import prompts
-from jaxmoral.errors import UserError
 from jaxmoral.games import Game
 from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.load import LoadedModel
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.gemma.tokenizer import byte_pieces
-from jaxmoral.prompt_tree import PromptTree, ancestor_mask, pack, pad
-from jaxmoral.responses import Responses, outcome_log_probs, spell
+from jaxmoral.prompt_tree import PromptTree, ancestor_mask
+from jaxmoral.responses import Responses, outcome_log_probs
 
 PyTree = Any
 
@@ -132,67 +129,3 @@ class GemmaPolicy:
         head = {"kernel": jnp.zeros(self.config.embed_dim), "bias": jnp.zeros(())}
         no_adapter: PyTree = {"adapter": {}, "value_head": head}
         return self.apply(frozen, inputs, no_adapter, None).log_probs
-
-
-class Prompter:
-    """Turns games into packed token trees for one tokenizer, one pair of labels, one template."""
-
-    def __init__(self, model: LoadedModel, labels: Sequence[str], template: str):
-        """Args:
-          model: whose tokenizer is used.
-          labels: of C and D.
-          template: "plain" or "chat".
-
-        Raises:
-          UserError: the labels cannot be told apart or spelled, or the tokenizer has no chat
-            template.
-        """
-        self.tokenizer = model.tokenizer
-        self.labels = prompts.check_labels(labels)
-        self.template = template
-        if template == "chat" and not self.tokenizer.chat_template:
-            raise UserError(
-                f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
-            )
-        encode = lambda label: self.tokenizer.encode(label, add_special_tokens=False)
-        budget = max(len(encode(label)) for label in self.labels)
-        stops = {self.tokenizer.eos_token_id, _turn_end(self.tokenizer)} - {None}
-        try:
-            self.responses = spell(
-                [label.encode() for label in self.labels],
-                byte_pieces(self.tokenizer),
-                sorted(stops),
-                budget,
-            )
-        except ValueError as error:
-            raise UserError(f"prompt.labels: {error}") from error
-
-    def tokens(self, text: str) -> list[int]:
-        """The token ids of one prompt, with exactly one BOS."""
-        if self.template == "chat":
-            turns = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
-        ids = self.tokenizer.encode(text, add_special_tokens=self.template == "plain")
-        if ids.count(self.tokenizer.bos_token_id) != 1:
-            raise ValueError(f"a prompt needs exactly one BOS token, got {ids[:4]}...")
-        return ids
-
-    def sequences(self, game: Game) -> list[list[int]]:
-        """The prompts of a game, each followed by every partial response, prompt by prompt."""
-        encoded = [self.tokens(text) for text in prompts.all_prompts(game, self.labels)]
-        return [[*ids, *prefix] for ids in encoded for prefix in self.responses.prefixes]
-
-    def inputs(self, games: Sequence[Game]) -> PromptInputs:
-        """The packed prompts of several games, stacked on a leading axis and padded alike."""
-        packed = [pack(self.sequences(game)) for game in games]
-        size = max(len(tree.tokens) for tree, _ in packed)
-        trees = [pad(tree, size) for tree, _ in packed]
-        nodes = [last.reshape(-1, len(self.responses.prefixes)) for _, last in packed]
-        return PromptInputs(PromptTree(*map(np.stack, zip(*trees, strict=True))), np.stack(nodes))
-
-
-def _turn_end(tokenizer) -> int | None:
-    token = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    return None if token == tokenizer.unk_token_id else token

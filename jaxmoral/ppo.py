@@ -1,4 +1,4 @@
-"""Proximal policy optimisation over a policy table: advantages, losses, control of the KL, the update.
+"""Proximal policy optimisation over a policy table: advantages, losses, the update.
 
 Every loss is a function of the policy table alone, so the model's part of a gradient is one
 pullback of `policy.apply`. The forward pass that gives the behaviour policy is shared with the

@@ -83,7 +83,6 @@ def reward_table(payoffs: np.ndarray, reward: Reward, xi: float, r_illegal: floa
     return table
 
 
-def legal_bounds(table: np.ndarray) -> tuple[float, float]:
-    """The smallest and largest reward a legal move can earn, from `reward_table`'s output."""
-    legal = table[:, :, :ILLEGAL]
-    return float(legal.min()), float(legal.max())
+def bounds(table: np.ndarray) -> tuple[float, float]:
+    """The smallest and largest reward of any round, illegal answers included."""
+    return float(table.min()), float(table.max())

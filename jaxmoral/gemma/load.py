@@ -50,6 +50,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxmoral"
 
 
+def use_compilation_cache() -> None:
+    """Lets JAX keep compiled programs in the cache folder, unless the user chose another place."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+
+
 def load(source: str, dtype: str = "float32", sha256: str | None = None) -> LoadedModel:
     """Loads a model, converting it on the first call.
 

@@ -1,0 +1,151 @@
+"""From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmoral import prompts
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError
+from jaxmoral.games import Game, get_game
+from jaxmoral.gemma.load import LoadedModel, load
+from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.tokenizer import byte_pieces
+from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
+from jaxmoral.prompt_tree import PromptTree, pack, pad
+from jaxmoral.responses import spell
+
+
+class Agent(NamedTuple):
+    """A policy with the arrays it needs.
+
+    Attributes:
+      policy: static.
+      frozen: arrays that are never trained.
+      inputs: packs the prompts of several games, stacked on a leading axis.
+      summary: lines that say what it is, for people.
+      sha256: the digest of the model's file, if there is one.
+    """
+
+    policy: Policy
+    frozen: Any
+    inputs: Callable[[Sequence[Game]], Any]
+    summary: list[str]
+    sha256: str | None
+
+
+class Prompter:
+    """Turns games into packed token trees for one tokenizer, one pair of labels, one template."""
+
+    def __init__(self, model: LoadedModel, labels: Sequence[str], template: str):
+        """Enumerates the legal responses.
+
+        Args:
+          model: whose tokenizer is used.
+          labels: of C and D.
+          template: "plain" or "chat".
+
+        Raises:
+          UserError: the labels cannot be told apart or spelled, or the tokenizer has no chat
+            template.
+        """
+        self.tokenizer = model.tokenizer
+        self.labels = prompts.check_labels(labels)
+        self.template = template
+        if template == "chat" and not self.tokenizer.chat_template:
+            raise UserError(
+                f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
+            )
+        encode = lambda label: self.tokenizer.encode(label, add_special_tokens=False)
+        budget = max(len(encode(label)) for label in self.labels)
+        turn_end = self.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+        stops = {self.tokenizer.eos_token_id, turn_end} - {None, self.tokenizer.unk_token_id}
+        try:
+            self.responses = spell(
+                [label.encode() for label in self.labels],
+                byte_pieces(self.tokenizer),
+                sorted(stops),
+                budget,
+            )
+        except ValueError as error:
+            raise UserError(f"prompt.labels: {error}") from error
+
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of one prompt, with exactly one BOS."""
+        if self.template == "chat":
+            turns = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True
+            )
+        bos = self.tokenizer.bos_token
+        ids = self.tokenizer.encode(text, add_special_tokens=not text.startswith(bos))
+        if ids.count(self.tokenizer.bos_token_id) != 1 or ids[0] != self.tokenizer.bos_token_id:
+            raise ValueError(f"a prompt must begin with its only BOS token, got {ids[:4]}...")
+        return ids
+
+    def sequences(self, game: Game) -> list[list[int]]:
+        """The prompts of a game, each followed by every partial response, prompt by prompt."""
+        encoded = [self.tokens(text) for text in prompts.all_prompts(game, self.labels)]
+        return [[*ids, *prefix] for ids in encoded for prefix in self.responses.prefixes]
+
+    def inputs(self, games: Sequence[Game]) -> PromptInputs:
+        """The packed prompts of several games, stacked on a leading axis and padded alike."""
+        packed = [pack(self.sequences(game)) for game in games]
+        size = max(len(tree.tokens) for tree, _ in packed)
+        trees = [pad(tree, size) for tree, _ in packed]
+        nodes = [last.reshape(-1, len(self.responses.prefixes)) for _, last in packed]
+        return PromptInputs(PromptTree(*map(np.stack, zip(*trees, strict=True))), np.stack(nodes))
+
+
+def make_agent(config: Config) -> Agent:
+    """Builds the agent a configuration asks for; `config.model.dtype` must be resolved.
+
+    Raises:
+      UserError: the model or the labels cannot be used.
+    """
+    if config.model.source == "tabular":
+        tabular = TabularPolicy()
+        summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
+        return Agent(tabular, (), tabular.inputs, summary, None)
+    model = load(config.model.source, config.model.dtype, config.model.sha256)
+    prompter = Prompter(model, config.prompt.labels, config.prompt.template)
+    lora = Lora(config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets)
+    policy = GemmaPolicy(
+        model.config, model.definition, lora, prompter.responses, config.model.remat
+    )
+    summary = _summary(config, model, policy, prompter)
+    return Agent(policy, model.weights, prompter.inputs, summary, model.sha256)
+
+
+def _summary(
+    config: Config, model: LoadedModel, policy: GemmaPolicy, prompter: Prompter
+) -> list[str]:
+    game = get_game(config.env.game)
+    sequences = prompter.sequences(game)
+    prefixes = len(policy.responses.prefixes)
+    longest = max(len(sequence) for sequence in sequences[::prefixes])
+    flat = sum(len(sequence) for sequence in sequences[::prefixes])
+    nodes = len(pack(sequences)[0].tokens)
+    trainable = jax.eval_shape(policy.init, jax.random.key(0))
+    adapter = sum(leaf.size for leaf in jax.tree.leaves(trainable["adapter"]))
+    head = sum(leaf.size for leaf in jax.tree.leaves(trainable["value_head"]))
+    weights = jax.tree.leaves(model.weights)
+    size = model.config
+    # What the backward pass keeps of each token and layer, plus the logits with their gradient.
+    kept = sum(outputs for _, outputs in size.linear_shapes.values()) + 2 * size.embed_dim
+    kept = nodes * size.num_layers * (size.embed_dim if config.model.remat else kept)
+    logits = 4 * len(sequences) * size.vocab_size
+    frozen_bytes = sum(leaf.nbytes for leaf in weights)
+    itemsize = weights[0].dtype.itemsize
+    memory = frozen_bytes + 16 * (adapter + head) + itemsize * kept + 4 * logits
+    return [
+        f"model      {config.model.source}: {sum(w.size for w in weights) / 1e6:.1f} M parameters,"
+        f" {config.model.dtype}, frozen",
+        f"trained    LoRA rank {config.lora.rank} on {' '.join(config.lora.targets)}:"
+        f" {adapter:,} parameters; value head: {head:,}",
+        f"prompts    {len(sequences) // prefixes} of up to {longest} tokens;"
+        f" one tree of {nodes} nodes instead of {flat:,} tokens",
+        f"memory     about {memory / 2**30:.1f} GiB",
+    ]

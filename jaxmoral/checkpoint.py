@@ -1,0 +1,86 @@
+"""Orbax checkpoints of a run: the training state and the configuration it belongs to."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from jaxmoral.config import Config, differences, parse, to_dict
+from jaxmoral.errors import UserError
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one run folder, numbered by update."""
+
+    def __init__(self, run_folder: Path):
+        folder = (run_folder / "checkpoints").resolve()
+        self._folder = folder
+        self._manager = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=3, enable_async_checkpointing=False),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest checkpoint's update, or None."""
+        return self._manager.latest_step()
+
+    def save(self, update: int, state: Any, config: Config) -> None:
+        """Saves a pytree of arrays; does nothing when that update is saved already."""
+        if self.latest() == update:
+            return
+        self._manager.save(
+            update,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(to_dict(config))
+            ),
+        )
+
+    def restore(self, abstract: Any, config: Config) -> Any:
+        """Reads the newest checkpoint.
+
+        Args:
+          abstract: a pytree of `jax.ShapeDtypeStruct` like the state that was saved.
+          config: the configuration the checkpoint must have been made with.
+
+        Raises:
+          UserError: there is none, it belongs to another configuration, or it is damaged.
+        """
+        update = self.latest()
+        if update is None:
+            raise UserError(f"no checkpoint in {self._folder}; start the run without --resume")
+        try:
+            saved = self._manager.restore(update, args=ocp.args.Composite(config=_JSON))
+            changed = differences(config, parse(saved["config"]))
+        except UserError:
+            raise
+        except Exception as error:
+            raise self._damaged(update, error) from error
+        if changed:
+            raise UserError(
+                f"the checkpoint in {self._folder} belongs to another configuration; it differs in"
+                f" {', '.join(changed)}"
+            )
+        try:
+            state = ocp.args.StandardRestore(abstract)
+            return self._manager.restore(update, args=ocp.args.Composite(state=state))["state"]
+        except Exception as error:
+            raise self._damaged(update, error) from error
+
+    def _damaged(self, update: int, error: Exception) -> UserError:
+        line = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        return UserError(
+            f"the checkpoint {self._folder / str(update)} cannot be read ({line}); delete that"
+            " folder to go back to the one before"
+        )
+
+
+_JSON = ocp.args.JsonRestore()

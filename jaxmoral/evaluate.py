@@ -1,0 +1,58 @@
+"""The command `python -m jaxmoral.evaluate`: measure an agent on every game at once."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from jaxmoral import config as configs
+from jaxmoral import report
+from jaxmoral.errors import UserError, run_command
+from jaxmoral.evaluation import evaluate, table
+from jaxmoral.gemma.load import use_compilation_cache
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxmoral.evaluate",
+        description="Evaluates a run, or an untouched model, on many games in one program.",
+    )
+    parser.add_argument("--run", type=Path, help="a run folder; its base is evaluated beside it")
+    parser.add_argument("--model", help="a model's name or GGUF file, to evaluate it untrained")
+    parser.add_argument("--games", help="comma-separated names, or all")
+    parser.add_argument("--opponents", help="comma-separated names")
+    parser.add_argument("--output", type=Path, help="where the JSON goes")
+    arguments, flags = parser.parse_known_args()
+    run_command(lambda: _run(arguments, flags))
+
+
+def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
+    if (arguments.run is None) == (arguments.model is None):
+        raise UserError("give either --run FOLDER or --model NAME")
+    if arguments.run is not None and flags:
+        raise UserError(f"a run's configuration is fixed; unknown flags {' '.join(flags)}")
+    split = lambda text: text.split(",") if text else None
+    use_compilation_cache()
+    source = arguments.run
+    if source is None:
+        source = configs.load(None, ["--model.source", arguments.model, *flags])
+    evaluation = evaluate(source, split(arguments.games), split(arguments.opponents))
+    print(table(evaluation))
+
+    output = arguments.output
+    if output is None and arguments.run is not None:
+        output = arguments.run / "evaluation.json"
+    if output is None:
+        return
+    scratch = output.with_name(output.name + ".part")
+    try:
+        scratch.write_text(json.dumps(evaluation, indent=2) + "\n")
+        os.replace(scratch, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output} ({error.strerror})") from None
+    picture = report.plot_regret(evaluation, output.with_name("regret.png"))
+    print(f"wrote {output} and {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Trains every reward with several seeds and the same settings; prints the README's table.
+
+    python scripts/reward_table.py [--seeds 0,1,2] [--output table.md] [--any.key value ...]
+
+Each row compares a trained policy with the reward's one-step optimum, both measured exactly
+against the training opponent.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmoral
+from jaxmoral import config as configs
+from jaxmoral.chain import visits
+from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.training import environment
+
+# P(D) of the one-step optimum after each remembered round CC, CD, DC, DD (agent's move first).
+OPTIMA = {
+    "game": (1, 1, 1, 1),
+    "utilitarian": (0, 0, 0, 0),
+    "deontological": (0, 0, 0, 0),
+    "game+deontological": (0, 1, 0, 1),
+}
+# After a D the deontological reward is indifferent, so only what follows a C is judged.
+JUDGED = {"deontological": (0, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--output", type=Path)
+    arguments, flags = parser.parse_known_args()
+    use_compilation_cache()
+    lines = [
+        "| reward | seed | P(C) after CC, CD, DC, DD | legal | reward | optimum | share |"
+        " at optimum |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for reward in OPTIMA:
+        for seed in arguments.seeds.split(","):
+            lines.append(row(reward, int(seed), flags))
+            print(lines[-1], flush=True)
+    if arguments.output:
+        arguments.output.write_text("\n".join(lines) + "\n")
+
+
+def row(reward: str, seed: int, flags: list[str]) -> str:
+    """Trains once and describes the result as a row of a Markdown table."""
+    config = configs.load(None, [*flags, "--reward.name", reward, "--seed", str(seed)])
+    trained = jaxmoral.train(config, say=lambda line: None)
+    evaluation = jaxmoral.evaluate(trained, [config.env.game], [config.env.opponent])
+    tuned = evaluation["games"][config.env.game]["tuned"]
+    exact = tuned["opponents"][config.env.opponent]["exact"]
+    policy = np.array([list(cell.values()) for cell in tuned["remembered"].values()])
+    legal = 1 - exact["action_types"]["illegal|C"] - exact["action_types"]["illegal|D"]
+
+    arena = environment(config)
+    defects = np.array(OPTIMA[reward])
+    best_policy = jnp.eye(3)[defects].reshape(2, 2, 3)
+    shares = visits(best_policy, arena.opponent, config.env.rounds)
+    best, worst = float((shares * arena.rewards).sum()), float(np.min(arena.rewards))
+    mean = exact["rewards"][reward]
+    share = mean / best if best > 0 else (mean - worst) / (best - worst)
+    judged = JUDGED.get(reward, (0, 1, 2, 3))
+    at_optimum = all(policy[cell, defects[cell]] > 0.9 for cell in judged)
+    cells = ", ".join(f"{p:.3f}" for p in policy[:, 0])
+    return (
+        f"| {reward} | {seed} | {cells} | {legal:.2%} | {mean:.3f} | {best:.3f} | {share:.1%} |"
+        f" {'yes' if at_optimum else 'NO'} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
