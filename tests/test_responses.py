@@ -1,0 +1,86 @@
+"""The exact response distribution against the enumeration of every token sequence."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoral.responses import outcome_log_probs, spell
+
+# A vocabulary with overlapping pieces, white space, byte-like pieces, a control and a stop token.
+PIECES = [b"a", b"ab", b"b", b" ", b" a", b"1", b"2", b"b1", b"\n", None, b"", b"x"]
+STOP = 10
+BUDGETS = (2, 3, 4)
+
+
+def outcome(sequence, labels):
+    """0, 1 or 2 for one sampled response, by the plain definition of legality."""
+    text = b""
+    for token in sequence:
+        if token == STOP:
+            break
+        if PIECES[token] is None:
+            return 2
+        text += PIECES[token]
+    stripped = text.strip()
+    return labels.index(stripped) if stripped in labels else 2
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_distribution_equals_brute_force(budget, labels, seed):
+    responses = spell(labels, PIECES, [STOP], budget)
+    generator = np.random.default_rng(seed)
+    size = len(PIECES)
+    # A random next-token distribution for every prefix, as a model would give.
+    logits = {}
+
+    def log_probs(prefix):
+        if prefix not in logits:
+            logits[prefix] = 3 * generator.normal(size=size)
+        row = logits[prefix]
+        return row - np.log(np.exp(row).sum())
+
+    for prefix in responses.prefixes:
+        log_probs(prefix)
+    expected = np.zeros(3)
+    for sequence in itertools.product(range(size), repeat=budget):
+        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
+        expected[outcome(sequence, labels)] += p
+    rows = np.stack([logits[prefix] for prefix in responses.prefixes])
+    ours = jnp.exp(outcome_log_probs(jnp.asarray(rows)[None], responses))[0]
+    np.testing.assert_allclose(ours, expected, rtol=2e-5)
+    assert expected[:2].min() > 0
+
+
+def test_tiny_illegal_probabilities_keep_their_precision():
+    responses = spell([b"a", b"b"], [b"a", b"b", b"x"], [], 1)
+    logits = jnp.array([[[0.0, 0.0, -60.0]]])
+    illegal = outcome_log_probs(logits, responses)[0, 2]
+    np.testing.assert_allclose(illegal, -60 - np.log(2), rtol=1e-6)
+
+
+def test_gradient_equals_finite_differences():
+    responses = spell([b"ab1", b"ab2"], PIECES, [STOP], 3)
+    shape = (1, len(responses.prefixes), len(PIECES))
+    logits = jax.random.normal(jax.random.key(0), shape)
+    weights = jnp.array([0.3, -1.0, 2.0])
+    loss = lambda logits: jnp.sum(outcome_log_probs(logits, responses) * weights)
+    gradient = jax.grad(loss)(logits)
+    for index in [(0, 0, 1), (0, 1, 5), (0, 2, 11), (0, 0, 9)]:
+        bump = jnp.zeros(shape).at[index].set(1e-2)
+        slope = (loss(logits + bump) - loss(logits - bump)) / 2e-2
+        np.testing.assert_allclose(gradient[index], slope, atol=2e-3)
+
+
+def test_labels_beyond_the_budget_are_refused():
+    with pytest.raises(ValueError, match="no response of at most 1 tokens"):
+        spell([b"ab1", b"ab2"], PIECES, [STOP], 1)
+
+
+def test_long_budgets_stay_small():
+    responses = spell([b"ab1", b"ab2"], PIECES, [STOP], 6)
+    assert len(responses.prefixes) < 2000
