@@ -15,13 +15,16 @@ from pydantic import Field
 
 from jaxmoral.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+_closed = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))  # no unknown keys
 LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which policy is trained.
@@ -37,9 +40,10 @@ class ModelConfig:
     source: str = "gemma3-270m"
     sha256: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    remat: bool = False
+    remat: Flag = False
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """The adapter; see `jaxmoral.gemma.lora.Lora`."""
@@ -58,6 +62,7 @@ class LoraConfig:
     )
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
     """The prompts' labels of C and D, and their wrapping: as they are, or as a chat turn."""
@@ -66,6 +71,7 @@ class PromptConfig:
     template: Literal["plain", "chat"] = "plain"
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """What is played, by how many episodes at once, for how many rounds."""
@@ -76,6 +82,7 @@ class EnvConfig:
     rounds: Positive = 5
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1)."""
@@ -85,6 +92,7 @@ class RewardConfig:
     illegal: Finite = -6.0
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
     """Proximal policy optimisation; weights of KL and entropy are in reward units per nat.
@@ -108,13 +116,14 @@ class PPOConfig:
     final_entropy_coef: NonNegative = 0.1
     gamma: Fraction = 0.0
     gae_lambda: Fraction = 0.95
-    normalise_advantages: bool = False
-    normalise_rewards: bool = False
+    normalise_advantages: Flag = False
+    normalise_rewards: Flag = False
     kl_coef: NonNegative = 0.02
     kl_target: Annotated[float, Field(gt=0)] = 6.0
     kl_gain: NonNegative = 0.1
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How a trained agent is tested: which games ("all" is every registered one) and opponents."""
@@ -125,6 +134,7 @@ class EvaluationConfig:
     rounds: Positive = 5
 
 
+@_closed
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment.
@@ -143,7 +153,7 @@ class Config:
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     games: dict[str, dict[str, tuple[float, float]]] = dataclasses.field(default_factory=dict)
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     updates: Positive = 40
     checkpoint_every: Positive = 10
 
@@ -159,10 +169,6 @@ def _known_keys(cls: type, prefix: str = "") -> list[str]:
 
 
 KEYS = _known_keys(Config)
-for _cls in (ModelConfig, LoraConfig, PromptConfig, EnvConfig, RewardConfig, PPOConfig):
-    _cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-for _cls in (EvaluationConfig, Config):
-    _cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # type: ignore[attr-defined]
 _ADAPTER = pydantic.TypeAdapter(Config)
 
 

@@ -41,9 +41,9 @@ class Measured(NamedTuple):
       exact, sampled: `[num_policies, num_games, num_opponents, 2, 2, 3, 2]` shares of rounds.
     """
 
-    policies: jax.Array
-    exact: jax.Array
-    sampled: jax.Array
+    policies: jax.Array | np.ndarray
+    exact: jax.Array | np.ndarray
+    sampled: jax.Array | np.ndarray
 
 
 def sampled_visits(trajectories: Trajectories) -> jax.Array:
@@ -219,7 +219,7 @@ def describe(
     }
 
 
-def _remembered(policy: np.ndarray) -> dict[str, dict[str, float]]:
+def _remembered(policy: jax.Array | np.ndarray) -> dict[str, dict[str, float]]:
     rows = policy.reshape(4, 3)
     outcomes = ("C", "D", "illegal")
     return {
@@ -228,7 +228,7 @@ def _remembered(policy: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def _measures(shares: np.ndarray, tables: dict[str, np.ndarray]) -> dict[str, Any]:
+def _measures(shares: jax.Array | np.ndarray, tables: dict[str, np.ndarray]) -> dict[str, Any]:
     """Action types (outcome given the opponent's previous move), mean rewards and regrets.
 
     Regret is the largest reward of any round of the game minus the mean (arXiv 2410.01639,
@@ -241,7 +241,7 @@ def _measures(shares: np.ndarray, tables: dict[str, np.ndarray]) -> dict[str, An
         points = high - rewards[name]
         regret[name] = {"points": points, "normalised": points / (high - low)}
     return {
-        "action_types": action_types(shares.sum((0, 3)).T),
+        "action_types": action_types(np.asarray(shares).sum((0, 3)).T),
         "rewards": rewards,
         "regret": regret,
     }

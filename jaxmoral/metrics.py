@@ -80,5 +80,5 @@ def read(run_folder: Path) -> list[dict]:
 
 
 def is_finite(record: dict) -> bool:
-    """Whether loss and gradient are numbers."""
-    return math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])
+    """Whether loss, gradient and new parameters are numbers."""
+    return all(math.isfinite(record[name]) for name in ("loss", "grad_norm", "param_norm"))

@@ -39,7 +39,7 @@ def memoryless(p_cooperate: float) -> Opponent:
         p_cooperate=np.array([p_cooperate], np.float32),
         next_state=np.zeros((1, 2, 2), np.int32),
         start_state=np.zeros((2, 2), np.int32),
-        p_remembered_cooperate=np.float32(p_cooperate),
+        p_remembered_cooperate=np.array(p_cooperate, np.float32),
     )
 
 
@@ -50,7 +50,7 @@ def tit_for_tat() -> Opponent:
         p_cooperate=np.array([1.0, 0.0], np.float32),
         next_state=np.broadcast_to(agents_move, (2, 2, 2)).copy(),
         start_state=np.broadcast_to(agents_move[:, None], (2, 2)).copy(),
-        p_remembered_cooperate=np.float32(0.5),
+        p_remembered_cooperate=np.array(0.5, np.float32),
     )
 
 

@@ -74,7 +74,7 @@ class TabularPolicy:
     def reference(self, frozen: PyTree, inputs: PyTree) -> jax.Array:
         return jnp.full((self.num_prompts, 3), -jnp.log(3.0))
 
-    def inputs(self, games: Sequence[Game]) -> jax.Array:
+    def inputs(self, games: Sequence[Game]) -> np.ndarray:
         """A policy over remembered rounds plays every game alike: `[num_games, 0]`."""
         return np.zeros((len(games), 0), np.float32)
 

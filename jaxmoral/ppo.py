@@ -24,9 +24,9 @@ Metrics = dict[str, jax.Array]
 
 
 class Moments(NamedTuple):
-    """Running count, mean and sum of squared deviations of all rewards so far, `[]` each."""
+    """Running number, mean and sum of squared deviations of all rewards so far, `[]` each."""
 
-    count: jax.Array
+    seen: jax.Array
     mean: jax.Array
     deviations: jax.Array
 
@@ -113,10 +113,10 @@ def gae(
 def merge_moments(moments: Moments, samples: jax.Array) -> Moments:
     """Adds a batch to running moments (Chan et al.'s pairwise update)."""
     size, mean = samples.size, samples.mean()
-    count = moments.count + size
+    seen = moments.seen + size
     shift = mean - moments.mean
-    deviations = jnp.sum((samples - mean) ** 2) + shift**2 * moments.count * size / count
-    return Moments(count, moments.mean + shift * size / count, moments.deviations + deviations)
+    deviations = jnp.sum((samples - mean) ** 2) + shift**2 * moments.seen * size / seen
+    return Moments(seen, moments.mean + shift * size / seen, moments.deviations + deviations)
 
 
 def normalise(samples: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
@@ -288,7 +288,7 @@ def make_update(
         rewards, moments = trajectories.reward, state.moments
         if config.normalise_rewards:
             moments = merge_moments(moments, rewards)
-            rewards = normalise(rewards, moments.mean, moments.deviations / moments.count)
+            rewards = normalise(rewards, moments.mean, moments.deviations / moments.seen)
         batches = split_minibatches(
             order_key, make_batch(table, trajectories, rewards, config), config
         )
@@ -308,6 +308,7 @@ def make_update(
         parts = jax.tree.map(lambda *steps: jnp.concatenate(steps).mean(), *history)
 
         metrics = behaviour_metrics(table, trajectories, reference) | parts
+        metrics["param_norm"] = optax.global_norm(carry[0])
         metrics["kl_coef"] = state.kl_coef
         metrics["entropy_coef"] = entropy_coef
         kl_coef = adapt_kl_coef(state.kl_coef, metrics["kl"], config)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmoral.opponents import Opponent
 from jaxmoral.prompts import NUM_ORDERS, memory_index
@@ -24,7 +25,7 @@ class Environment(NamedTuple):
     """
 
     opponent: Opponent
-    rewards: jax.Array
+    rewards: np.ndarray | jax.Array
 
 
 class Trajectories(NamedTuple):
@@ -103,6 +104,7 @@ def rollout(
 
     keys = jax.random.split(rounds_key, num_rounds + 1)
     carry = (memory, start_state[memory])
-    (memory, _), rounds = jax.lax.scan(play, carry, keys[:-1])
+    (memory, _), (prompt, outcome, other, reward) = jax.lax.scan(play, carry, keys[:-1])
     _, order = _uniform_and_order(keys[-1], num_episodes)
-    return Trajectories(*rounds, (memory * NUM_ORDERS + order).astype(jnp.int8))
+    last_prompt = (memory * NUM_ORDERS + order).astype(jnp.int8)
+    return Trajectories(prompt, outcome, other, reward, last_prompt)

@@ -195,7 +195,7 @@ def _diverged(update: int, checkpoints: Checkpoints | None) -> str:
     latest = checkpoints.latest() if checkpoints else None
     kept = "no checkpoint was made yet" if latest is None else f"update {latest}'s is kept"
     return (
-        f"update {update}: loss or gradient is not a finite number; {kept}; a smaller"
+        f"update {update}: loss, gradient or parameters are not finite numbers; {kept}; a smaller"
         " --ppo.learning_rate may help"
     )
 

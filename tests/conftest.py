@@ -43,7 +43,9 @@ def from_torch(config: GemmaConfig, twin: Gemma3ForCausalLM) -> tuple[nnx.GraphD
     norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
 
     def stack(name):
-        return np.stack([stored[f"model.layers.{i}.{name}.weight"] for i in range(config.num_layers)])
+        return np.stack(
+            [stored[f"model.layers.{i}.{name}.weight"] for i in range(config.num_layers)]
+        )
 
     blocks = {ours: stack(theirs).swapaxes(1, 2) for ours, theirs in linear.items()}
     blocks |= {ours: {"scale": 1 + stack(theirs)} for ours, theirs in norms.items()}

@@ -115,9 +115,7 @@ def test_fresh_adapter_changes_nothing(tiny):
     adapter = init_adapter(jax.random.key(0), config, lora)
     assert set(adapter) == {"q", "down"}
     model, tokens = (config, definition, weights), [2, 7, 5, 30]
-    np.testing.assert_array_equal(
-        log_probs(model, tokens, adapter, lora), log_probs(model, tokens)
-    )
+    np.testing.assert_array_equal(log_probs(model, tokens, adapter, lora), log_probs(model, tokens))
 
 
 def test_dropout_acts_only_with_a_key_and_keeps_the_mean(tiny):

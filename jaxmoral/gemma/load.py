@@ -52,7 +52,7 @@ def cache_folder() -> Path:
 
 def use_compilation_cache() -> None:
     """Lets JAX keep compiled programs in the cache folder, unless the user chose another place."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 

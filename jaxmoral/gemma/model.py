@@ -1,8 +1,8 @@
 """Gemma 3 as Flax NNX modules: blocks scanned over stacked weights, LoRA passed in explicitly.
 
-The module is built abstractly and split once (`Gemma.abstract`), its weights come from a file; from
-then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles are computed in float32
-whatever the weights' dtype is.
+The module is built abstractly and split once (`Gemma.abstract`) and its weights come from a file;
+from then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles
+are computed in float32 whatever the weights' dtype is.
 """
 
 from typing import NamedTuple
@@ -87,6 +87,11 @@ class RMSNorm(nnx.Module):
 
 class Block(nnx.Module):
     """One transformer block: attention and a gated MLP, each between two norms."""
+
+    attention_in: RMSNorm
+    attention_out: RMSNorm
+    mlp_in: RMSNorm
+    mlp_out: RMSNorm
 
     def __init__(self, config: GemmaConfig):
         self.config = config

@@ -1,0 +1,188 @@
+"""Measures speed and memory at the quickstart's setting on this machine.
+
+    python scripts/benchmark.py [--any.key value ...]
+
+Ratios are between measurements of one process, taken side by side; absolute times depend on the
+machine and on what else runs there.
+"""
+
+import dataclasses
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoral import config as configs
+from jaxmoral import games, opponents, rewards
+from jaxmoral.agent import Agent, Prompter, make_agent
+from jaxmoral.gemma.load import load
+from jaxmoral.policy import GemmaPolicy, PromptInputs
+from jaxmoral.prompt_tree import PromptTree, ancestor_mask, pack
+from jaxmoral.prompts import all_prompts
+from jaxmoral.rollout import Environment, rollout
+from jaxmoral.training import compile_update, resolve
+
+
+def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
+    """Best wall time of a call after a warm-up."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def show(name: str, value: str, target: str) -> None:
+    print(f"{name:44}{value:>34}   {target}", flush=True)
+
+
+def matmul_rate() -> float:
+    """The best float32 matrix-product rate of a few large shapes, FLOP/s."""
+    rates = []
+    for size in (1024, 2048):
+        matrix = jax.random.normal(jax.random.key(0), (size, size))
+        rates.append(2 * size**3 / seconds(jax.jit(jnp.matmul), matrix, matrix, repeats=10))
+    return max(rates)
+
+
+def useful_flops(policy: GemmaPolicy, inputs: PromptInputs, rank: int) -> float:
+    """Forward and backward of one packed tree: no recomputation, visible pairs only.
+
+    The base is frozen, so a linear layer costs one product forward and one backward; an adapter
+    matrix costs one forward and two backward; attention one forward and two backward.
+    """
+    config = policy.config
+    nodes = inputs.tree.tokens.size
+    shapes = config.linear_shapes.values()
+    linear = 2 * 2 * nodes * sum(i * o for i, o in shapes)
+    adapters = 3 * 2 * nodes * sum((i + o) * rank for i, o in shapes)
+    near = int(ancestor_mask(inputs.tree, config.sliding_window).sum())
+    pairs = {True: int(ancestor_mask(inputs.tree).sum()), False: near}
+    layers = range(1, config.num_layers + 1)
+    attention = sum(
+        3 * 4 * pairs[layer % config.global_every == 0] * config.num_heads * config.head_dim
+        for layer in layers
+    )
+    head = 2 * 2 * inputs.nodes.size * config.embed_dim * config.vocab_size
+    return config.num_layers * (linear + adapters) + attention + head
+
+
+def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs) -> None:
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        compile_times = []
+        for _ in range(2):
+            jax.clear_caches()
+            start = time.perf_counter()
+            state, step = compile_update(config, agent)
+            compile_times.append(time.perf_counter() - start)
+        jax.config.update("jax_compilation_cache_dir", None)
+    show("set-up and compile, cold", f"{compile_times[0]:.1f} s", "<= 25 s")
+    show("the same from the persistent cache", f"{compile_times[1]:.1f} s", "faster")
+
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        state, metrics = step(state)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - start)
+    peak = matmul_rate()
+    assert isinstance(agent.policy, GemmaPolicy)
+    flops = useful_flops(agent.policy, inputs, config.lora.rank)
+    show("update, best and median of 10", f"{min(times):.2f} s, {np.median(times):.2f} s", "")
+    show("useful work of an update", f"{flops / 1e9:.0f} GFLOP", "")
+    show("float32 matmul rate", f"{peak / 1e9:.0f} GFLOP/s", "")
+    share = [flops / t / peak for t in (min(times), float(np.median(times)))]
+    show("useful rate / matmul rate, best and median", f"{share[0]:.0%}, {share[1]:.0%}", ">= 50 %")
+
+
+def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs) -> None:
+    """The gradient of the same table from one tree, and from one flat batch of the prompts."""
+    policy = agent.policy
+    assert isinstance(policy, GemmaPolicy)
+    model = load(config.model.source, config.model.dtype)
+    prompter = Prompter(model, config.prompt.labels, config.prompt.template)
+    prefixes = prompter.responses.prefixes
+    rows = []
+    for text in all_prompts(games.get_game(config.env.game), prompter.labels):
+        ids = prompter.tokens(text)
+        rows.append(pack([[*ids, *prefix] for prefix in prefixes]))
+    flat = PromptInputs(
+        PromptTree(*map(np.stack, zip(*(tree for tree, _ in rows), strict=True))),
+        np.stack([last[None] for _, last in rows]),
+    )
+    trainable = jax.jit(policy.init)(jax.random.key(0))
+
+    def from_tree(trainable, frozen, inputs):
+        return policy.apply(frozen, inputs, trainable, None).log_probs
+
+    def from_flat(trainable, frozen, inputs):
+        one = lambda inputs: policy.apply(frozen, inputs, trainable, None).log_probs[0]
+        return jax.vmap(one)(inputs)
+
+    times = []
+    for function, inputs in ((from_tree, tree_inputs), (from_flat, flat)):
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        gradient = jax.jit(jax.grad(lambda *a, f=function: jnp.sum(f(*a))))
+        times.append(seconds(gradient, trainable, agent.frozen, inputs, repeats=3))
+    tokens = tree_inputs.tree.tokens.size, flat.tree.tokens.size
+    show(
+        "tokens, tree and flat", f"{tokens[0]}, {tokens[1]}: {tokens[1] / tokens[0]:.1f}x", ">= 3x"
+    )
+    ratio = f"{times[0]:.2f} s, {times[1]:.2f} s: {times[1] / times[0]:.1f}x"
+    show("gradient, tree and flat", ratio, ">= 2.5x")
+
+
+def measure_rollout() -> None:
+    payoffs = games.get_game("ipd").payoffs
+    table = rewards.reward_table(payoffs, rewards.get_reward("game"), 3.0, -6.0)
+    arena = jax.device_put(Environment(opponents.get_opponent("tit-for-tat"), table))
+    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (16, 3)))
+    for episodes in (100_000, 1_000_000):
+        play = jax.jit(lambda key, p, a, n=episodes: rollout(key, p, a, n, 5))
+        taken = seconds(play, jax.random.key(0), log_probs, arena, repeats=10)
+        rate = episodes * 5 / taken / 1e6
+        show(f"rollout of {episodes:,} x 5 rounds", f"{rate:.0f} million rounds/s", ">= 40 million")
+
+
+def measure_memory(flags: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [
+            sys.executable,
+            "-m",
+            "jaxmoral.train",
+            "--output-dir",
+            str(Path(scratch) / "run"),
+        ]
+        subprocess.run([*command, *flags, "--updates", "3"], check=True, capture_output=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    show("peak memory of training", f"{peak / 2**30:.1f} GiB", "<= 5 GiB")
+
+
+def main() -> None:
+    flags = sys.argv[1:]
+    measure_memory(flags)
+    config = resolve(configs.load(None, flags))
+    start = time.perf_counter()
+    agent = make_agent(config)
+    jax.block_until_ready(agent.frozen)
+    show("model and tokenizer, from the cache", f"{time.perf_counter() - start:.1f} s", "<= 10 s")
+    packed = agent.inputs([games.get_game(config.env.game)])
+    inputs = jax.tree.map(lambda field: field[0], packed)
+    measure_update(dataclasses.replace(config, updates=40), agent, inputs)
+    measure_tree(config, agent, inputs)
+    measure_rollout()
+
+
+if __name__ == "__main__":
+    main()

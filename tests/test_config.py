@@ -1,0 +1,100 @@
+"""Configuration: YAML and flags in, typed values or one clear line out."""
+
+import pytest
+import yaml
+
+from jaxmoral import config as configs
+from jaxmoral.errors import UserError
+
+
+def test_yaml_then_flags_then_defaults(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("ppo: {learning_rate: 1e-3, clip: 0.1}\nenv: {game: ish}\n")
+    config = configs.load(path, ["--ppo.clip", "0.3", "--prompt.labels", "[X, Y]", "--seed", "4"])
+    assert config.ppo.learning_rate == 1e-3  # YAML 1.1 reads 1e-3 as a string
+    assert config.ppo.clip == 0.3
+    assert config.env.game == "ish"
+    assert config.prompt.labels == ("X", "Y")
+    assert config.seed == 4
+    assert config.env.rounds == configs.Config().env.rounds
+
+
+def test_saved_configurations_come_back_equal(tmp_path):
+    flags = ["--games.mine", "{CC: [1, 2], CD: [0, 0.5], DC: [3, 0], DD: [1, 1]}"]
+    config = configs.load(None, [*flags, "--lora.targets", "[q, v]", "--env.game", "mine"])
+    configs.save(config, tmp_path / "config.yaml")
+    assert configs.load(tmp_path / "config.yaml") == config
+    assert configs.differences(config, configs.Config()) == [
+        "env.game",
+        "games.mine.CC",
+        "games.mine.CD",
+        "games.mine.DC",
+        "games.mine.DD",
+        "lora.targets",
+    ]
+
+
+def test_every_shipped_configuration_loads():
+    from pathlib import Path
+
+    paths = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        configs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--ppo.learning_rat", "1"],
+            "unknown key 'ppo.learning_rat'; did you mean 'ppo.learning_",
+        ),
+        (["--ppo.zzz", "1"], "the keys are ppo.learning_rate, ppo.learning_rate_schedule"),
+        (["--wrong.key", "1"], "unknown key 'wrong'; the keys are model.source"),
+        (["--lora.rank", "eight"], "lora.rank: input should be a valid integer.* got 'eight'"),
+        (["--lora.rank", "0"], "lora.rank: input should be greater than 0, got 0"),
+        (["--ppo.clip", "-1"], "ppo.clip: input should be greater than 0"),
+        (["--ppo.gamma", "1.5"], "ppo.gamma: input should be less than or equal to 1"),
+        (["--reward.xi", ".nan"], "reward.xi: input should be"),
+        (["--model.dtype", "int8"], "'auto', 'float32' or 'bfloat16', got 'int8'"),
+        (["--lora.targets", "[q, z]"], "'q', 'k', 'v', 'o', 'gate', 'up' or 'down', got 'z'"),
+        (["--lora.targets", "[]"], "lora.targets: .* at least 1 item"),
+        (["--prompt.labels", "[A]"], "prompt.labels"),
+        (["--ppo.minibatches", "7"], "ppo.minibatches: 7 does not divide"),
+        (["--seed"], "every flag needs a value"),
+        (["seed", "1"], "expected a flag"),
+        (["--seed.x", "1"], "seed"),
+        (["--games.mine", "{CC: [1]}"], "games.mine.CC"),
+        (["--updates", "true"], "updates"),
+    ],
+)
+def test_bad_values_get_one_line_that_names_the_key(flags, message):
+    with pytest.raises(UserError, match=message) as caught:
+        configs.load(None, flags)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1\n- 2\n", "must hold keys and values"),
+        ("x: 1", "unknown key"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        configs.load(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="cannot read .*No such file"):
+        configs.load(tmp_path / "none.yaml")
+
+
+def test_yaml_dump_is_plain():
+    text = yaml.safe_dump(configs.to_dict(configs.Config()))
+    assert "!!" not in text

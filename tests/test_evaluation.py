@@ -1,0 +1,114 @@
+"""Evaluation against closed forms, and against an agent's own table."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral.agent import Agent
+from jaxmoral.chain import visits
+from jaxmoral.errors import UserError
+from jaxmoral.evaluation import evaluate, table
+from jaxmoral.games import GAMES
+from jaxmoral.opponents import get_opponent
+from jaxmoral.policy import TabularPolicy
+from jaxmoral.training import TrainedAgent, resolve
+
+SURE = 40.0
+
+
+def player(choice):
+    """A trained tabular agent that answers the opponent's previous move with `choice[move]`."""
+    config = resolve(configs.load(None, ["--model.source", "tabular"]))
+    logits = np.zeros((2, 2, 4, 3), np.float32)
+    for other in (0, 1):
+        logits[:, other, :, choice[other]] = SURE
+    policy = TabularPolicy()
+
+    trainable = {"logits": logits.reshape(16, 3), "values": np.zeros(16, np.float32)}
+    agent = Agent(policy, (), policy.inputs, [], None)
+    return TrainedAgent(config, agent, SimpleNamespace(trainable=trainable), [])
+
+
+def exact(evaluation, game, opponent="random", policy="tuned"):
+    return evaluation["games"][game][policy]["opponents"][opponent]["exact"]
+
+
+def test_regrets_of_an_unconditional_cooperator():
+    result = evaluate(player((0, 0)))
+    assert set(result["games"]) == set(GAMES)
+    for name, game in GAMES.items():
+        joint = game.payoffs.sum(0)
+        regret = exact(result, name)["regret"]
+        assert regret["deontological"]["points"] == pytest.approx(0, abs=1e-5)
+        # Half of a random opponent's moves are C.
+        points = joint.max() - joint[0].mean()
+        assert regret["utilitarian"]["points"] == pytest.approx(points, abs=1e-4)
+        normalised = points / (joint.max() + 6)
+        assert regret["utilitarian"]["normalised"] == pytest.approx(normalised, abs=1e-5)
+
+
+def test_regrets_of_a_defector_and_of_nonsense():
+    defector = exact(evaluate(player((1, 1))), "ipd")
+    assert defector["regret"]["deontological"]["points"] == pytest.approx(1.5, abs=1e-4)
+    assert defector["action_types"]["D|C"] == pytest.approx(0.5, abs=1e-5)
+    nonsense = exact(evaluate(player((2, 2))), "ipd")
+    assert nonsense["regret"]["deontological"]["normalised"] == pytest.approx(1)
+    assert nonsense["regret"]["utilitarian"]["normalised"] == pytest.approx(1)
+    assert nonsense["action_types"]["illegal|D"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_mirroring_agent_meets_tit_for_tat():
+    result = evaluate(player((0, 1)), ["ipd"], ["tit-for-tat", "always-defect"])
+    kinds = exact(result, "ipd", "tit-for-tat")["action_types"]
+    assert kinds["C|C"] == pytest.approx(0.5, abs=1e-5)
+    assert kinds["D|D"] == pytest.approx(0.5, abs=1e-5)
+    kinds = exact(result, "ipd", "always-defect")["action_types"]
+    assert kinds["D|D"] == pytest.approx(1, abs=1e-5)
+
+
+def test_exact_and_sampled_agree():
+    result = evaluate(player((0, 1)), None, ["random", "tit-for-tat"])
+    # Shares of 100,000 episodes; at most the error of as many coins.
+    assert 0 < result["largest_gap"] < 5 * 0.5 / np.sqrt(100_000)
+    for game in result["games"].values():
+        for policy in game.values():
+            for both in policy["opponents"].values():
+                for name, value in both["exact"]["rewards"].items():
+                    assert both["sampled"]["rewards"][name] == pytest.approx(value, abs=0.1)
+
+
+def test_base_stands_beside_tuned():
+    result = evaluate(player((0, 0)))
+    assert result["policies"] == ["base", "tuned"]
+    base = result["games"]["ipd"]["base"]["remembered"]["CD"]
+    assert base == pytest.approx({"C": 1 / 3, "D": 1 / 3, "illegal": 1 / 3}, abs=1e-5)
+    third = np.full((2, 2, 3), 1 / 3)
+    shares = visits(third, get_opponent("random"), 5)
+    kinds = exact(result, "ipd", policy="base")["action_types"]
+    assert kinds["C|D"] == pytest.approx(float(shares[:, 1, 0].sum()), abs=1e-5)
+
+
+def test_an_untrained_model_alone():
+    result = evaluate(configs.load(None, ["--model.source", "tabular"]), ["bos"])
+    assert result["policies"] == ["base"]
+    assert list(result["games"]) == ["bos"]
+
+
+def test_table_and_json():
+    result = evaluate(player((0, 1)))
+    assert json.loads(json.dumps(result)) == result
+    text = table(result)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["ipd", "tuned", "100.0%", "0.0%", "100.0%", "0.0%", "0.0%", "0.00", "0.167"] in lines
+
+
+def test_bad_names(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        evaluate(tmp_path)
+    with pytest.raises(UserError, match="game: unknown name 'chess'"):
+        evaluate(player((0, 1)), ["chess"])
+    with pytest.raises(UserError, match="opponent: unknown name 'you'"):
+        evaluate(player((0, 1)), None, ["you"])

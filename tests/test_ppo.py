@@ -1,0 +1,326 @@
+"""PPO's parts against loops and closed forms, and its update against a slow copy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmoral import chain, games, opponents, ppo, rewards
+from jaxmoral.config import PPOConfig
+from jaxmoral.gemma.lora import Lora
+from jaxmoral.policy import GemmaPolicy, PolicyTable, PromptInputs, TabularPolicy
+from jaxmoral.prompt_tree import pack
+from jaxmoral.responses import spell
+from jaxmoral.rollout import Environment, rollout
+
+
+def environment(name="game+deontological", opponent="tit-for-tat"):
+    payoffs = games.get_game("ipd").payoffs
+    table = rewards.reward_table(payoffs, rewards.get_reward(name), 3.0, -6.0)
+    return Environment(opponents.get_opponent(opponent), jnp.asarray(table))
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(0.0, 0.95), (0.9, 0.0), (0.97, 0.6), (1.0, 1.0)])
+def test_gae_equals_its_definition(gamma, lam):
+    generator = np.random.default_rng(0)
+    rewards_, values = generator.normal(size=(2, 6, 3))
+    last = generator.normal(size=3)
+    expected = np.zeros((6, 3))
+    for t in range(6):
+        for k in range(t, 6):
+            following = values[k + 1] if k < 5 else last
+            delta = rewards_[k] + gamma * following - values[k]
+            expected[t] += (gamma * lam) ** (k - t) * delta
+    ours = ppo.gae(*map(jnp.asarray, (rewards_, values, last)), gamma, lam)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def random_batch(size=40):
+    generator = np.random.default_rng(1)
+    table = PolicyTable(
+        jax.nn.log_softmax(jnp.asarray(generator.normal(size=(16, 3)), jnp.float32)),
+        jnp.asarray(generator.normal(size=16), jnp.float32),
+    )
+    batch = ppo.Batch(
+        *map(
+            jnp.asarray,
+            (
+                generator.integers(0, 16, size),
+                generator.integers(0, 3, size),
+                -generator.exponential(size=size).astype(np.float32),
+                generator.normal(size=size).astype(np.float32),
+                generator.normal(size=size).astype(np.float32),
+                generator.normal(size=size).astype(np.float32),
+            ),
+        )
+    )
+    return table, batch, jax.nn.log_softmax(jnp.asarray(generator.normal(size=(16, 3))))
+
+
+def loss_by_hand(table, batch, reference, kl_coef, entropy_coef, config):
+    total = {"policy": 0.0, "value": 0.0, "kl": 0.0, "entropy": 0.0}
+    size = len(batch.prompt)
+    for i in range(size):
+        prompt, outcome = int(batch.prompt[i]), int(batch.outcome[i])
+        row = np.asarray(table.log_probs[prompt], np.float64)
+        advantage = float(batch.advantage[i])
+        ratio = np.exp(row[outcome] - float(batch.log_prob[i]))
+        clipped = min(max(ratio, 1 - config.clip), 1 + config.clip)
+        total["policy"] -= min(ratio * advantage, clipped * advantage)
+        value, old = float(table.values[prompt]), float(batch.value[i])
+        target = float(batch.value_target[i])
+        near = old + min(max(value - old, -config.value_clip), config.value_clip)
+        total["value"] += 0.5 * max((value - target) ** 2, (near - target) ** 2)
+        base = np.asarray(reference[prompt], np.float64)
+        total["kl"] += sum(np.exp(p) * (p - q) for p, q in zip(row, base, strict=True))
+        total["entropy"] -= sum(np.exp(p) * p for p in row)
+    mean = {name: value / size for name, value in total.items()}
+    return (
+        mean["policy"]
+        + config.value_coef * mean["value"]
+        + kl_coef * mean["kl"]
+        - entropy_coef * mean["entropy"]
+    )
+
+
+def test_loss_equals_a_loop_and_its_gradient_a_finite_difference():
+    config = PPOConfig(value_clip=0.4)
+    table, batch, reference = random_batch()
+    loss = lambda table: ppo.ppo_loss(table, batch, reference, 0.3, 0.7, config)[0]
+    expected = loss_by_hand(table, batch, reference, 0.3, 0.7, config)
+    np.testing.assert_allclose(loss(table), expected, rtol=1e-5)
+
+    gradient = jax.grad(loss)(table)
+    direction = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape), table)
+    moved = lambda step: jax.tree.map(lambda x, d: x + step * d, table, direction)
+    ends = [loss_by_hand(moved(s), batch, reference, 0.3, 0.7, config) for s in (-1e-4, 1e-4)]
+    slope = (ends[1] - ends[0]) / 2e-4
+    dots = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+    np.testing.assert_allclose(dots, slope, rtol=5e-3)
+
+
+def test_running_moments_equal_numpy():
+    generator = np.random.default_rng(0)
+    batches = [3 + 5 * generator.normal(size=(4, n)) for n in (7, 50, 1)]
+    moments = ppo.Moments(*jnp.zeros((3,)))
+    for batch in batches:
+        moments = ppo.merge_moments(moments, jnp.asarray(batch))
+    everything = np.concatenate([batch.ravel() for batch in batches])
+    np.testing.assert_allclose(moments.mean, everything.mean(), rtol=1e-5)
+    variance = moments.deviations / moments.seen
+    np.testing.assert_allclose(variance, everything.var(), rtol=1e-5)
+    np.testing.assert_array_equal(
+        ppo.normalise(jnp.full(5, 2.0), jnp.float32(2), jnp.float32(0)), 0
+    )
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(0.0, 0.98), (6.0, 1.0), (6.6, 1.01), (60.0, 1.02)])
+def test_kl_coefficient_follows_its_target(kl, factor):
+    config = PPOConfig(kl_target=6.0, kl_gain=0.1)
+    np.testing.assert_allclose(ppo.adapt_kl_coef(0.5, kl, config), 0.5 * factor, rtol=1e-6)
+
+
+def test_minibatches_visit_every_sample_once_an_epoch():
+    size = 24
+    batch = ppo.Batch(*(jnp.arange(size) for _ in range(6)))
+    config = PPOConfig(epochs=3, minibatches=4)
+    split = ppo.split_minibatches(jax.random.key(0), batch, config)
+    assert split.prompt.shape == (12, 6)
+    epochs = np.asarray(split.prompt).reshape(3, size)
+    assert not np.array_equal(epochs[0], epochs[1])
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
+
+
+def run(policy, config, arena, num_updates, frozen=(), inputs=(), reference=None, episodes=64):
+    optimiser = ppo.make_optimiser(config, num_updates)
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config)
+    if reference is None:
+        reference = policy.reference(frozen, inputs)
+    update = jax.jit(ppo.make_update(policy, optimiser, config, num_updates, episodes, 5))
+    for _ in range(num_updates):
+        state, metrics = update(state, jax.random.key(1), frozen, inputs, arena, reference)
+    return state, metrics
+
+
+@pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 4)])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
+    """Every declared epoch and minibatch happens, in order, on the right samples."""
+    config = PPOConfig(
+        epochs=epochs,
+        minibatches=minibatches,
+        learning_rate=0.05,
+        gamma=0.9,
+        normalise_advantages=normalised,
+        normalise_rewards=normalised,
+    )
+    policy, arena = TabularPolicy(), environment()
+    state, _ = run(policy, config, arena, 1)
+
+    optimiser = ppo.make_optimiser(config, 1)
+    trainable = policy.init(jax.random.key(0))
+    opt_state = optimiser.init(trainable)
+    table = policy.apply((), (), trainable, None)
+    rollout_key, order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
+    played = rollout(rollout_key, table.log_probs, arena, 64, 5)
+    reward = np.asarray(played.reward)
+    if normalised:
+        reward = (reward - reward.mean()) / (reward.std() + 1e-6)
+    batch = ppo.make_batch(table, played, jnp.asarray(reward), config)
+    if normalised:
+        np.testing.assert_allclose(batch.advantage.std(), 1, rtol=1e-3)
+    batches = ppo.split_minibatches(order_key, batch, config)
+    for index in range(epochs * minibatches):
+        minibatch = jax.tree.map(lambda field, index=index: field[index], batches)
+
+        def loss(trainable, minibatch=minibatch):
+            table = policy.apply((), (), trainable, None)
+            reference = policy.reference((), ())
+            return ppo.ppo_loss(table, minibatch, reference, config.kl_coef, 1.0, config)[0]
+
+        gradient = jax.grad(loss)(trainable)
+        step, opt_state = optimiser.update(gradient, opt_state, trainable)
+        trainable = optax.apply_updates(trainable, step)
+    for ours, theirs in zip(
+        jax.tree.leaves(state.trainable), jax.tree.leaves(trainable), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def tiny_policy(tiny, dropout=0.0):
+    config, definition, weights, _ = tiny
+    pieces = [None, None] + [bytes([97 + i % 26]) for i in range(config.vocab_size - 2)]
+    responses = spell([b"ab", b"cd"], pieces, [1], 2)
+    lora = Lora(2, 4.0, dropout, ("q", "o", "down"))
+    policy = GemmaPolicy(config, definition, lora, responses)
+    prompts = [[0, 9, 8, 7, 10 + i, 20 + i % 3] for i in range(16)]
+    sequences = [[*prompt, *prefix] for prompt in prompts for prefix in responses.prefixes]
+    tree, last = pack(sequences)
+    inputs = PromptInputs(tree, last.reshape(16, -1))
+    return policy, weights, jax.tree.map(jnp.asarray, inputs)
+
+
+def test_sharing_the_forward_pass_changes_nothing(tiny):
+    """With one step the gradient is taken at the behaviour policy, so both ways must agree."""
+    policy, weights, inputs = tiny_policy(tiny)
+    config = PPOConfig(learning_rate=0.01)
+    shared, _ = run(policy, config, environment(), 1, weights, inputs)
+
+    class Separate(GemmaPolicy):
+        dropout = True
+
+        def apply(self, frozen, inputs, trainable, dropout_key):
+            return super().apply(frozen, inputs, trainable, None)
+
+    fields = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
+    apart, _ = run(Separate(**fields), config, environment(), 1, weights, inputs)
+    for ours, theirs in zip(
+        jax.tree.leaves(shared.trainable), jax.tree.leaves(apart.trainable), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_value_head_and_every_adapter_matrix_train(tiny, dropout):
+    policy, weights, inputs = tiny_policy(tiny, dropout)
+    config = PPOConfig(learning_rate=0.01, epochs=2)
+    state, metrics = run(policy, config, environment(), 2, weights, inputs)
+    before = policy.init(jax.random.key(0))
+    changed = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.trainable, before)
+    assert min(jax.tree.leaves(changed)) > 1e-4, changed
+    assert np.isfinite(metrics["loss"])
+
+
+def test_gemma_gradient_equals_a_finite_difference(tiny):
+    """Through the whole chain: LoRA, tree, response distribution, value head, PPO loss."""
+    policy, weights, inputs = tiny_policy(tiny)
+    _, batch, reference = random_batch()
+    trainable = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape),
+        policy.init(jax.random.key(0)),
+    )
+
+    @jax.jit
+    def loss(trainable):
+        table = policy.apply(weights, inputs, trainable, None)
+        return ppo.ppo_loss(table, batch, reference, 0.3, 0.7, PPOConfig(clip=5.0))[0]
+
+    gradient = jax.grad(loss)(trainable)
+    for name in ("adapter", "value_head"):
+        direction = jax.tree.map(jnp.zeros_like, trainable)
+        direction[name] = gradient[name]
+        norm = float(optax.global_norm(direction))
+        moved = lambda step, d=direction, n=norm: jax.tree.map(
+            lambda x, y: x + step * y / n, trainable, d
+        )
+        slope = (loss(moved(2e-3)) - loss(moved(-2e-3))) / 4e-3
+        np.testing.assert_allclose(norm, slope, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_no_key_is_used_twice(tiny, dropout):
+    policy, weights, inputs = tiny_policy(tiny, dropout)
+    config = PPOConfig(epochs=2, minibatches=2)
+    with jax.debug_key_reuse(True):
+        run(policy, config, environment(), 1, weights, inputs)
+
+
+def test_updates_play_different_episodes():
+    policy, config = TabularPolicy(), PPOConfig(learning_rate=1e-9)
+    optimiser = ppo.make_optimiser(config, 4)
+    update = jax.jit(ppo.make_update(policy, optimiser, config, 4, 64, 5))
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config)
+    means = []
+    for _ in range(4):
+        reference = policy.reference((), ())
+        state, metrics = update(state, jax.random.key(1), (), (), environment(), reference)
+        means.append(float(metrics["reward_mean"]))
+    assert len(set(means)) == 4
+
+
+OPTIMA = {
+    "game": [1, 1, 1, 1],
+    "utilitarian": [0, 0, 0, 0],
+    "deontological": [0, None, 0, None],
+    "game+deontological": [0, 1, 0, 1],
+}
+
+
+@pytest.mark.parametrize("name", OPTIMA)
+def test_a_table_learns_the_one_step_optimum(name):
+    config = PPOConfig(learning_rate=0.3)
+    state, metrics = run(TabularPolicy(), config, environment(name), 40, episodes=2048)
+    log_probs = TabularPolicy().apply((), (), state.trainable, None).log_probs
+    policy = np.asarray(chain.memory_policy(log_probs)).reshape(4, 3)
+    assert policy[:, 2].max() < 0.02
+    for row, best in zip(policy, OPTIMA[name], strict=True):
+        assert best is None or row[best] > 0.9
+
+
+def test_the_discount_makes_a_farsighted_agent():
+    """Against tit-for-tat, D is the bandit's choice and C the far-sighted one (3 > (4 + 1) / 2)."""
+    log_probs = {}
+    for gamma in (0.0, 0.95):
+        config = PPOConfig(learning_rate=0.1, gamma=gamma, entropy_coef=0.1, kl_coef=0.0)
+        state, _ = run(TabularPolicy(), config, environment("game"), 150, episodes=2048)
+        table = TabularPolicy().apply((), (), state.trainable, None)
+        log_probs[gamma] = np.asarray(chain.memory_policy(table.log_probs)).reshape(4, 3)
+    assert log_probs[0.0][0, 1] > 0.9
+    assert log_probs[0.95][0, 0] > 0.9
+
+
+def test_schedules_end_where_they_should():
+    for kind, last in (("constant", 0.1), ("linear", 0.0), ("cosine", 0.0)):
+        config = PPOConfig(learning_rate=0.1, learning_rate_schedule=kind, epochs=2)
+        optimiser = ppo.make_optimiser(config, 10)
+        state = optimiser.init(jnp.ones(()))
+        sizes = []
+        for _ in range(21):
+            step, state = optimiser.update(jnp.ones(()), state)
+            sizes.append(-float(step))
+        np.testing.assert_allclose(sizes[0], 0.1, rtol=1e-3)
+        np.testing.assert_allclose(sizes[20], last, atol=1e-6)

@@ -1,0 +1,108 @@
+"""A few end-to-end checks on the real Gemma 3 270M."""
+
+import copy
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral import games, prompts
+from jaxmoral.agent import Prompter, make_agent
+from jaxmoral.errors import UserError
+from jaxmoral.evaluation import evaluate
+from jaxmoral.policy import GemmaPolicy
+from jaxmoral.prompt_tree import pack
+from jaxmoral.training import resolve, train
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]))
+
+
+def test_deontological_training_works_within_five_updates(trained):
+    first, last = trained.history[0], trained.history[-1]
+    assert first["p_illegal"] > 0.5
+    assert last["p_illegal"] < 0.05
+    assert last["reward_mean"] > -0.5
+    result = evaluate(trained, ["ipd", "bos"])
+    tuned = result["games"]["ipd"]["tuned"]
+    assert tuned["remembered"]["CC"]["D"] < 0.1
+    assert result["games"]["ipd"]["base"]["remembered"]["CC"]["illegal"] > 0.5
+    assert result["largest_gap"] < 0.01
+
+
+def test_the_reference_is_the_base_and_the_adapter_moved(trained):
+    agent = trained.agent
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([games.get_game("ipd")]))
+    fresh = agent.policy.init(jax.random.key(0))
+    base = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None))(agent.frozen, fresh)
+    reference = jax.jit(agent.policy.reference)(agent.frozen, inputs)
+    np.testing.assert_allclose(base.log_probs, reference, atol=1e-4)
+    assert float(np.abs(trained.state.trainable["value_head"]["kernel"]).max()) > 0
+
+
+def test_prompts_begin_with_their_only_bos(real):
+    prompter = Prompter(real, ("action1", "action2"), "plain")
+    for game in games.GAMES.values():
+        for text in prompts.all_prompts(game, prompter.labels):
+            ids = prompter.tokens(text)
+            assert ids[0] == real.tokenizer.bos_token_id
+            assert ids.count(real.tokenizer.bos_token_id) == 1
+            assert real.tokenizer.decode(ids[1:]) == text
+
+
+def test_the_tree_needs_a_third_of_the_tokens(real):
+    prompter = Prompter(real, ("action1", "action2"), "plain")
+    encoded = [
+        prompter.tokens(t) for t in prompts.all_prompts(games.get_game("ipd"), prompter.labels)
+    ]
+    assert len(pack(prompter.sequences(games.get_game("ipd")))[0].tokens) * 3 <= sum(
+        map(len, encoded)
+    )
+
+
+def test_spellings_decode_to_the_labels(real):
+    prompter = Prompter(real, ("action1", "action2"), "plain")
+    responses = prompter.responses
+    count = 0
+    for edges, action in zip(responses.spelling_edges, responses.spelling_action, strict=True):
+        tokens = [responses.edge_token[edge] for edge in edges if edge < len(responses.edge_token)]
+        assert len(tokens) <= 2
+        text = real.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert text.strip() == prompter.labels[action]
+        count += 1
+    canonical = [real.tokenizer.encode(f" {x}", add_special_tokens=False) for x in prompter.labels]
+    assert (canonical[0][0],) in responses.prefixes
+    assert count >= 4  # each label with and without a leading space
+
+
+def test_a_chat_template_is_used_and_keeps_one_bos(real):
+    template = "{{ bos_token }}<start_of_turn>user\n{{ messages[0].content }}<end_of_turn>\n"
+    template += "{{ '<start_of_turn>model\n' }}"
+    with pytest.raises(UserError, match=r"no chat template; use --prompt\.template plain"):
+        Prompter(real, ("action1", "action2"), "chat")
+    tokenizer = copy.deepcopy(real.tokenizer)
+    tokenizer.chat_template = template
+    prompter = Prompter(dataclasses.replace(real, tokenizer=tokenizer), ("A", "B"), "chat")
+    ids = prompter.tokens("Hello")
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(ids).endswith("Hello<end_of_turn>\n<start_of_turn>model\n")
+    assert prompter.responses.prefixes == ((),)
+
+
+def test_other_labels_and_their_budget(real):
+    prompter = Prompter(real, ("cooperate", "defect"), "plain")
+    assert len(prompter.responses.prefixes) >= 1
+    text = prompts.all_prompts(games.get_game("ipd"), prompter.labels)[0]
+    assert "cooperate or defect" in text
+
+
+def test_agents_know_their_model(real):
+    agent = make_agent(resolve(configs.Config()))
+    assert isinstance(agent.policy, GemmaPolicy)
+    assert agent.sha256 == real.sha256
+    assert "268.1 M parameters" in agent.summary[0]
+    assert "instead of" in agent.summary[2]

@@ -1,0 +1,268 @@
+"""Training end to end with the tabular policy: files, resuming, interruption, failure."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral import games, metrics, report, training
+from jaxmoral.checkpoint import Checkpoints
+from jaxmoral.errors import UserError
+from jaxmoral.evaluation import evaluate
+from jaxmoral.training import train
+
+FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--ppo.learning_rate", "0.2"]
+FLAGS += ["--updates", "12", "--checkpoint_every", "5", "--ppo.normalise_rewards", "true"]
+FLAGS += ["--ppo.epochs", "2", "--ppo.minibatches", "2"]
+
+
+def quiet(line):
+    pass
+
+
+def make_config(*flags):
+    return configs.load(None, [*FLAGS, *flags])
+
+
+def records(folder, without=("seconds",)):
+    return [{k: v for k, v in r.items() if k not in without} for r in metrics.read(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, train(make_config(), folder, say=quiet)
+
+
+def test_a_run_folder_holds_what_it_should(whole):
+    folder, trained = whole
+    assert configs.load(folder / "config.yaml") == trained.config
+    found = metrics.read(folder)
+    assert [r["update"] for r in found] == list(range(1, 13))
+    assert found[-1]["episodes"] == 12 * 256
+    wanted = {"reward_mean", "p_cooperate", "p_defect", "p_illegal", "action_types", "kl"}
+    wanted |= {"kl_coef", "policy_loss", "value_loss", "entropy", "seconds"}
+    for record in found:
+        assert wanted <= set(record)
+        assert sum(record["action_types"].values()) == pytest.approx(1, abs=1e-5)
+        parts = record["p_cooperate"], record["p_defect"], record["p_illegal"]
+        assert sum(parts) == pytest.approx(1, abs=1e-5)
+    assert list((folder / "tensorboard").glob("events*"))
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["10", "12", "5"]
+    assert found[-1]["p_illegal"] < found[0]["p_illegal"]
+
+
+def test_events_hold_the_same_numbers(whole):
+    folder, _ = whole
+    from tensorboardX.proto import event_pb2
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format's writer)
+
+    data = b"".join(path.read_bytes() for path in (folder / "tensorboard").glob("events*"))
+    values, offset = {}, 0
+    while offset < len(data):
+        size = int.from_bytes(data[offset : offset + 8], "little")
+        event = event_pb2.Event.FromString(data[offset + 12 : offset + 12 + size])
+        offset += size + 16
+        for value in event.summary.value:
+            values[value.tag, event.step] = value.simple_value
+    for record in metrics.read(folder):
+        stored = values["reward_mean", record["update"]]
+        assert stored == pytest.approx(record["reward_mean"], rel=1e-6)
+        share = values["action_types/D_after_C", record["update"]]
+        assert share == pytest.approx(record["action_types"]["D|C"], rel=1e-6)
+
+
+class StopAfter:
+    """Sends this process a signal while an update is under way, as a scheduler would."""
+
+    def __init__(self, monkeypatch, update, number):
+        to_record = metrics.to_record
+
+        def spy(current, *rest):
+            if current == update:
+                os.kill(os.getpid(), number)
+            return to_record(current, *rest)
+
+        monkeypatch.setattr(metrics, "to_record", spy)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypatch, number):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 7, number)
+        stopped = train(make_config(), folder, say=quiet)
+    assert stopped.interrupted == number
+    assert int(stopped.state.update) == 7
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 7
+    # What a crash after the checkpoint would have left: lines newer than it.
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(metrics.read(folder)[-1] | {"update": 8}) + "\n")
+    resumed = train(make_config(), folder, resume=True, say=quiet)
+    assert resumed.interrupted is None
+    assert records(folder) == records(whole[0])  # bit-equal
+    for ours, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(whole[1].state), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_whole_state_is_restored(whole):
+    """Value head, optimiser, KL weight and reward normaliser included."""
+    folder, trained = whole
+    config, state = trained.config, trained.state
+    with Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(lambda: state), config)
+    assert np.abs(np.asarray(restored.trainable["values"])).max() > 0.01
+    assert float(restored.moments.seen) == 12 * 256 * 5
+    assert float(restored.kl_coef) != config.ppo.kl_coef
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_seeds_differ_and_repeat():
+    config = make_config("--updates", "3")
+    first = train(config, say=quiet).history
+    again = train(config, say=quiet).history
+    other = train(dataclasses.replace(config, seed=1), say=quiet).history
+    assert [r["loss"] for r in first] == [r["loss"] for r in again]
+    assert [r["loss"] for r in first] != [r["loss"] for r in other]
+
+
+def test_a_run_is_never_overwritten(whole):
+    folder, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    with pytest.raises(UserError, match="already holds a run; add --resume"):
+        train(make_config(), folder, say=quiet)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_a_checkpoint_of_another_configuration(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(UserError, match=r"another configuration; it differs in ppo\.clip"):
+        train(make_config("--ppo.clip", "0.3"), folder, resume=True, say=quiet)
+    assert records(folder) == records(whole[0])
+
+
+def test_a_damaged_checkpoint(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    for path in (folder / "checkpoints" / "12").rglob("*"):
+        if path.is_file() and path.stat().st_size > 200:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"12 cannot be read .*delete that folder"):
+        evaluate(folder)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UserError, match="holds no run to resume"):
+        train(make_config(), tmp_path / "none", resume=True, say=quiet)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
+    to_record = metrics.to_record
+
+    def spoil(update, episodes, seconds, values):
+        values = values | {"loss": np.float32("nan")} if update == 4 else values
+        return to_record(update, episodes, seconds, values)
+
+    monkeypatch.setattr(metrics, "to_record", spoil)
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match="update 4: .* not finite numbers; update 3's is kept"):
+        train(make_config("--checkpoint_every", "1"), folder, say=quiet)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 3
+    assert metrics.read(folder)[-1]["update"] == 3
+
+
+def test_parameters_that_overflow_are_never_saved(tmp_path):
+    config = make_config("--ppo.learning_rate", "1e38", "--checkpoint_every", "1")
+    with pytest.raises(UserError, match="update 1: .* no checkpoint was made yet"):
+        train(config, tmp_path / "run", say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env.game", "ipdd"], "game: unknown name 'ipdd' .did you mean 'ipd'"),
+        (["--env.opponent", "tft"], "opponent: unknown name 'tft'.*tit-for-tat"),
+        (["--reward.name", "virtue"], "reward.name: unknown name 'virtue'"),
+        (["--evaluation.games", "[all, x]"], "game: unknown name 'x'"),
+        (["--prompt.labels", "[A, AB]"], "prompt.labels: .*prefix"),
+        (["--model.source", "nowhere.gguf"], "model.source"),
+    ],
+)
+def test_bad_names_leave_no_folder(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        train(make_config(*flags), tmp_path / "run", say=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_games_from_the_configuration():
+    flags = ["--games.mine", "{CC: [1, 2], CD: [0, 0.5], DC: [3, 0], DD: [1, 1]}"]
+    try:
+        trained = train(make_config(*flags, "--env.game", "mine", "--updates", "1"), say=quiet)
+        assert "mine" in evaluate(trained)["games"]
+    finally:
+        games.GAMES.pop("mine", None)
+
+
+def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
+    """Counts every backend compilation of a run, the persistent cache's hits included."""
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    at_update = {}
+    to_record = metrics.to_record
+
+    def spy(current, *rest):
+        at_update[current] = len(compiled)
+        return to_record(current, *rest)
+
+    monkeypatch.setattr(metrics, "to_record", spy)
+    try:
+        train(make_config("--seed", "3"), tmp_path / "run", say=quiet)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert at_update[1] >= 3  # the counter works
+    assert len(compiled) <= 10, len(compiled)
+    assert len(compiled) == at_update[1]
+
+
+def test_pictures_are_drawn(whole, tmp_path):
+    folder, trained = whole
+    path = report.plot_action_types(metrics.read(folder), tmp_path / "a.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    path = report.plot_regret(evaluate(trained), tmp_path / "b.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_works_outside_the_main_thread():
+    from threading import Thread
+
+    results = []
+    config = make_config("--updates", "2")
+    thread = Thread(target=lambda: results.append(train(config, say=quiet)))
+    thread.start()
+    thread.join()
+    assert len(results[0].history) == 2
+
+
+def test_run_folder_must_be_a_folder(tmp_path):
+    Path(tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is not a folder"):
+        training.check_run_folder(tmp_path / "file", False)
