@@ -1,1 +1,6 @@
 """Gemma in Flax NNX: configuration, modules, LoRA, and loading from GGUF."""
+
+import os
+
+# transformers serves its tokenizers here; that it finds no torch is no news to a user.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
