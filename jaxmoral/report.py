@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from jaxmoral.evaluation import REGRETS
 from jaxmoral.metrics import ACTION_TYPES
@@ -17,23 +18,29 @@ _COLOURS = ("#28641E", "#B0DC82", "#FBE6F1", "#8E0B52", "#A9A9A9", "#D3D3D3")
 _POLICY_COLOURS = {"base": "#A9A9A9", "tuned": "#28641E"}
 
 
-def plot_action_types(history: list[dict], path: Path) -> Path:
-    """Stacked shares of what the agent did given the opponent's previous move, by update."""
-    shares = np.array(
-        [[record["action_types"][kind] for kind in ACTION_TYPES] for record in history]
+def plot_action_types(histories: dict[str, list[dict]], path: Path) -> Path:
+    """Stacked shares of what the agent did given the opponent's previous move, by update.
+
+    Args:
+      histories: a panel's title to its run's records, as in `metrics.jsonl`.
+      path: of the picture.
+    """
+    count = len(histories)
+    figure, panels = plt.subplots(
+        1, count, figsize=(3 + 3 * count, 3.2), sharey=True, squeeze=False, layout="constrained"
     )
-    updates = [record["update"] for record in history]
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    axes.stackplot(updates, shares.T, labels=ACTION_TYPES, colors=_COLOURS)
-    axes.set(
-        xlabel="update",
-        ylabel="share of rounds",
-        ylim=(0, 1),
-        title="The agent's action | the opponent's previous one",
-    )
-    axes.margins(x=0)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes, (title, history) in zip(panels[0], histories.items(), strict=True):
+        types = [record["action_types"] for record in history]
+        shares = np.array([[share[kind] for share in types] for kind in ACTION_TYPES])
+        updates = [record["update"] for record in history]
+        axes.stackplot(updates, shares, labels=ACTION_TYPES, colors=_COLOURS)
+        axes.set(xlabel="update", ylim=(0, 1), title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0)
+    panels[0, 0].set_ylabel("share of rounds")
+    handles, labels = panels[0, -1].get_legend_handles_labels()
+    title = "agent's action |\nopponent's previous"
+    figure.legend(handles[::-1], labels[::-1], loc="outside right center", title=title)
     return _save(figure, path)
 
 

@@ -38,7 +38,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         name = signal.Signals(trained.interrupted).name
         print(f"{name}: saved after update {int(trained.state.update)}; --resume goes on from here")
         sys.exit(128 + trained.interrupted)
-    picture = report.plot_action_types(metrics.read(folder), folder / "action_types.png")
+    histories = {trained.config.reward.name: metrics.read(folder)}
+    picture = report.plot_action_types(histories, folder / "action_types.png")
     print(f"trained; metrics, checkpoints and {picture.name} are in {folder}")
     print(f"next: python -m jaxmoral.evaluate --run {folder}")
 

@@ -1,6 +1,7 @@
 """Trains every reward with several seeds and the same settings; prints the README's table.
 
-    python scripts/reward_table.py [--seeds 0,1,2] [--output table.md] [--any.key value ...]
+    python scripts/reward_table.py [--seeds 0,1,2] [--output table.md] [--picture types.png]
+        [--any.key value ...]
 
 Each row compares a trained policy with the reward's one-step optimum, both measured exactly
 against the training opponent.
@@ -14,6 +15,7 @@ import numpy as np
 
 import jaxmoral
 from jaxmoral import config as configs
+from jaxmoral import report
 from jaxmoral.chain import visits
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.training import environment
@@ -32,7 +34,8 @@ JUDGED = {"deontological": (0, 2)}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="where the table goes besides the terminal")
+    parser.add_argument("--picture", type=Path, help="action types of each reward's first seed")
     arguments, flags = parser.parse_known_args()
     use_compilation_cache()
     lines = [
@@ -41,18 +44,24 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
+    histories: dict[str, list[dict]] = {}
     for reward in OPTIMA:
         for seed in arguments.seeds.split(","):
-            lines.append(row(reward, int(seed), flags))
+            config = configs.load(None, [*flags, "--reward.name", reward, "--seed", seed])
+            trained = jaxmoral.train(config, say=lambda line: None)
+            histories.setdefault(reward, trained.history)
+            lines.append(row(trained))
             print(lines[-1], flush=True)
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
+    if arguments.picture:
+        report.plot_action_types(histories, arguments.picture)
 
 
-def row(reward: str, seed: int, flags: list[str]) -> str:
-    """Trains once and describes the result as a row of a Markdown table."""
-    config = configs.load(None, [*flags, "--reward.name", reward, "--seed", str(seed)])
-    trained = jaxmoral.train(config, say=lambda line: None)
+def row(trained: jaxmoral.TrainedAgent) -> str:
+    """Describes a trained agent as a row of a Markdown table."""
+    config = trained.config
+    reward = config.reward.name
     evaluation = jaxmoral.evaluate(trained, [config.env.game], [config.env.opponent])
     tuned = evaluation["games"][config.env.game]["tuned"]
     exact = tuned["opponents"][config.env.opponent]["exact"]
@@ -70,8 +79,8 @@ def row(reward: str, seed: int, flags: list[str]) -> str:
     at_optimum = all(policy[cell, defects[cell]] > 0.9 for cell in judged)
     cells = ", ".join(f"{p:.3f}" for p in policy[:, 0])
     return (
-        f"| {reward} | {seed} | {cells} | {legal:.2%} | {mean:.3f} | {best:.3f} | {share:.1%} |"
-        f" {'yes' if at_optimum else 'NO'} |"
+        f"| {reward} | {config.seed} | {cells} | {legal:.2%} | {mean:.3f} | {best:.3f} |"
+        f" {share:.1%} | {'yes' if at_optimum else 'NO'} |"
     )
 
 

@@ -245,7 +245,7 @@ def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
 
 def test_pictures_are_drawn(whole, tmp_path):
     folder, trained = whole
-    path = report.plot_action_types(metrics.read(folder), tmp_path / "a.png")
+    path = report.plot_action_types({"one": metrics.read(folder)}, tmp_path / "a.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     path = report.plot_regret(evaluate(trained), tmp_path / "b.png")
     assert path.read_bytes().startswith(b"\x89PNG")
