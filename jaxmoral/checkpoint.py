@@ -56,7 +56,9 @@ class Checkpoints:
         """
         update = self.latest()
         if update is None:
-            raise UserError(f"no checkpoint in {self._folder}; start the run without --resume")
+            raise UserError(
+                f"no checkpoint in {self._folder}; delete the run folder and train anew"
+            )
         try:
             saved = self._manager.restore(update, args=ocp.args.Composite(config=_JSON))
             changed = differences(config, parse(saved["config"]))

@@ -28,3 +28,6 @@ def run_command(command: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted before there was anything to save", file=sys.stderr)
+        sys.exit(130)

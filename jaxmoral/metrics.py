@@ -63,14 +63,14 @@ class MetricsLog:
 
 
 def read(run_folder: Path) -> list[dict]:
-    """The records of a run.
+    """The records of a run; a last line that was cut off while it was written is left out.
 
     Raises:
       UserError: there is no `metrics.jsonl`, or a line of it is damaged.
     """
     path = run_folder / "metrics.jsonl"
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().split("\n")[:-1]
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
     try:

@@ -120,6 +120,7 @@ def train(
             state = checkpoints.restore(jax.eval_shape(lambda: state), config)
         else:
             configs.save(config, folder / "config.yaml")
+            checkpoints.save(0, state, config)
         with metrics.MetricsLog(folder, int(state.update)) as log:
             return _loop(config, agent, state, step, checkpoints, log)
 
@@ -192,10 +193,9 @@ def _loop(
 
 
 def _diverged(update: int, checkpoints: Checkpoints | None) -> str:
-    latest = checkpoints.latest() if checkpoints else None
-    kept = "no checkpoint was made yet" if latest is None else f"update {latest}'s is kept"
+    kept = f" the checkpoint of update {checkpoints.latest()} is kept;" if checkpoints else ""
     return (
-        f"update {update}: loss, gradient or parameters are not finite numbers; {kept}; a smaller"
+        f"update {update}: loss, gradient or parameters are not finite numbers;{kept} a smaller"
         " --ppo.learning_rate may help"
     )
 

@@ -106,7 +106,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
         assert checkpoints.latest() == 7
     # What a crash after the checkpoint would have left: lines newer than it.
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(metrics.read(folder)[-1] | {"update": 8}) + "\n")
+        file.write(json.dumps(metrics.read(folder)[-1] | {"update": 8}) + '\n{"update": 9, "ep')
     resumed = train(make_config(), folder, resume=True, say=quiet)
     assert resumed.interrupted is None
     assert records(folder) == records(whole[0])  # bit-equal
@@ -162,6 +162,19 @@ def test_a_damaged_checkpoint(whole, tmp_path):
         evaluate(folder)
 
 
+def test_a_run_killed_before_its_first_checkpoint_resumes(whole, tmp_path, monkeypatch):
+    def die(*_):
+        raise RuntimeError("power cut")
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "is_finite", die)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(make_config(), folder, say=quiet)
+    train(make_config(), folder, resume=True, say=quiet)
+    assert records(folder) == records(whole[0])
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(UserError, match="holds no run to resume"):
         train(make_config(), tmp_path / "none", resume=True, say=quiet)
@@ -177,7 +190,9 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(metrics, "to_record", spoil)
     folder = tmp_path / "run"
-    with pytest.raises(UserError, match="update 4: .* not finite numbers; update 3's is kept"):
+    with pytest.raises(
+        UserError, match="update 4: .* not finite numbers; the checkpoint of update 3 is kept"
+    ):
         train(make_config("--checkpoint_every", "1"), folder, say=quiet)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.latest() == 3
@@ -186,7 +201,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 
 def test_parameters_that_overflow_are_never_saved(tmp_path):
     config = make_config("--ppo.learning_rate", "1e38", "--checkpoint_every", "1")
-    with pytest.raises(UserError, match="update 1: .* no checkpoint was made yet"):
+    with pytest.raises(UserError, match="update 1: .* the checkpoint of update 0 is kept"):
         train(config, tmp_path / "run", say=quiet)
 
 
