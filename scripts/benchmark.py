@@ -68,11 +68,8 @@ def useful_flops(policy: GemmaPolicy, inputs: PromptInputs, rank: int) -> float:
     adapters = 3 * 2 * nodes * sum((i + o) * rank for i, o in shapes)
     near = int(ancestor_mask(inputs.tree, config.sliding_window).sum())
     pairs = {True: int(ancestor_mask(inputs.tree).sum()), False: near}
-    layers = range(1, config.num_layers + 1)
-    attention = sum(
-        3 * 4 * pairs[layer % config.global_every == 0] * config.num_heads * config.head_dim
-        for layer in layers
-    )
+    width = config.num_heads * config.head_dim
+    attention = sum(3 * 4 * pairs[is_global] * width for is_global in config.global_layers)
     head = 2 * 2 * inputs.nodes.size * config.embed_dim * config.vocab_size
     return config.num_layers * (linear + adapters) + attention + head
 

@@ -5,88 +5,71 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-import numpy as np
 import pytest
 import torch
-from flax import nnx
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+import transformers
 
+from jaxmoral.gemma import huggingface
 from jaxmoral.gemma import load as gemma_load
-from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.model import Gemma
 
 gemma_load.use_compilation_cache()
 
-# Window of 4: shorter than any sequence the tests use. Two query heads per key head.
-TINY = GemmaConfig(
-    vocab_size=96,
-    embed_dim=32,
-    num_layers=4,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_dim=48,
-    sliding_window=4,
-    global_every=3,
-)
+# Sizes of tiny random models; a window of 4 is shorter than any sequence the tests use.
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "attn_implementation": "eager",
+}
+LAYERS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+WINDOWED = {"sliding_window": 4, "layer_types": LAYERS, "query_pre_attn_scalar": 12}
+VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION |= {"intermediate_size": 16, "image_size": 28, "patch_size": 14}
+SCALED = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+ROPE = {"full_attention": SCALED, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+CONFIGS = {
+    "gemma": lambda: transformers.GemmaConfig(**SIZES),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SIZES, **WINDOWED, attn_logit_softcapping=3.0, final_logit_softcapping=2.0
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, **WINDOWED),
+    "gemma3-vision": lambda: transformers.Gemma3Config(
+        text_config={**SIZES, **WINDOWED, "rope_parameters": ROPE}, vision_config=VISION
+    ),
+}
 
 
-def from_torch(config: GemmaConfig, twin: Gemma3ForCausalLM) -> tuple[nnx.GraphDef, nnx.State]:
-    """Our definition and weights from a transformers model of the same sizes."""
-    stored = {name: value.detach().float().numpy() for name, value in twin.state_dict().items()}
-    linear = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
-    linear |= {"o": "self_attn.o_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj"}
-    linear |= {"down": "mlp.down_proj"}
-    norms = {"attention_in": "input_layernorm", "attention_out": "post_attention_layernorm"}
-    norms |= {"mlp_in": "pre_feedforward_layernorm", "mlp_out": "post_feedforward_layernorm"}
-    norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-
-    def stack(name):
-        return np.stack(
-            [stored[f"model.layers.{i}.{name}.weight"] for i in range(config.num_layers)]
-        )
-
-    blocks = {ours: stack(theirs).swapaxes(1, 2) for ours, theirs in linear.items()}
-    blocks |= {ours: {"scale": 1 + stack(theirs)} for ours, theirs in norms.items()}
-    weights = {
-        "embedding": stored["model.embed_tokens.weight"],
-        "final_norm": {"scale": 1 + stored["model.norm.weight"]},
-        "blocks": blocks,
-    }
-    definition, state = Gemma.abstract(config)
-    nnx.replace_by_pure_dict(state, jax.tree.map(jax.numpy.asarray, weights))
-    return definition, state
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """(config, definition, weights, torch twin) of a random Gemma 3 with non-trivial norms."""
+def save_tiny(kind: str, folder: Path) -> torch.nn.Module:
+    """Saves a tiny random checkpoint in shards, with norms far from 1; returns the torch model."""
     torch.manual_seed(0)
-    kinds = [
-        "full_attention" if (i + 1) % TINY.global_every == 0 else "sliding_attention"
-        for i in range(TINY.num_layers)
-    ]
-    twin = Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            vocab_size=TINY.vocab_size,
-            hidden_size=TINY.embed_dim,
-            num_hidden_layers=TINY.num_layers,
-            num_attention_heads=TINY.num_heads,
-            num_key_value_heads=TINY.num_kv_heads,
-            head_dim=TINY.head_dim,
-            intermediate_size=TINY.mlp_dim,
-            sliding_window=TINY.sliding_window,
-            layer_types=kinds,
-            query_pre_attn_scalar=TINY.head_dim,
-            attn_implementation="eager",
-        )
-    ).eval()
+    config = CONFIGS[kind]()
+    kinds = transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM
+    twin = kinds["vision" not in kind].from_config(config).eval()
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             scale = 0.3 if "norm" in name else 0.2
             parameter.copy_(scale * torch.randn_like(parameter))
-    return TINY, *from_torch(TINY, twin), twin
+    twin.save_pretrained(folder, max_shard_size="30KB")
+    return twin
+
+
+def load_tiny(folder: Path, dtype: str = "float32"):
+    """(config, definition, weights) of a checkpoint without a tokenizer."""
+    config = huggingface.read_config(folder)
+    pairs = huggingface.weights(folder, config, dtype)
+    return config, *gemma_load._assemble(config, pairs, dtype)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(config, definition, weights, torch twin) of a random Gemma 3 with non-trivial norms."""
+    folder = tmp_path_factory.mktemp("tiny")
+    twin = save_tiny("gemma3", folder)
+    return *load_tiny(folder), twin
 
 
 @pytest.fixture(scope="session")

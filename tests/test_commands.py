@@ -55,7 +55,7 @@ def test_evaluate_a_model_without_a_run(tmp_path):
         ("evaluate", ["--run", "{new}"], "holds no run"),
         ("evaluate", ["--run", "{run}", "--games", "chess"], "unknown name 'chess'"),
         ("evaluate", [], "give either --run FOLDER or --model NAME"),
-        ("evaluate", ["--model", "no.gguf"], "neither a GGUF file nor one of"),
+        ("evaluate", ["--model", "no.gguf"], "neither a file, nor a folder"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(run_folder, tmp_path, module, arguments, message):

@@ -68,16 +68,24 @@ class GGUFModel:
     def config(self) -> GemmaConfig:
         """The model's sizes from the file's metadata."""
         read = lambda name: self._field(f"gemma3.{name}")
+        layers, heads = read("block_count"), read("attention.head_count")
+        # The 27B model alone scales its queries by the width per head instead of the head's size.
+        query_size = read("embedding_length") // heads if layers == 62 else None
+        scaled = "gemma3.rope.scaling.factor" in self._reader.fields
         return GemmaConfig(
+            family="gemma3",
             vocab_size=len(self._reader.fields["tokenizer.ggml.tokens"].data),
             embed_dim=read("embedding_length"),
-            num_layers=read("block_count"),
-            num_heads=read("attention.head_count"),
+            num_layers=layers,
+            num_heads=heads,
             num_kv_heads=read("attention.head_count_kv"),
             head_dim=read("attention.key_length"),
             mlp_dim=read("feed_forward_length"),
             sliding_window=read("attention.sliding_window"),
+            global_layers=tuple((layer + 1) % 6 == 0 for layer in range(layers)),
+            query_scale=(query_size or read("attention.key_length")) ** -0.5,
             rope_base_global=float(read("rope.freq_base")),
+            rope_scale=float(read("rope.scaling.factor")) if scaled else 1.0,
             rms_eps=float(read("attention.layer_norm_rms_epsilon")),
         )
 

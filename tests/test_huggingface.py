@@ -1,0 +1,176 @@
+"""Hugging Face checkpoints of every family: parity with torch, and what damaged ones get."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from conftest import CONFIGS, load_tiny, save_tiny
+from flax import nnx
+
+from jaxmoral.errors import UserError
+from jaxmoral.gemma import huggingface
+from jaxmoral.gemma import load as gemma_load
+from jaxmoral.gemma.lora import Lora, prepare
+from jaxmoral.prompt_tree import ancestor_mask, pack
+
+SEQUENCES = [list(range(3, 23)), [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46], [3, 4, 5, 60]]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folder and torch model of each family."""
+    made = {}
+    for kind in CONFIGS:
+        folder = tmp_path_factory.mktemp(kind)
+        made[kind] = folder, save_tiny(kind, folder)
+    return made
+
+
+def logits(model, sequences):
+    """Logits at every node of the packed tree, and each sequence's nodes."""
+    config, definition, weights = model
+    tree, last = pack(sequences)
+    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+    module = nnx.merge(definition, weights)
+    adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
+    hidden = module.hidden(
+        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, adapter, False
+    )
+    return np.asarray(module.logits(hidden)), [np.flatnonzero(masks[1][node]) for node in last]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_logits_equal_torch_flat_and_in_the_tree(checkpoints, kind):
+    """Longer than the window; soft caps, post-norms, rope scaling and query scaling all matter."""
+    folder, twin = checkpoints[kind]
+    model = load_tiny(folder)
+    packed, nodes = logits(model, SEQUENCES)
+    for sequence, path in zip(SEQUENCES, nodes, strict=True):
+        with torch.no_grad():
+            expected = twin(input_ids=torch.tensor([sequence])).logits[0].numpy()
+        np.testing.assert_allclose(packed[path], expected, atol=1e-4)
+        flat, _ = logits(model, [sequence])
+        np.testing.assert_allclose(flat, expected, atol=1e-4)
+
+
+def test_families_differ_where_they_should(checkpoints):
+    configs = {kind: huggingface.read_config(folder) for kind, (folder, _) in checkpoints.items()}
+    assert [configs[kind].family for kind in CONFIGS] == ["gemma", "gemma2", "gemma3", "gemma3"]
+    assert configs["gemma"].global_layers == (True,) * 4
+    assert configs["gemma2"].attention_softcap == 3.0
+    assert configs["gemma2"].final_softcap == 2.0
+    assert configs["gemma3-vision"].rope_scale == 8.0
+    assert not configs["gemma"].post_norms
+    assert configs["gemma3"].qk_norm
+
+
+def test_bfloat16_keeps_norms_in_float32(checkpoints):
+    _, _, weights = load_tiny(checkpoints["gemma2"][0], "bfloat16")
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(weights)}
+    assert kinds == {"bfloat16", "float32"}
+
+
+@pytest.fixture
+def broken(checkpoints, tmp_path):
+    """A copy of the Gemma 2 checkpoint to spoil."""
+    return shutil.copytree(checkpoints["gemma2"][0], tmp_path / "model")
+
+
+def rewrite(folder, change):
+    """Applies `change` to the tensors of the file that holds the last layer's q projection."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    name = "model.layers.3.self_attn.q_proj.weight"
+    path = folder / index["weight_map"][name]
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors, name)
+    safetensors.numpy.save_file(tensors, path)
+
+
+def test_a_truncated_shard(broken):
+    path = sorted(broken.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model-00001-of-.*not a complete safetensors file"):
+        load_tiny(broken)
+
+
+def test_a_missing_shard(broken):
+    sorted(broken.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-\d+.safetensors is missing"):
+        load_tiny(broken)
+
+
+def test_a_missing_tensor(broken):
+    rewrite(broken, lambda tensors, name: tensors.pop(name))
+    with pytest.raises(UserError, match=r"no tensor model\.layers\.3\.self_attn\.q_proj\.weight"):
+        load_tiny(broken)
+
+
+def test_a_misshapen_tensor(broken):
+    def halve(tensors, name):
+        tensors[name] = tensors[name][:16].copy()
+
+    rewrite(broken, halve)
+    with pytest.raises(UserError, match=r"q_proj.weight has shape \(16, 32\), expected \(32, 32\)"):
+        load_tiny(broken)
+
+
+def test_an_unexpected_tensor(broken):
+    def add(tensors, name):
+        tensors["model.layers.3.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
+
+    rewrite(broken, add)
+    with pytest.raises(
+        UserError, match=r"unexpected tensor model\.layers\.3\.self_attn\.q_proj\.b"
+    ):
+        load_tiny(broken)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "'llama' model; supported are gemma, gemma2, gemma3_text"),
+        ({"model_type": "nonsense"}, "damaged or of an unknown kind"),
+        ({"hidden_activation": "relu"}, "tanh-approximated GELU"),
+    ],
+)
+def test_a_config_of_another_family(broken, change, message):
+    path = broken / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        huggingface.read_config(broken)
+
+
+def test_a_config_that_is_not_json(broken):
+    (broken / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        huggingface.read_config(broken)
+
+
+def test_a_folder_without_a_tokenizer(broken):
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        gemma_load.load(str(broken))
+
+
+def test_a_tokenizer_of_another_model(broken, real):
+    real.tokenizer.save_pretrained(broken)
+    with pytest.raises(UserError, match="has 262144 tokens, the embedding only 96"):
+        gemma_load.load(str(broken))
+
+
+def test_pickles_are_not_opened(broken):
+    for path in broken.glob("*.safetensors*"):
+        path.unlink()
+    (broken / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        load_tiny(broken)
+
+
+def test_no_network_says_what_to_download(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"cannot get google/none from .*give that folder"):
+        gemma_load.load("google/none")
