@@ -1,6 +1,8 @@
 """From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.games import Game, get_game
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.peft import load_peft
 from jaxmoral.gemma.tokenizer import byte_pieces
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
 from jaxmoral.prompt_tree import PromptTree, pack, pad
@@ -27,6 +30,7 @@ class Agent(NamedTuple):
       inputs: packs the prompts of several games, stacked on a leading axis.
       summary: lines that say what it is, for people.
       sha256: the digest of the model's file, if there is one.
+      adapter: LoRA weights to start from instead of fresh ones, or None.
     """
 
     policy: Policy
@@ -34,6 +38,11 @@ class Agent(NamedTuple):
     inputs: Callable[[Sequence[Game]], Any]
     summary: list[str]
     sha256: str | None
+    adapter: Any = None
+
+    def start(self, trainable: Any) -> Any:
+        """Fresh parameters with the agent's own adapter in them, if it has one."""
+        return trainable if self.adapter is None else trainable | {"adapter": self.adapter}
 
 
 class Prompter:
@@ -111,12 +120,31 @@ def make_agent(config: Config) -> Agent:
         return Agent(tabular, (), tabular.inputs, summary, None)
     model = load(config.model.source, config.model.dtype, config.model.sha256)
     prompter = Prompter(model, config.prompt.labels, config.prompt.template)
-    lora = Lora(config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets)
+    settings = config.lora
+    lora = Lora(
+        settings.rank,
+        settings.alpha,
+        settings.dropout,
+        settings.targets,
+        settings.rank_stabilised,
+    )
+    adapter = None
+    if settings.adapter is not None:
+        adapter, lora = load_peft(Path(settings.adapter), model.config, settings.dropout)
     policy = GemmaPolicy(
         model.config, model.definition, lora, prompter.responses, config.model.remat
     )
     summary = _summary(config, model, policy, prompter)
-    return Agent(policy, model.weights, prompter.inputs, summary, model.sha256)
+    return Agent(policy, model.weights, prompter.inputs, summary, model.sha256, adapter)
+
+
+def settle(config: Config, agent: Agent) -> Config:
+    """The configuration with what only the model's and the adapter's files could tell."""
+    model = dataclasses.replace(config.model, sha256=agent.sha256)
+    lora = config.lora
+    if isinstance(agent.policy, GemmaPolicy):
+        lora = dataclasses.replace(lora, **dataclasses.asdict(agent.policy.lora))
+    return dataclasses.replace(config, model=model, lora=lora)
 
 
 def _summary(
@@ -143,7 +171,7 @@ def _summary(
     return [
         f"model      {config.model.source}: {sum(w.size for w in weights) / 1e6:.1f} M parameters,"
         f" {config.model.dtype}, frozen",
-        f"trained    LoRA rank {config.lora.rank} on {' '.join(config.lora.targets)}:"
+        f"trained    LoRA rank {policy.lora.rank} on {' '.join(policy.lora.targets)}:"
         f" {adapter:,} parameters; value head: {head:,}",
         f"prompts    {len(sequences) // prefixes} of up to {longest} tokens;"
         f" one tree of {nodes} nodes instead of {flat:,} tokens",

@@ -46,7 +46,14 @@ class ModelConfig:
 @_closed
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """The adapter; see `jaxmoral.gemma.lora.Lora`."""
+    """The adapter; see `jaxmoral.gemma.lora.Lora`.
+
+    Attributes:
+      adapter: the folder of a PEFT adapter to start from; it then decides rank, alpha, targets and
+        rank_stabilised.
+    """
+
+    adapter: str | None = None
 
     rank: Positive = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -60,6 +67,7 @@ class LoraConfig:
         "up",
         "down",
     )
+    rank_stabilised: Flag = False
 
 
 @_closed

@@ -109,7 +109,7 @@ def evaluate(
 
     Args:
       source: what `train` returned, a run folder, or a configuration whose untrained model is
-        evaluated alone.
+        evaluated alone (or beside its `lora.adapter`).
       games, opponents: names in the registries, "all" for every game; by default what the
         configuration says.
 
@@ -123,7 +123,10 @@ def evaluate(
         config, agent, trained = source.config, source.agent, source.state.trainable
     elif isinstance(source, Config):
         config = resolve(source)
-        agent, trained = make_agent(config), None
+        agent = make_agent(config)
+        trained = None
+        if agent.adapter is not None:
+            trained = agent.start(jax.jit(agent.policy.init)(jax.random.key(config.seed)))
     else:
         config, agent, trained = load_run(Path(source))
     settings = config.evaluation

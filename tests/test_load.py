@@ -71,7 +71,7 @@ def test_a_damaged_chunk_of_the_package_is_found(cache, monkeypatch):
 
 
 def test_a_damaged_cache_says_which_folder_to_delete(cache, real):
-    folder = cache / real.sha256[:16]
+    folder = gemma_load.converted_folder(real.sha256)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="damaged .*delete it"):

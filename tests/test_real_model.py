@@ -5,21 +5,32 @@ import dataclasses
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from jaxmoral import config as configs
 from jaxmoral import games, prompts
 from jaxmoral.agent import Prompter, make_agent
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate
+from jaxmoral.export import export
+from jaxmoral.gemma.load import load
 from jaxmoral.policy import GemmaPolicy
 from jaxmoral.prompt_tree import pack
 from jaxmoral.training import resolve, train
 
 
 @pytest.fixture(scope="module")
-def trained():
-    return train(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]))
+def run_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "run"
+
+
+@pytest.fixture(scope="module")
+def trained(run_folder):
+    return train(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]), run_folder)
 
 
 def test_deontological_training_works_within_five_updates(trained):
@@ -106,3 +117,71 @@ def test_agents_know_their_model(real):
     assert agent.sha256 == real.sha256
     assert "268.1 M parameters" in agent.summary[0]
     assert "instead of" in agent.summary[2]
+
+
+def torch_log_probs(twin, tokens):
+    with torch.no_grad():
+        return twin(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1).numpy()
+
+
+def test_exports_give_the_same_log_probabilities(trained, run_folder, torch_real, tmp_path):
+    """Issue: a PEFT export and a merged export serve our log-probabilities elsewhere (<= 1e-3)."""
+    agent, trainable = trained.agent, trained.state.trainable
+    game = games.get_game("ipd")
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([game]))
+    log_probs = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None).log_probs)
+    ours = np.asarray(log_probs(agent.frozen, trainable))[:, 0]
+    export(run_folder, "peft", tmp_path / "peft")
+    export(run_folder, "merged", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    adapted = PeftModel.from_pretrained(torch_real, tmp_path / "peft").eval()
+
+    model = load("gemma3-270m")
+    prompter = Prompter(model, ("action1", "action2"), "plain")
+    for twin in (adapted, merged):
+        for index in (0, 7):
+            ids = prompter.tokens(prompts.all_prompts(game, prompter.labels)[index])
+            total = 0.0
+            for edges, action in zip(
+                prompter.responses.spelling_edges, prompter.responses.spelling_action, strict=True
+            ):
+                tokens = prompter.responses.edge_token[edges]
+                if action == 0:
+                    first = torch_log_probs(twin, ids)[tokens[0]]
+                    second = torch_log_probs(twin, [*ids, int(tokens[0])])[tokens[1]]
+                    total += np.exp(first + second)
+            assert abs(np.log(total) - ours[index]) < 1e-3
+    adapted.unload()
+
+    again = load(str(tmp_path / "merged"))
+    assert again.config == dataclasses.replace(model.config, rms_eps=again.config.rms_eps)
+    assert again.tokenizer.encode("Answer: action1") == model.tokenizer.encode("Answer: action1")
+
+
+def test_an_exported_adapter_comes_back_bit_equal(trained, run_folder, tmp_path):
+    export(run_folder, "peft", tmp_path / "peft")
+    flags = ["--lora.adapter", str(tmp_path / "peft")]
+    agent = make_agent(resolve(configs.load(None, flags)))
+    ours = trained.state.trainable["adapter"]
+    for target, pair in ours.items():
+        for side in pair:
+            np.testing.assert_array_equal(agent.adapter[target][side], pair[side])
+    assert agent.policy.lora.rank == trained.agent.policy.lora.rank
+
+
+def test_export_refuses_what_it_cannot_do(trained, run_folder, tmp_path):
+    with pytest.raises(UserError, match="choose from peft, merged, orbax"):
+        export(run_folder, "onnx", tmp_path / "x")
+    with pytest.raises(UserError, match="exists; choose another"):
+        export(run_folder, "peft", tmp_path)
+    with pytest.raises(UserError, match="holds no run"):
+        export(tmp_path, "peft", tmp_path / "x")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_orbax_export_holds_the_parameters(trained, run_folder, tmp_path):
+    export(run_folder, "orbax", tmp_path / "orbax")
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(tmp_path / "orbax" / "params")
+    kernel = trained.state.trainable["value_head"]["kernel"]
+    np.testing.assert_array_equal(found["value_head"]["kernel"], kernel)

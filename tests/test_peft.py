@@ -1,0 +1,190 @@
+"""Adapters in PEFT's layout against PEFT itself, on tiny random models of every family."""
+
+import copy
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from conftest import CONFIGS, load_tiny, save_tiny
+from flax import nnx
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from jaxmoral.errors import UserError
+from jaxmoral.gemma.huggingface import LINEAR_NAMES
+from jaxmoral.gemma.lora import Lora, init_adapter, prepare
+from jaxmoral.gemma.peft import load_peft, save_peft
+from jaxmoral.prompt_tree import ancestor_mask, pack
+
+TOKENS = [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46]
+KINDS = ("gemma", "gemma2", "gemma3")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    made = {}
+    for kind in CONFIGS:
+        folder = tmp_path_factory.mktemp(kind)
+        twin = save_tiny(kind, folder)
+        made[kind] = load_tiny(folder), twin
+    return made
+
+
+def random_adapter(config, lora):
+    adapter = init_adapter(jax.random.key(0), config, lora)
+    noise = lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape)
+    return jax.tree.map(noise, adapter)
+
+
+def logits(model, adapter, lora):
+    config, definition, weights = model
+    tree, _ = pack([TOKENS])
+    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+    module = nnx.merge(definition, weights)
+    layers = prepare(adapter, config, lora, None)
+    hidden = module.hidden(
+        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, False
+    )
+    return module.logits(hidden)
+
+
+def torch_logits(twin):
+    return twin(input_ids=torch.tensor([TOKENS])).logits[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_an_exported_adapter_gives_our_logits_in_peft(models, kind, stabilised, tmp_path):
+    model, twin = models[kind]
+    lora = Lora(3, 5.0, 0.1, tuple(LINEAR_NAMES), stabilised)
+    adapter = random_adapter(model[0], lora)
+    save_peft(tmp_path, adapter, lora, "tiny")
+    adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path).eval()
+    with torch.no_grad():
+        expected = torch_logits(adapted).numpy()
+    ours = logits(model, adapter, lora)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    assert np.abs(ours - logits(model, {}, lora)).max() > 0.01
+    back, settings = load_peft(tmp_path, model[0], 0.1)
+    assert settings == lora
+    for ours, theirs in zip(jax.tree.leaves(adapter), jax.tree.leaves(back), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_equal_pefts(models, kind, tmp_path):
+    model, twin = models[kind]
+    lora = Lora(2, 4.0, 0.0, ("q", "v", "o", "gate", "down"))
+    adapter = random_adapter(model[0], lora)
+    save_peft(tmp_path, adapter, lora, "tiny")
+    adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path, is_trainable=True).eval()
+    goal = np.random.default_rng(0).normal(size=(len(TOKENS), model[0].vocab_size))
+    goal = goal.astype(np.float32)
+    loss = (torch_logits(adapted).log_softmax(-1) * torch.tensor(goal)).sum()
+    loss.backward()
+    expected = {
+        name.replace(".default", ""): parameter.grad.numpy()
+        for name, parameter in adapted.named_parameters()
+        if parameter.grad is not None
+    }
+
+    def ours(adapter):
+        return jnp.sum(jax.nn.log_softmax(logits(model, adapter, lora)) * goal)
+
+    gradient = jax.grad(ours)(adapter)
+    for target, pair in gradient.items():
+        for layer in range(model[0].num_layers):
+            stem = f"base_model.model.model.layers.{layer}.{LINEAR_NAMES[target]}.lora_"
+            for side, got in (("A", pair["a"][layer]), ("B", pair["b"][layer].T)):
+                reference = expected[f"{stem}{side}.weight"]
+                error = np.abs(got - reference).max() / np.abs(reference).max()
+                assert error < 1e-3, (target, layer, side, error)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("stabilised", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_adapters_made_by_peft_load(models, kind, stabilised, targets, tmp_path):
+    model, twin = models[kind]
+    if kind == "gemma3-vision":
+        targets = r".*language_model.*\.(q_proj|down_proj)"
+    settings = LoraConfig(
+        r=4, lora_alpha=7, target_modules=targets, use_rslora=stabilised, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(1)
+    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+        expected = torch_logits(adapted).numpy()
+    adapted.save_pretrained(tmp_path)
+    adapter, lora = load_peft(tmp_path, model[0], 0.0)
+    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+
+
+def saved(models, tmp_path, kind="gemma3"):
+    model, _ = models[kind]
+    lora = Lora(2, 4.0, 0.0, ("q", "down"))
+    save_peft(tmp_path, random_adapter(model[0], lora), lora, "tiny")
+    return model[0]
+
+
+def test_prefixes_that_trl_leaves(models, tmp_path):
+    config = saved(models, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    expected, _ = load_peft(tmp_path, config, 0.0)
+    tensors = safetensors.numpy.load_file(path)
+    renamed = {
+        name.replace("base_model.model.", "pretrained_model.base_model.model.").replace(
+            ".weight", ".default.weight"
+        ): tensor
+        for name, tensor in tensors.items()
+    }
+    safetensors.numpy.save_file(renamed, path)
+    found, _ = load_peft(tmp_path, config, 0.0)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora = True is not supported"),
+        ({"bias": "all"}, "bias = 'all' is not supported"),
+        ({"peft_type": "IA3"}, "peft_type = 'IA3' is not supported"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern = .* is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save = .* is not supported"),
+        ({"r": 3}, r"made for another model: .*has shape \(2, 32\), expected \(3, 32\)"),
+        ({"r": "many"}, "is damaged"),
+    ],
+)
+def test_other_adapters_are_refused_by_name(models, tmp_path, change, message):
+    config = saved(models, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        load_peft(tmp_path, config, 0.0)
+
+
+def test_an_adapter_of_a_deeper_model(models, tmp_path):
+    config = saved(models, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    extra = {name.replace("layers.3.", "layers.9."): tensor for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors | extra, path)
+    with pytest.raises(UserError, match="made for another model: it has layers up to 9"):
+        load_peft(tmp_path, config, 0.0)
+
+
+def test_damaged_and_missing_files(models, tmp_path):
+    config = saved(models, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(UserError, match="cannot read .*adapter_model"):
+        load_peft(tmp_path, config, 0.0)
+    with pytest.raises(UserError, match="cannot read .*adapter_config.json"):
+        load_peft(tmp_path / "none", config, 0.0)
