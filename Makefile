@@ -13,7 +13,7 @@ quickstart: $(VENV)/.model
 	$(BIN)/python -m jaxmoral.train --config configs/quickstart.yaml --output-dir $(RUN)
 	$(BIN)/python -m jaxmoral.evaluate --run $(RUN)
 	@echo "Look at $(RUN)/action_types.png and $(RUN)/regret.png;" \
-	  "next: README.md, 'Five things to do', or python -m jaxmoral.train --help"
+	  "next: README.md, 'Things to do', or python -m jaxmoral.train --help"
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -69,13 +69,11 @@ class Prompter:
             )
         encode = lambda label: self.tokenizer.encode(label, add_special_tokens=False)
         budget = max(len(encode(label)) for label in self.labels)
-        turn_end = self.tokenizer.convert_tokens_to_ids("<end_of_turn>")
-        stops = {self.tokenizer.eos_token_id, turn_end} - {None, self.tokenizer.unk_token_id}
         try:
             self.responses = spell(
                 [label.encode() for label in self.labels],
                 byte_pieces(self.tokenizer),
-                sorted(stops),
+                model.stop_tokens(),
                 budget,
             )
         except ValueError as error:
@@ -175,5 +173,5 @@ def _summary(
         f" {adapter:,} parameters; value head: {head:,}",
         f"prompts    {len(sequences) // prefixes} of up to {longest} tokens;"
         f" one tree of {nodes} nodes instead of {flat:,} tokens",
-        f"memory     about {memory / 2**30:.1f} GiB",
+        f"memory     about {memory / 2**30:.1f} GiB for weights, optimiser and activations",
     ]

@@ -55,6 +55,12 @@ class LoadedModel:
     weights: nnx.State
     tokenizer: PreTrainedTokenizerFast
 
+    def stop_tokens(self) -> list[int]:
+        """The tokens that end a response: the end of the text and, if there is one, of a turn."""
+        turn_end = self.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+        ids = {self.tokenizer.eos_token_id, turn_end}
+        return sorted(ids - {None, self.tokenizer.unk_token_id})
+
 
 def cache_folder() -> Path:
     """Where converted models are kept: $JAXMORAL_CACHE, or jaxmoral in the user's cache folder."""

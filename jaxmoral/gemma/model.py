@@ -107,42 +107,46 @@ class Block(nnx.Module):
         """Applies a norm if this family has it."""
         return getattr(self, name)(x) if name in self.config.norm_sizes else x
 
+    def linear(self, name: str, inputs: jax.Array, adapter: LayerAdapter) -> jax.Array:
+        """A linear layer with its adapter."""
+        return _keep(lora_linear(inputs, getattr(self, name)[...], name, adapter))
+
+    def project(
+        self, x: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Scaled queries, keys and values, `[num_tokens, num_heads or num_kv_heads, head_dim]`."""
+        config = self.config
+        h = self.norm("attention_in", x)
+        shape = (len(x), -1, config.head_dim)
+        q, k, v = (self.linear(name, h, adapter).reshape(shape) for name in ("q", "k", "v"))
+        q = rotate(self.norm("q_norm", q), sin, cos) * config.query_scale
+        return q, rotate(self.norm("k_norm", k), sin, cos), v
+
+    def attention(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        """All heads of one sequence side by side, `[num_tokens, num_heads * head_dim]`."""
+        config = self.config
+        group = config.num_heads // config.num_kv_heads
+        cap = config.attention_softcap
+        heads = [
+            attend(q[:, head], k[:, head // group], v[:, head // group], mask, cap)
+            for head in range(config.num_heads)
+        ]
+        return jnp.concatenate(heads, axis=-1)
+
+    def finish(self, x: jax.Array, heads: jax.Array, adapter: LayerAdapter) -> jax.Array:
+        """The rest of the block, given the heads' outputs."""
+        x = x + self.norm("attention_out", self.linear("o", heads, adapter))
+        h = self.norm("mlp_in", x)
+        gate = jax.nn.gelu(self.linear("gate", h, adapter), approximate=True)
+        h = gate * self.linear("up", h, adapter)
+        return x + self.norm("mlp_out", self.linear("down", h, adapter))
+
     def __call__(
         self, x: jax.Array, mask: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
     ) -> jax.Array:
-        """Maps `[num_tokens, embed_dim]` to the same shape."""
-
-        def linear(name: str, inputs: jax.Array) -> jax.Array:
-            return _keep(lora_linear(inputs, getattr(self, name)[...], name, adapter))
-
-        config, num_tokens = self.config, len(x)
-        group = config.num_heads // config.num_kv_heads
-        h = self.norm("attention_in", x)
-        q = linear("q", h).reshape(num_tokens, config.num_heads, config.head_dim)
-        k = linear("k", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
-        v = linear("v", h).reshape(num_tokens, config.num_kv_heads, config.head_dim)
-        q = rotate(self.norm("q_norm", q), sin, cos) * config.query_scale
-        k = rotate(self.norm("k_norm", k), sin, cos)
-        heads = _keep(
-            jnp.concatenate(
-                [
-                    attend(
-                        q[:, head],
-                        k[:, head // group],
-                        v[:, head // group],
-                        mask,
-                        config.attention_softcap,
-                    )
-                    for head in range(config.num_heads)
-                ],
-                axis=-1,
-            )
-        )
-        x = x + self.norm("attention_out", linear("o", heads))
-
-        h = self.norm("mlp_in", x)
-        h = jax.nn.gelu(linear("gate", h), approximate=True) * linear("up", h)
-        return x + self.norm("mlp_out", linear("down", h))
+        """Maps one sequence's `[num_tokens, embed_dim]` to the same shape."""
+        q, k, v = self.project(x, sin, cos, adapter)
+        return self.finish(x, _keep(self.attention(q, k, v, mask)), adapter)
 
 
 class Gemma(nnx.Module):
@@ -153,6 +157,11 @@ class Gemma(nnx.Module):
         self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim)))
         self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.num_layers)()
         self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Scaled embeddings, `[...]` to `[..., embed_dim]`."""
+        x = self.embedding[tokens]
+        return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
 
     def hidden(
         self,
@@ -179,8 +188,7 @@ class Gemma(nnx.Module):
         chex.assert_equal_shape([tokens, positions])
         sin, cos = rotary_angles(config, positions)
         masks = jnp.stack(mask)
-        x = self.embedding[tokens]
-        x = x * jnp.asarray(config.embed_dim**0.5, x.dtype)
+        x = self.embed(tokens)
         block_definition, block_weights = nnx.split(self.blocks)
 
         def body(x, layer):

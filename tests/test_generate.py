@@ -1,0 +1,112 @@
+"""Generation against transformers' generate and against the plain forward pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, load_tiny, save_tiny
+
+from jaxmoral import games, prompts
+from jaxmoral.gemma.generate import Sampling, choose, generate
+from jaxmoral.gemma.load import LoadedModel
+from jaxmoral.gemma.lora import Lora, init_adapter
+from jaxmoral.gemma.peft import merge
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class NoStops:
+    """A tokenizer that ends nothing within the vocabulary."""
+
+    eos_token_id = 1
+    unk_token_id = None
+
+    def convert_tokens_to_ids(self, token):
+        return None
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_greedy_equals_torch_on_tiny_models(kind, tmp_path):
+    """Prompts of different lengths, windows shorter than the prompts, soft caps."""
+    twin = save_tiny(kind, tmp_path)
+    model = LoadedModel("tiny", "", *load_tiny(tmp_path), NoStops())
+    sequences = [list(range(5, 18)), [9, 8, 7], [40, 41, 42, 43, 44]]
+    ours = generate(model, sequences, 12, jax.random.key(0), GREEDY)
+    for sequence, got in zip(sequences, ours, strict=True):
+        ids = list(sequence)
+        for _ in range(12):
+            with torch.no_grad():
+                token = int(twin(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+            if token == NoStops.eos_token_id:
+                ids.pop()
+                break
+        assert got == ids[len(sequence) :]
+
+
+def test_an_adapter_speaks_like_its_merged_weights(tmp_path):
+    save_tiny("gemma3", tmp_path)
+    config, definition, weights = load_tiny(tmp_path)
+    lora = Lora(2, 4.0, 0.0, ("q", "v", "down"))
+    adapter = init_adapter(jax.random.key(0), config, lora)
+    noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+    adapter = jax.tree.map(noise, adapter)
+    model = LoadedModel("tiny", "", config, definition, weights, NoStops())
+    adapted = generate(model, [[5, 6, 7]], 20, jax.random.key(0), GREEDY, adapter, lora)
+    plain = generate(model, [[5, 6, 7]], 20, jax.random.key(0), GREEDY)
+    for name in lora.targets:
+        kernel = weights["blocks"][name]
+        kernel[...] = jnp.asarray(merge(name, kernel[...], adapter, lora))
+    merged = LoadedModel("tiny", "", config, definition, weights, NoStops())
+    assert adapted == generate(merged, [[5, 6, 7]], 20, jax.random.key(0), GREEDY)
+    assert adapted != plain
+
+
+def shares(sampling, logits, count=20_000):
+    keys = jax.random.split(jax.random.key(0), count)
+    tokens = jax.vmap(lambda key: choose(key, logits[None], sampling)[0])(keys)
+    return np.bincount(tokens, minlength=len(logits)) / count
+
+
+def test_sampling_follows_its_settings():
+    probs = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+    logits = jnp.log(jnp.asarray(probs))
+    np.testing.assert_allclose(shares(Sampling(), logits), probs, atol=0.015)
+    sharp = probs**2 / (probs**2).sum()
+    np.testing.assert_allclose(shares(Sampling(temperature=0.5), logits), sharp, atol=0.015)
+    two = np.array([4, 3, 0, 0, 0]) / 7
+    np.testing.assert_allclose(shares(Sampling(top_k=2), logits), two, atol=0.015)
+    three = np.array([40, 30, 15, 0, 0]) / 85
+    np.testing.assert_allclose(shares(Sampling(top_p=0.8), logits), three, atol=0.015)
+    assert shares(GREEDY, logits, 10)[0] == 1
+
+
+def test_greedy_equals_transformers_on_the_real_model(real, torch_real):
+    """Issue: the same 64 tokens for 20 prompts."""
+    texts = [
+        prompts.all_prompts(game, ("action1", "action2"))[i]
+        for game in games.GAMES.values()
+        for i in (0, 5)
+    ]
+    texts += [
+        "The capital of France is",
+        "Once upon a time there was a",
+        "def fibonacci(n):",
+        "Two prisoners are held in separate rooms.",
+        "The best way to learn is",
+        "1, 2, 3, 4,",
+        "Dear Sir or Madam,",
+        "Water boils at",
+    ]
+    assert len(texts) == 20
+    encoded = [real.tokenizer.encode(text) for text in texts]
+    ours = generate(real, encoded, 64, jax.random.key(0), GREEDY)
+    for ids, got in zip(encoded, ours, strict=True):
+        with torch.no_grad():
+            expected = torch_real.generate(
+                torch.tensor([ids]), max_new_tokens=64, do_sample=False, eos_token_id=1
+            )[0, len(ids) :].tolist()
+        expected = expected[: expected.index(1)] if 1 in expected else expected
+        expected = expected[: expected.index(106)] if 106 in expected else expected
+        assert got == expected, real.tokenizer.decode(ids)[:60]
