@@ -29,7 +29,7 @@ class Agent(NamedTuple):
       frozen: arrays that are never trained.
       inputs: packs the prompts of several games, stacked on a leading axis.
       summary: lines that say what it is, for people.
-      sha256: the digest of the model's file, if there is one.
+      model: what the policy was loaded from, or None for a tabular one.
       adapter: LoRA weights to start from instead of fresh ones, or None.
     """
 
@@ -37,7 +37,7 @@ class Agent(NamedTuple):
     frozen: Any
     inputs: Callable[[Sequence[Game]], Any]
     summary: list[str]
-    sha256: str | None
+    model: LoadedModel | None = None
     adapter: Any = None
 
     def start(self, trainable: Any) -> Any:
@@ -82,10 +82,16 @@ class Prompter:
     def tokens(self, text: str) -> list[int]:
         """The token ids of one prompt, with exactly one BOS."""
         if self.template == "chat":
-            turns = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
-            )
+            return self.conversation([{"role": "user", "content": text}])
+        return self._encode(text)
+
+    def conversation(self, turns: list[dict[str, str]]) -> list[int]:
+        """The token ids of a chat up to the model's next turn, with exactly one BOS."""
+        return self._encode(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        )
+
+    def _encode(self, text: str) -> list[int]:
         bos = self.tokenizer.bos_token
         ids = self.tokenizer.encode(text, add_special_tokens=not text.startswith(bos))
         if ids.count(self.tokenizer.bos_token_id) != 1 or ids[0] != self.tokenizer.bos_token_id:
@@ -115,7 +121,7 @@ def make_agent(config: Config) -> Agent:
     if config.model.source == "tabular":
         tabular = TabularPolicy()
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        return Agent(tabular, (), tabular.inputs, summary, None)
+        return Agent(tabular, (), tabular.inputs, summary)
     model = load(config.model.source, config.model.dtype, config.model.sha256)
     prompter = Prompter(model, config.prompt.labels, config.prompt.template)
     settings = config.lora
@@ -133,12 +139,13 @@ def make_agent(config: Config) -> Agent:
         model.config, model.definition, lora, prompter.responses, config.model.remat
     )
     summary = _summary(config, model, policy, prompter)
-    return Agent(policy, model.weights, prompter.inputs, summary, model.sha256, adapter)
+    return Agent(policy, model.weights, prompter.inputs, summary, model, adapter)
 
 
 def settle(config: Config, agent: Agent) -> Config:
     """The configuration with what only the model's and the adapter's files could tell."""
-    model = dataclasses.replace(config.model, sha256=agent.sha256)
+    digest = agent.model.sha256 if agent.model else None
+    model = dataclasses.replace(config.model, sha256=digest)
     lora = config.lora
     if isinstance(agent.policy, GemmaPolicy):
         lora = dataclasses.replace(lora, **dataclasses.asdict(agent.policy.lora))

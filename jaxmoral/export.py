@@ -17,12 +17,11 @@ import safetensors.numpy
 import transformers
 from flax import nnx
 
-from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluation import load_run
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.huggingface import LINEAR_NAMES, norm_names
-from jaxmoral.gemma.load import load
+from jaxmoral.gemma.load import LoadedModel
 from jaxmoral.gemma.lora import Adapter, Lora
 from jaxmoral.gemma.peft import merge, save_peft
 from jaxmoral.policy import GemmaPolicy
@@ -42,7 +41,7 @@ def export(run: Path, kind: str, output: Path) -> None:
         raise UserError(f"{output} exists; choose another --output")
     config, agent, trainable = load_run(run)
     policy = agent.policy
-    if not isinstance(policy, GemmaPolicy):
+    if not isinstance(policy, GemmaPolicy) or agent.model is None:
         raise UserError(f"{run} holds a tabular policy; only Gemma can be exported")
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".exporting-"))
@@ -57,17 +56,16 @@ def export(run: Path, kind: str, output: Path) -> None:
                 head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
                 safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
             else:
-                save_merged(scratch, config, policy.config, agent.frozen, adapter, policy.lora)
+                save_merged(scratch, agent.model, adapter, policy.lora)
         scratch.rename(output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def save_merged(
-    folder: Path, config: Config, sizes: GemmaConfig, weights: Any, adapter: Adapter, lora: Lora
-) -> None:
+def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) -> None:
     """Writes a Hugging Face model and tokenizer with the adapter added to the base weights."""
-    params = nnx.to_pure_dict(weights)
+    sizes, tokenizer = model.config, model.tokenizer
+    params = nnx.to_pure_dict(model.weights)
     dtype = params["embedding"].dtype
     tensors = {
         "model.embed_tokens.weight": np.asarray(params["embedding"]),
@@ -81,7 +79,6 @@ def save_merged(
         for layer, matrix in enumerate(kernel):
             tensors[f"model.layers.{layer}.{stored}.weight"] = np.ascontiguousarray(matrix.T)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    tokenizer = load(config.model.source, config.model.dtype, config.model.sha256).tokenizer
     tokenizer.save_pretrained(folder)
     described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -28,7 +28,7 @@ def player(choice):
     policy = TabularPolicy()
 
     trainable = {"logits": logits.reshape(16, 3), "values": np.zeros(16, np.float32)}
-    agent = Agent(policy, (), policy.inputs, [], None)
+    agent = Agent(policy, (), policy.inputs, [])
     return TrainedAgent(config, agent, SimpleNamespace(trainable=trainable), [])
 
 

@@ -114,7 +114,7 @@ def test_other_labels_and_their_budget(real):
 def test_agents_know_their_model(real):
     agent = make_agent(resolve(configs.Config()))
     assert isinstance(agent.policy, GemmaPolicy)
-    assert agent.sha256 == real.sha256
+    assert agent.model.sha256 == real.sha256
     assert "268.1 M parameters" in agent.summary[0]
     assert "instead of" in agent.summary[2]
 

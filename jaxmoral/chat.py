@@ -1,0 +1,149 @@
+"""The command `python -m jaxmoral.chat`: play rounds against a trained agent and ask it why."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmoral.agent import Agent, Prompter
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError, run_command
+from jaxmoral.evaluation import load_run
+from jaxmoral.games import get_game
+from jaxmoral.gemma.generate import Sampling, generate
+from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.policy import GemmaPolicy
+from jaxmoral.prompts import NUM_ORDERS, all_prompts, memory_index
+from jaxmoral.rewards import ILLEGAL
+
+QUESTIONS = {
+    "why": "Why did you make this choice?",
+    "strategy": "Which strategy did you follow in this game?",
+}
+
+
+class Round(NamedTuple):
+    """What happened: the prompt's index, both moves (2 is illegal), both players' points."""
+
+    prompt: int
+    agents_move: int
+    users_move: int
+    agents_points: float
+    users_points: float
+
+
+class Match:
+    """A user against an agent; the agent sees the round before, as in training."""
+
+    def __init__(self, config: Config, log_probs: np.ndarray, seed: int):
+        """Starts from a remembered round drawn at random, as every episode does.
+
+        Args:
+          config: of the run.
+          log_probs: `[num_prompts, 3]` of the agent.
+          seed: of the agent's choices.
+        """
+        self.game = get_game(config.env.game)
+        self.labels = config.prompt.labels
+        self._probs = np.exp(np.asarray(log_probs, np.float64))
+        self._random = np.random.default_rng(seed)
+        self.agents_last, self.users_last = map(int, self._random.integers(0, 2, 2))
+
+    def play(self, users_move: int) -> Round:
+        """Plays one simultaneous round; an illegal answer leaves the agent's last move alone."""
+        memory = memory_index(self.agents_last, self.users_last)
+        prompt = memory * NUM_ORDERS + int(self._random.integers(NUM_ORDERS))
+        probs = self._probs[prompt] / self._probs[prompt].sum()
+        agents_move = int(self._random.choice(3, p=probs))
+        agents_points = users_points = 0.0
+        if agents_move != ILLEGAL:
+            agents_points, users_points = self.game.payoffs[:, agents_move, users_move].tolist()
+            self.agents_last = agents_move
+        self.users_last = users_move
+        return Round(prompt, agents_move, users_move, agents_points, users_points)
+
+
+def follow_up(prompter: Prompter, text: str, answer: str, question: str) -> list[int]:
+    """Tokens of the prompt, the agent's answer to it and a question about that answer."""
+    if prompter.template == "plain":
+        return prompter.tokens(f"{text} {answer}\n\n{question}\nAnswer: I chose {answer} because")
+    turns = [
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": question},
+    ]
+    return prompter.conversation(turns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxmoral.chat", description="Play against a trained agent and question it."
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the agent's choices and words")
+    arguments = parser.parse_args()
+    run_command(lambda: _chat(arguments.run, arguments.seed))
+
+
+def _chat(folder: Path, seed: int) -> None:
+    use_compilation_cache()
+    config, agent, trainable = load_run(folder)
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([get_game(config.env.game)]))
+    table = jax.jit(lambda w, i, t: agent.policy.apply(w, i, t, None))
+    match = Match(config, table(agent.frozen, inputs, trainable).log_probs, seed)
+    labels = match.labels
+    print(
+        f"{match.game.title}; you are A. Type {labels[0]} or {labels[1]} (c or d), "
+        f"{', '.join(QUESTIONS)}, or quit."
+    )
+    print(f"Remembered round: agent {labels[match.agents_last]}, you {labels[match.users_last]}.")
+    moves = {labels[0]: 0, "c": 0, labels[1]: 1, "d": 1}
+    last: Round | None = None
+    while True:
+        try:
+            word = input("> ").strip()
+        except EOFError:
+            return
+        if word == "quit":
+            return
+        if word in moves:
+            last = match.play(moves[word])
+            said = (*labels, "something that is no action")[last.agents_move]
+            print(
+                f"agent: {said}. Points: you {last.users_points:g}, agent {last.agents_points:g}."
+            )
+        elif word in QUESTIONS and last:
+            print(explain(config, agent, trainable, match, last, QUESTIONS[word], seed))
+        elif word in QUESTIONS:
+            print("Play a round first.")
+        else:
+            print(f"Type {labels[0]}, {labels[1]}, c, d, {', '.join(QUESTIONS)} or quit.")
+
+
+def explain(
+    config: Config,
+    agent: Agent,
+    trainable: Any,
+    match: Match,
+    last: Round,
+    question: str,
+    seed: int,
+) -> str:
+    """What the agent says about its last answer, at most 60 sampled tokens."""
+    if not isinstance(agent.policy, GemmaPolicy) or agent.model is None:
+        raise UserError("this agent is a table of probabilities; it has no words")
+    model = agent.model
+    prompter = Prompter(model, config.prompt.labels, config.prompt.template)
+    text = all_prompts(match.game, match.labels)[last.prompt]
+    answer = (*match.labels, "")[last.agents_move]
+    ids = follow_up(prompter, text, answer, question)
+    key = jax.random.key(seed)
+    adapter, lora = trainable["adapter"], agent.policy.lora
+    (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
+    return prompter.tokenizer.decode(said).strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Playing and questioning an agent in the terminal."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral.chat import Match
+from jaxmoral.training import train
+
+FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "150"]
+FLAGS += ["--ppo.learning_rate", "0.3", "--reward.name", "game+deontological"]
+FLAGS += ["--ppo.final_entropy_coef", "0.01", "--ppo.kl_coef", "0"]
+
+
+def talk(folder, lines):
+    return subprocess.run(
+        [sys.executable, "-m", "jaxmoral.chat", "--run", str(folder)],
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_match_follows_the_rules_of_training():
+    """An agent that repeats the user's last move, and one that answers nothing legal."""
+    log_probs = np.full((16, 3), -50.0)
+    for prompt in range(16):
+        log_probs[prompt, (prompt // 4) % 2] = 0.0
+    match = Match(configs.Config(), log_probs, 0)
+    previous = match.users_last
+    for move in (0, 1, 1, 0, 1):
+        played = match.play(move)
+        assert played.agents_move == previous
+        assert played.agents_points == match.game.payoffs[0, previous, move]
+        assert played.users_points == match.game.payoffs[1, previous, move]
+        previous = move
+
+    silent = np.full((16, 3), -50.0)
+    silent[:, 2] = 0.0
+    match = Match(configs.Config(), silent, 0)
+    before = match.agents_last
+    played = match.play(1)
+    assert played[1:] == (2, 1, 0.0, 0.0)
+    assert (match.agents_last, match.users_last) == (before, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(configs.load(None, FLAGS), path, say=lambda line: None)
+    return path
+
+
+def test_a_trained_agent_reciprocates_in_the_terminal(folder):
+    done = talk(folder, ["why", "d", "d", "c", "c", "hello", "quit"])
+    assert done.returncode == 0, done.stderr
+    answers = [line for line in done.stdout.splitlines() if "agent: " in line]
+    assert [answer.split()[2] for answer in answers][1:] == ["action2.", "action2.", "action1."]
+    assert "Play a round first." in done.stdout
+    assert "Type action1, action2, c, d, why, strategy or quit." in done.stdout
+
+
+def test_a_table_has_no_words(folder):
+    done = talk(folder, ["c", "why"])
+    assert done.returncode == 2
+    assert done.stderr == "error: this agent is a table of probabilities; it has no words\n"
