@@ -15,6 +15,7 @@ from jaxmoral.games import Game, get_game
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.peft import load_peft
+from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
 from jaxmoral.gemma.tokenizer import byte_pieces
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
 from jaxmoral.prompt_tree import PromptTree, pack, pad
@@ -161,20 +162,17 @@ def _summary(
     longest = max(len(sequence) for sequence in sequences[::prefixes])
     flat = sum(len(sequence) for sequence in sequences[::prefixes])
     nodes = len(pack(sequences)[0].tokens)
-    trainable = jax.eval_shape(policy.init, jax.random.key(0))
-    adapter = sum(leaf.size for leaf in jax.tree.leaves(trainable["adapter"]))
-    head = sum(leaf.size for leaf in jax.tree.leaves(trainable["value_head"]))
-    weights = jax.tree.leaves(model.weights)
-    size = model.config
-    # What the backward pass keeps of each token and layer, plus the logits with their gradient.
-    kept = sum(outputs for _, outputs in size.linear_shapes.values()) + 2 * size.embed_dim
-    kept = nodes * size.num_layers * (size.embed_dim if config.model.remat else kept)
-    logits = 4 * len(sequences) * size.vocab_size
-    frozen_bytes = sum(leaf.nbytes for leaf in weights)
-    itemsize = weights[0].dtype.itemsize
-    memory = frozen_bytes + 16 * (adapter + head) + itemsize * kept + 4 * logits
+    parameters = num_parameters(model.config)
+    adapter = num_adapter_parameters(model.config, policy.lora)
+    head = model.config.embed_dim + 1
+    frozen = jax.tree.leaves(model.weights)
+    itemsize = 4 if config.model.dtype == "float32" else 2
+    rows = len(sequences)
+    activations = activation_bytes(model.config, nodes, rows, itemsize, config.model.remat)
+    # A trained parameter comes with its gradient and two moments of Adam.
+    memory = sum(leaf.nbytes for leaf in frozen) + 16 * (adapter + head) + activations
     return [
-        f"model      {config.model.source}: {sum(w.size for w in weights) / 1e6:.1f} M parameters,"
+        f"model      {config.model.source}: {parameters / 1e6:.1f} M parameters,"
         f" {config.model.dtype}, frozen",
         f"trained    LoRA rank {policy.lora.rank} on {' '.join(policy.lora.targets)}:"
         f" {adapter:,} parameters; value head: {head:,}",

@@ -1,0 +1,44 @@
+"""How much memory a model takes, computed from shapes without allocating anything."""
+
+import math
+
+import jax
+
+from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.lora import Lora, init_adapter
+from jaxmoral.gemma.model import Gemma
+
+
+def num_parameters(config: GemmaConfig) -> int:
+    """Parameters of the frozen base."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Gemma.abstract(config)[1]))
+
+
+def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
+    """Parameters of an adapter."""
+    adapter = jax.eval_shape(lambda key: init_adapter(key, config, lora), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(adapter))
+
+
+def activation_bytes(
+    config: GemmaConfig, num_nodes: int, num_rows: int, itemsize: int, remat: bool
+) -> int:
+    """What one update keeps for its backward pass.
+
+    Of each token and layer: what the linear layers and the heads made and the block's input, or
+    with `remat` the input alone; and four float32 copies of the logits (they, their exponentials
+    and gradients).
+
+    Args:
+      config: of the base.
+      num_nodes: of the packed prompt tree.
+      num_rows: how many of them need logits.
+      itemsize: bytes of an activation.
+      remat: see `ModelConfig.remat`.
+    """
+    kept = config.embed_dim
+    if not remat:
+        queries = config.num_heads * config.head_dim
+        kept += sum(outputs for _, outputs in config.linear_shapes.values()) + queries
+    logits = 4 * 4 * num_rows * config.vocab_size
+    return num_nodes * config.num_layers * kept * itemsize + logits

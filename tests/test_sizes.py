@@ -1,0 +1,45 @@
+"""Sizes from shapes against the real model, the paper's count, and XLA's own accounting."""
+
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxmoral import config as configs
+from jaxmoral import games, ppo
+from jaxmoral.agent import make_agent
+from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
+from jaxmoral.training import environment, initial_state, resolve
+
+MODELS = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "size_table.py"))["MODELS"]
+
+
+def test_the_real_models_parameters(real):
+    count = sum(leaf.size for leaf in jax.tree.leaves(real.weights))
+    assert num_parameters(real.config) == count == num_parameters(MODELS["Gemma 3 270M"])
+
+
+def test_the_papers_adapter():
+    """arXiv 2410.01639 trains 83,066,880 LoRA parameters on Gemma-2-2b-it."""
+    config = MODELS["Gemma 2 2B"]
+    lora = Lora(64, 32.0, 0.0, tuple(config.linear_shapes))
+    assert num_adapter_parameters(config, lora) == 83_066_880
+    assert round(num_parameters(config) / 1e6) == 2614
+
+
+def test_activations_are_what_the_compiler_reserves(real):
+    config = resolve(configs.load(None, ["--env.episodes", "64"]))
+    agent = make_agent(config)
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([games.get_game("ipd")]))
+    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0))
+    reference = jax.ShapeDtypeStruct((16, 3), np.float32)
+    update = ppo.make_update(agent.policy, ppo.make_optimiser(config.ppo, 4), config.ppo, 4, 64, 5)
+    lowered = jax.jit(update, donate_argnums=0).lower(
+        state, key, agent.frozen, inputs, environment(config), reference
+    )
+    reserved = lowered.compile().memory_analysis().temp_size_in_bytes
+    nodes, rows = inputs.tree.tokens.size, inputs.nodes.size
+    estimate = activation_bytes(real.config, nodes, rows, 4, remat=False)
+    assert 0.6 < estimate / reserved < 1.6
