@@ -169,8 +169,13 @@ def load_run(folder: Path) -> tuple[Config, Agent, PyTree]:
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} holds no checkpoints")
     config = resolve(configs.load(folder / "config.yaml"))
-    agent = make_agent(config)
+    # The checkpoint holds the adapter; the folder it once started from may be gone.
+    agent = make_agent(
+        dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapter=None))
+    )
     abstract, _ = jax.eval_shape(initial_state(config, agent), np.uint32(0))
     with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(abstract, config)
