@@ -29,6 +29,8 @@ LINEAR_NAMES = {
     "down": "mlp.down_proj",
 }
 
+_CHUNK = 2**22  # numbers of a matrix that are read at once
+
 
 def norm_names(config: GemmaConfig) -> dict[str, str]:
     """Our name of each norm of a block: its name in a checkpoint."""
@@ -129,15 +131,31 @@ class TensorFiles:
             raise UserError(f"model: {path} is not a complete safetensors file ({error})") from None
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one tensor of the text model; raises UserError if missing or misshapen."""
+        """Reads one small tensor of the text model; raises UserError if missing or misshapen."""
+        return self._slice(name, shape)[:]
+
+    def read_into(self, out: np.ndarray, name: str, shape: tuple[int, int], flip: bool) -> None:
+        """Reads a matrix, some rows at a time, into `out` (its transpose, with `flip`)."""
+        stored = self._slice(name, shape)
+        step = max(1, _CHUNK // shape[1])
+        for start in range(0, shape[0], step):
+            rows = slice(start, min(start + step, shape[0]))
+            if flip:
+                out[:, rows] = stored[rows].T
+            else:
+                out[rows] = stored[rows]
+
+    def _slice(self, name: str, shape: tuple[int, ...]):
         full = f"{self._prefix}{name}"
         if full not in self.files:
             raise UserError(f"model: {self._folder} holds no tensor {full}, expected {shape}")
         path = self.files.pop(full)
-        tensor = self._open(path).get_tensor(full)  # reopened each time: its pages can go
-        if tensor.shape != shape:
-            raise UserError(f"model: {path}: {full} has shape {tensor.shape}, expected {shape}")
-        return tensor
+        stored = self._open(path).get_slice(full)  # reopened each time: its pages can go
+        if tuple(stored.get_shape()) != shape:
+            raise UserError(
+                f"model: {path}: {full} has shape {tuple(stored.get_shape())}, expected {shape}"
+            )
+        return stored
 
     def check_nothing_left(self) -> None:
         """Raises UserError if the text model has tensors nobody asked for."""
@@ -165,21 +183,22 @@ def weights(folder: Path, config: GemmaConfig, dtype: str) -> Iterator[tuple[str
     files = TensorFiles(folder)
     target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     embedding = aligned_empty((config.vocab_size, config.embed_dim), target)
-    embedding[...] = files.read("embed_tokens.weight", embedding.shape)
+    shape = (config.vocab_size, config.embed_dim)
+    files.read_into(embedding, "embed_tokens.weight", shape, flip=False)
     yield "embedding", embedding
     final = files.read("norm.weight", (config.embed_dim,))
     yield "final_norm.scale", 1 + final.astype(np.float32)
     layers = range(config.num_layers)
     for name, stored in norm_names(config).items():
-        shape = (config.norm_sizes[name],)
-        scales = [files.read(f"layers.{layer}.{stored}.weight", shape) for layer in layers]
+        size = (config.norm_sizes[name],)
+        scales = [files.read(f"layers.{layer}.{stored}.weight", size) for layer in layers]
         yield f"blocks.{name}.scale", 1 + np.stack(scales).astype(np.float32)
     for name, stored in LINEAR_NAMES.items():
         inputs, outputs = config.linear_shapes[name]
         stacked = aligned_empty((config.num_layers, inputs, outputs), target)
         for layer in layers:
             full = f"layers.{layer}.{stored}.weight"
-            stacked[layer] = files.read(full, (outputs, inputs)).T
+            files.read_into(stacked[layer], full, (outputs, inputs), flip=True)
         yield f"blocks.{name}", stacked
     files.check_nothing_left()
 
