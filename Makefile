@@ -3,7 +3,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-RUN ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+ifndef RUN
+RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

@@ -120,10 +120,14 @@ def make_agent(config: Config) -> Agent:
       UserError: the model or the labels cannot be used.
     """
     if config.model.source == "tabular":
+        if config.lora.adapter is not None:
+            raise UserError("lora.adapter: a tabular policy has no adapter")
         tabular = TabularPolicy()
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
         return Agent(tabular, (), tabular.inputs, summary)
-    model = load(config.model.source, config.model.dtype, config.model.sha256)
+    base = config.model
+    quantisation = None if base.quantisation == "none" else base.quantisation
+    model = load(base.source, base.dtype, base.sha256, quantisation)
     prompter = Prompter(model, config.prompt.labels, config.prompt.template)
     settings = config.lora
     lora = Lora(
@@ -166,14 +170,16 @@ def _summary(
     adapter = num_adapter_parameters(model.config, policy.lora)
     head = model.config.embed_dim + 1
     frozen = jax.tree.leaves(model.weights)
+    kind: str = config.model.dtype
+    if model.config.quantisation:
+        kind = f"{model.config.quantisation} dequantised to {kind}"
     itemsize = 4 if config.model.dtype == "float32" else 2
     rows = len(sequences)
     activations = activation_bytes(model.config, nodes, rows, itemsize, config.model.remat)
     # A trained parameter comes with its gradient and two moments of Adam.
     memory = sum(leaf.nbytes for leaf in frozen) + 16 * (adapter + head) + activations
     return [
-        f"model      {config.model.source}: {parameters / 1e6:.1f} M parameters,"
-        f" {config.model.dtype}, frozen",
+        f"model      {config.model.source}: {parameters / 1e6:.1f} M parameters, {kind}, frozen",
         f"trained    LoRA rank {policy.lora.rank} on {' '.join(policy.lora.targets)}:"
         f" {adapter:,} parameters; value head: {head:,}",
         f"prompts    {len(sequences) // prefixes} of up to {longest} tokens;"

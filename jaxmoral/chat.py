@@ -1,6 +1,8 @@
 """The command `python -m jaxmoral.chat`: play rounds against a trained agent and ask it why."""
 
 import argparse
+import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from jaxmoral.agent import Agent, Prompter
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError, run_command
+from jaxmoral.errors import run_command
 from jaxmoral.evaluation import load_run
 from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
@@ -84,6 +86,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="a run folder")
     parser.add_argument("--seed", type=int, default=0, help="of the agent's choices and words")
     arguments = parser.parse_args()
+    if arguments.seed < 0:
+        parser.error("--seed must not be negative")
     run_command(lambda: _chat(arguments.run, arguments.seed))
 
 
@@ -99,8 +103,9 @@ def _chat(folder: Path, seed: int) -> None:
         f"{', '.join(QUESTIONS)}, or quit."
     )
     print(f"Remembered round: agent {labels[match.agents_last]}, you {labels[match.users_last]}.")
-    moves = {labels[0]: 0, "c": 0, labels[1]: 1, "d": 1}
+    moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
     last: Round | None = None
+    keys = map(partial(jax.random.fold_in, jax.random.key(seed)), itertools.count())
     while True:
         try:
             word = input("> ").strip()
@@ -114,10 +119,13 @@ def _chat(folder: Path, seed: int) -> None:
             print(
                 f"agent: {said}. Points: you {last.users_points:g}, agent {last.agents_points:g}."
             )
-        elif word in QUESTIONS and last:
-            print(explain(config, agent, trainable, match, last, QUESTIONS[word], seed))
         elif word in QUESTIONS:
-            print("Play a round first.")
+            if last is None:
+                print("Play a round first.")
+            elif isinstance(agent.policy, GemmaPolicy):
+                print(explain(config, agent, trainable, match, last, QUESTIONS[word], next(keys)))
+            else:
+                print("This agent is a table of probabilities; it has no words.")
         else:
             print(f"Type {labels[0]}, {labels[1]}, c, d, {', '.join(QUESTIONS)} or quit.")
 
@@ -129,19 +137,18 @@ def explain(
     match: Match,
     last: Round,
     question: str,
-    seed: int,
+    key: jax.Array,
 ) -> str:
     """What the agent says about its last answer, at most 60 sampled tokens."""
-    if not isinstance(agent.policy, GemmaPolicy) or agent.model is None:
-        raise UserError("this agent is a table of probabilities; it has no words")
-    model = agent.model
+    model, policy = agent.model, agent.policy
+    assert model is not None
+    assert isinstance(policy, GemmaPolicy)
     prompter = Prompter(model, config.prompt.labels, config.prompt.template)
     text = all_prompts(match.game, match.labels)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
     ids = follow_up(prompter, text, answer, question)
-    key = jax.random.key(seed)
-    adapter, lora = trainable["adapter"], agent.policy.lora
-    (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
+    adapter = trainable["adapter"]
+    (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, policy.lora)
     return prompter.tokenizer.decode(said).strip()
 
 

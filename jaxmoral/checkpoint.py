@@ -44,11 +44,12 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, abstract: Any, config: Config) -> Any:
+    def restore(self, like: Any, config: Config) -> Any:
         """Reads the newest checkpoint.
 
         Args:
-          abstract: a pytree of `jax.ShapeDtypeStruct` like the state that was saved.
+          like: a pytree of arrays shaped like the state that was saved, on the devices it goes to
+            (not necessarily the kind of device that saved it).
           config: the configuration the checkpoint must have been made with.
 
         Raises:
@@ -72,7 +73,7 @@ class Checkpoints:
                 f" {', '.join(changed)}"
             )
         try:
-            state = ocp.args.StandardRestore(abstract)
+            state = ocp.args.StandardRestore(like)
             return self._manager.restore(update, args=ocp.args.Composite(state=state))["state"]
         except Exception as error:
             raise self._damaged(update, error) from error
@@ -80,8 +81,8 @@ class Checkpoints:
     def _damaged(self, update: int, error: Exception) -> UserError:
         line = (str(error).splitlines() or [type(error).__name__])[0][:160]
         return UserError(
-            f"the checkpoint {self._folder / str(update)} cannot be read ({line}); delete that"
-            " folder to go back to the one before"
+            f"the checkpoint {self._folder / str(update)} cannot be read ({line}); if it is"
+            " damaged, delete that folder to go back to the one before"
         )
 
 

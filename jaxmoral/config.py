@@ -30,16 +30,20 @@ class ModelConfig:
     """Which policy is trained.
 
     Attributes:
-      source: a packaged model's name, the path of a GGUF file, or "tabular" for free logits per
+      source: a packaged model's name, the path of a GGUF file or of a folder in Hugging Face
+        layout, a hub id "owner/name" or "owner/name@revision", or "tabular" for free logits per
         prompt.
-      sha256: the digest the GGUF file must have; filled in when a run starts.
+      sha256: the digest the model must have (see `jaxmoral.gemma.load.LoadedModel`); filled in
+        when a run starts.
       dtype: of the frozen weights; "auto" is float32 on CPU and bfloat16 on accelerators.
+      quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
       remat: recompute activations in the backward pass: less memory, more time.
     """
 
     source: str = "gemma3-270m"
     sha256: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantisation: Literal["none", "int8", "nf4"] = "none"
     remat: Flag = False
 
 
@@ -54,7 +58,6 @@ class LoraConfig:
     """
 
     adapter: str | None = None
-
     rank: Positive = 8
     alpha: Annotated[float, Field(gt=0)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -136,7 +139,7 @@ class PPOConfig:
 class EvaluationConfig:
     """How a trained agent is tested: which games ("all" is every registered one) and opponents."""
 
-    games: tuple[str, ...] = ("all",)
+    games: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)
     opponents: Annotated[tuple[str, ...], Field(min_length=1)] = ("random",)
     episodes: Positive = 100_000
     rounds: Positive = 5
@@ -212,13 +215,13 @@ def _explain(error: pydantic.ValidationError) -> str:
     return f"{key}: {message}, got {first['input']!r}"
 
 
-def load(path: Path | None, flags: Sequence[str] = ()) -> Config:
+def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or nothing) and applies `--dotted.key value` flags on top of it.
 
     Raises:
       UserError: the file is missing or not YAML, or `parse` refuses the result.
     """
-    tree = _read_yaml(path) if path else {}
+    tree = _read_yaml(Path(path)) if path else {}
     if len(flags) % 2:
         raise UserError(f"every flag needs a value; got {' '.join(flags)!r}")
     for flag, text in zip(flags[::2], flags[1::2], strict=True):

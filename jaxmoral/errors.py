@@ -22,12 +22,15 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Runs a command line: a UserError becomes one line on stderr and exit code 2."""
+    """Runs a command line: what a user can mend becomes one line on stderr and exit code 2.
+
+    That is a UserError, or the operating system's refusal (no space, no permission).
+    """
     try:
         command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted before there was anything to save", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)

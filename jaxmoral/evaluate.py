@@ -18,7 +18,9 @@ def main() -> None:
         description="Evaluates a run, or an untouched model, on many games in one program.",
     )
     parser.add_argument("--run", type=Path, help="a run folder; its base is evaluated beside it")
-    parser.add_argument("--model", help="a model's name or GGUF file, to evaluate it untrained")
+    parser.add_argument(
+        "--model", help="a model's name, file, folder or hub id, to evaluate it untrained"
+    )
     parser.add_argument("--games", help="comma-separated names, or all")
     parser.add_argument("--opponents", help="comma-separated names")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
@@ -32,6 +34,11 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     if arguments.run is not None and flags:
         raise UserError(f"a run's configuration is fixed; unknown flags {' '.join(flags)}")
     split = lambda text: text.split(",") if text else None
+    output = arguments.output
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"--output: {output} is not a file in an existing folder")
+    if output is None and arguments.run is not None:
+        output = arguments.run / "evaluation.json"
     use_compilation_cache()
     source = arguments.run
     if source is None:
@@ -39,17 +46,14 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     evaluation = evaluate(source, split(arguments.games), split(arguments.opponents))
     print(table(evaluation))
 
-    output = arguments.output
-    if output is None and arguments.run is not None:
-        output = arguments.run / "evaluation.json"
     if output is None:
         return
     scratch = output.with_name(output.name + ".part")
     try:
         scratch.write_text(json.dumps(evaluation, indent=2) + "\n")
         os.replace(scratch, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output} ({error.strerror})") from None
+    finally:
+        scratch.unlink(missing_ok=True)
     picture = report.plot_regret(evaluation, output.with_name("regret.png"))
     print(f"wrote {output} and {picture}")
 

@@ -176,9 +176,9 @@ def load_run(folder: Path) -> tuple[Config, Agent, PyTree]:
     agent = make_agent(
         dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapter=None))
     )
-    abstract, _ = jax.eval_shape(initial_state(config, agent), np.uint32(0))
+    fresh, _ = jax.jit(initial_state(config, agent))(np.uint32(config.seed))
     with Checkpoints(folder) as checkpoints:
-        state = checkpoints.restore(abstract, config)
+        state = checkpoints.restore(fresh, config)
     return config, agent, state.trainable
 
 
@@ -240,14 +240,16 @@ def _measures(shares: jax.Array | np.ndarray, tables: dict[str, np.ndarray]) -> 
     """Action types (outcome given the opponent's previous move), mean rewards and regrets.
 
     Regret is the largest reward of any round of the game minus the mean (arXiv 2410.01639,
-    section 5 of its evaluation); normalised, it is divided by the span of the rewards.
+    section 5 of its evaluation); normalised, it is divided by the span of the rewards (0 when they
+    are all alike).
     """
     rewards = {name: float((shares * table).sum()) for name, table in tables.items()}
     regret = {}
     for name in REGRETS:
         low, high = bounds(tables[name])
         points = high - rewards[name]
-        regret[name] = {"points": points, "normalised": points / (high - low)}
+        span = high - low
+        regret[name] = {"points": points, "normalised": points / span if span else 0.0}
     return {
         "action_types": action_types(np.asarray(shares).sum((0, 3)).T),
         "rewards": rewards,
@@ -258,8 +260,9 @@ def _measures(shares: jax.Array | np.ndarray, tables: dict[str, np.ndarray]) -> 
 def table(evaluation: dict[str, Any]) -> str:
     """The evaluation as text: a line per game and policy, against the first opponent, exact."""
     opponent = evaluation["opponents"][0]
+    width = max(map(len, ("game", *evaluation["games"]))) + 2
     header = (
-        f"{'game':6}{'policy':8}{'P(C|CC)':>9}{'P(C|CD)':>9}{'P(C|DC)':>9}{'P(C|DD)':>9}"
+        f"{'game':{width}}{'policy':8}{'P(C|CC)':>9}{'P(C|CD)':>9}{'P(C|DC)':>9}{'P(C|DD)':>9}"
         f"{'illegal':>9}{'De regret':>11}{'Ut regret':>11}"
     )
     lines = [header, "-" * len(header)]
@@ -269,13 +272,13 @@ def table(evaluation: dict[str, Any]) -> str:
             kinds = exact["action_types"]
             cells = "".join(f"{result['remembered'][cell]['C']:9.1%}" for cell in CELLS)
             lines.append(
-                f"{game:6}{name:8}{cells}{kinds['illegal|C'] + kinds['illegal|D']:9.1%}"
+                f"{game:{width}}{name:8}{cells}{kinds['illegal|C'] + kinds['illegal|D']:9.1%}"
                 f"{exact['regret']['deontological']['points']:11.2f}"
                 f"{exact['regret']['utilitarian']['normalised']:11.3f}"
             )
     lines.append(
         f"Remembered rounds name the agent's move first. Regret against {opponent}: deontological"
-        f" in points (0 to {-evaluation['r_illegal']:g}), utilitarian from 0 to 1. Exact and"
+        f" in points, utilitarian from 0 to 1 (normalised). Exact and"
         f" sampled shares differ by at most {evaluation['largest_gap']:.2%}."
     )
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from jaxmoral.gemma.huggingface import LINEAR_NAMES, norm_names
 from jaxmoral.gemma.load import LoadedModel
 from jaxmoral.gemma.lora import Adapter, Lora
 from jaxmoral.gemma.peft import merge, save_peft
+from jaxmoral.gemma.quantise import dequantise
 from jaxmoral.policy import GemmaPolicy
 
 FORMATS = ("peft", "merged", "orbax")
@@ -57,6 +58,7 @@ def export(run: Path, kind: str, output: Path) -> None:
                 safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
             else:
                 save_merged(scratch, agent.model, adapter, policy.lora)
+        scratch.chmod(0o755)  # mkdtemp's folders are their owner's alone
         scratch.rename(output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -66,22 +68,28 @@ def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) 
     """Writes a Hugging Face model and tokenizer with the adapter added to the base weights."""
     sizes, tokenizer = model.config, model.tokenizer
     params = nnx.to_pure_dict(model.weights)
-    dtype = params["embedding"].dtype
+    embedding = _full(params["embedding"])
+    dtype = embedding.dtype
     tensors = {
-        "model.embed_tokens.weight": np.asarray(params["embedding"]),
+        "model.embed_tokens.weight": embedding,
         "model.norm.weight": (np.asarray(params["final_norm"]["scale"]) - 1).astype(dtype),
     }
     for name, stored in norm_names(sizes).items():
         for layer, scale in enumerate(np.asarray(params["blocks"][name]["scale"])):
             tensors[f"model.layers.{layer}.{stored}.weight"] = (scale - 1).astype(dtype)
     for name, stored in LINEAR_NAMES.items():
-        kernel = merge(name, params["blocks"][name], adapter, lora).astype(dtype)
+        kernel = merge(name, _full(params["blocks"][name]), adapter, lora).astype(dtype)
         for layer, matrix in enumerate(kernel):
             tensors[f"model.layers.{layer}.{stored}.weight"] = np.ascontiguousarray(matrix.T)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _full(matrix: Any) -> np.ndarray:
+    """A matrix, or what its codes and scales stand for."""
+    return np.asarray(dequantise(**matrix) if isinstance(matrix, dict) else matrix)
 
 
 def huggingface_config(sizes: GemmaConfig, tokenizer: Any) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxmoral.errors import UserError, choose
 
-COOPERATE, DEFECT = 0, 1
 CELLS = ("CC", "CD", "DC", "DD")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ class MetricsLog:
         """Opens the log for the updates after `start`, dropping lines of later ones."""
         self._path = run_folder / "metrics.jsonl"
         kept = [record for record in read(run_folder) if record["update"] <= start] if start else []
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        scratch = self._path.with_name(self._path.name + ".part")
+        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(scratch, self._path)
         self._file = self._path.open("a")
         self._events = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start + 1)
 
@@ -73,6 +76,8 @@ def read(run_folder: Path) -> list[dict]:
         lines = path.read_text().split("\n")[:-1]
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged ({error})") from None
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:

@@ -135,7 +135,7 @@ def exact_entropy(log_probs: jax.Array) -> jax.Array:
 
 
 def adapt_kl_coef(kl_coef: jax.Array, kl: jax.Array, config: PPOConfig) -> jax.Array:
-    """Raises the weight when the KL is above its target and lowers it below, at most 20 %."""
+    """Raises the weight when the KL is above its target and lowers it when it is below."""
     error = jnp.clip(kl / config.kl_target - 1.0, -0.2, 0.2)
     return kl_coef * (1.0 + config.kl_gain * error)
 

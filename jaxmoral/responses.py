@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 WHITESPACE = b" \t\n\r\x0b\x0c"
+MAX_PREFIXES = 64  # each costs a row of logits per prompt
 
 
 class Responses(NamedTuple):
@@ -53,7 +54,8 @@ def spell(
       budget: the largest number of tokens of a response.
 
     Raises:
-      ValueError: no response within the budget spells one of the labels.
+      ValueError: no response within the budget spells one of the labels, or there are too many
+        partial ones (a label far shorter than the budget leaves room for white space anywhere).
     """
     useful = {
         token: piece
@@ -61,6 +63,7 @@ def spell(
         if piece and token not in stop_tokens and any(piece.strip(WHITESPACE) in x for x in labels)
     }
     complete: list[tuple[tuple[int, ...], int]] = []
+    inner: list[tuple[int, ...]] = []
 
     def can_begin(text: bytes) -> bool:
         return any(_begins(text, label) for label in labels)
@@ -84,6 +87,13 @@ def spell(
                 complete.extend(((*prefix, stop), action) for stop in stop_tokens)
         if len(prefix) == budget:
             return
+        inner.append(prefix)
+        if len(inner) > MAX_PREFIXES:
+            raise ValueError(
+                f"more than {MAX_PREFIXES} partial responses of up to {budget} tokens can become"
+                f" {labels[0].decode()!r} or {labels[1].decode()!r}; choose two labels of the same"
+                " number of tokens"
+            )
         for token, piece in useful.items():
             longer = (text + piece).lstrip(WHITESPACE)
             if can_begin(longer) and len(prefix) + 1 + fewest(longer) <= budget:

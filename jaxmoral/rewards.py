@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmoral.errors import choose
 
-ILLEGAL = 2  # the third outcome, after games.COOPERATE and games.DEFECT
+ILLEGAL = 2  # the third outcome, after 0 for C and 1 for D
 
 
 class Cell(NamedTuple):

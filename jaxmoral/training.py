@@ -1,6 +1,7 @@
 """The training loop around the jitted update: set-up, progress, checkpoints, interruption."""
 
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -114,11 +115,12 @@ def train(
     if folder is None:
         return _loop(config, agent, state, step, None, None)
     folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        configs.save(config, folder / "config.yaml")
     with Checkpoints(folder) as checkpoints:
         if resume:
-            state = checkpoints.restore(jax.eval_shape(lambda: state), config)
+            state = checkpoints.restore(state, config)
         else:
-            configs.save(config, folder / "config.yaml")
             checkpoints.save(0, state, config)
         with metrics.MetricsLog(folder, int(state.update)) as log:
             return _loop(config, agent, state, step, checkpoints, log)
@@ -184,10 +186,11 @@ def _loop(
                 refresh=False,
             )
             bar.update()
-            last = update == config.updates or bool(received)
+            stop = bool(received)
+            last = update == config.updates or stop
             if checkpoints and (last or update % config.checkpoint_every == 0):
                 checkpoints.save(update, state, config)
-            if received:
+            if stop:
                 break
     return TrainedAgent(config, agent, state, history, received[0] if received else None)
 
@@ -233,5 +236,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
         )
     if resume and not holds_run:
         raise UserError(f"{folder} holds no run to resume")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
+    # What is refused is refused now, not after minutes of loading.
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UserError(f"--output-dir: cannot write to {nearest}")

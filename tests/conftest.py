@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny random Gemma 3 with its torch twin, and the real model, loaded once."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -57,11 +58,10 @@ def save_tiny(kind: str, folder: Path) -> torch.nn.Module:
     return twin
 
 
-def load_tiny(folder: Path, dtype: str = "float32"):
+def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = None):
     """(config, definition, weights) of a checkpoint without a tokenizer."""
-    config = huggingface.read_config(folder)
-    pairs = huggingface.weights(folder, config, dtype)
-    return config, *gemma_load._assemble(config, pairs, dtype)
+    config = dataclasses.replace(huggingface.read_config(folder), quantisation=quantisation)
+    return config, *gemma_load.assemble(config, huggingface.weights(folder, config), dtype)
 
 
 @pytest.fixture(scope="session")

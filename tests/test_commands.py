@@ -83,3 +83,10 @@ def test_a_terminated_command_saves_and_resumes(tmp_path):
     assert "SIGTERM: saved after update" in out
     last = json.loads(log.read_text().splitlines()[-1])["update"]
     assert (folder / "checkpoints" / str(last)).is_dir()
+
+
+def test_an_unwritable_output_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = command("train", "--output-dir", tmp_path / "file" / "run", "--model.source", "no/hub")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --output-dir: cannot write to")

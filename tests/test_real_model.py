@@ -105,10 +105,13 @@ def test_a_chat_template_is_used_and_keeps_one_bos(real):
 
 
 def test_other_labels_and_their_budget(real):
-    prompter = Prompter(real, ("cooperate", "defect"), "plain")
-    assert len(prompter.responses.prefixes) >= 1
+    prompter = Prompter(real, ("Cooperate", "Defect"), "plain")
+    # Two tokens each, the first one of several pieces of the label with or without white space.
+    assert prompter.responses.prefix_edges.shape == (10, 2)
     text = prompts.all_prompts(games.get_game("ipd"), prompter.labels)[0]
-    assert "cooperate or defect" in text
+    assert "Cooperate or Defect" in text
+    with pytest.raises(UserError, match="same number of tokens"):
+        Prompter(real, ("cooperate", "defect"), "plain")
 
 
 def test_agents_know_their_model(real):

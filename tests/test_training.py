@@ -279,5 +279,5 @@ def test_training_works_outside_the_main_thread():
 
 def test_run_folder_must_be_a_folder(tmp_path):
     Path(tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="cannot write to"):
         training.check_run_folder(tmp_path / "file", False)

@@ -17,6 +17,7 @@ class GemmaConfig:
         cap.
       post_norms: whether a norm follows the attention and the MLP too.
       qk_norm: whether queries and keys are normalised.
+      quantisation: of the matrices, one of `jaxmoral.gemma.quantise.KINDS`, or None.
     """
 
     family: str
@@ -38,6 +39,7 @@ class GemmaConfig:
     final_softcap: float | None = None
     post_norms: bool = True
     qk_norm: bool = True
+    quantisation: str | None = None
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:

