@@ -3,12 +3,21 @@
     python scripts/size_table.py
 
 Adapters have rank 64 on every linear layer, as the paper's; with gradients and Adam they take 16
-bytes a parameter. Activations are those of 570 tree nodes (16 prompts) in bfloat16.
+bytes a parameter. Activations are those of 570 tree nodes (16 prompts) in bfloat16. Sizes are
+in GiB.
 """
+
+import dataclasses
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
+from jaxmoral.gemma.quantise import KINDS
+from jaxmoral.gemma.sizes import (
+    activation_bytes,
+    num_adapter_parameters,
+    num_parameters,
+    weight_bytes,
+)
 
 NUM_NODES, NUM_ROWS = 570, 48
 GIB = 2**30
@@ -46,18 +55,22 @@ MODELS = {
 
 
 def main() -> None:
-    print("| model | parameters | LoRA, rank 64 | weights | adapter, Adam | activations | total |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| model | parameters | LoRA, rank 64 | weights bf16 | int8 | NF4 | adapter, Adam |"
+        " activations | total bf16 | total NF4 |"
+    )
+    print("|---" * 10 + "|")
     for name, config in MODELS.items():
         lora = Lora(64, 32.0, 0.0, tuple(config.linear_shapes))
         parameters = num_parameters(config)
         adapter = num_adapter_parameters(config, lora)
-        parts = (
-            2 * parameters,
-            16 * adapter,
-            activation_bytes(config, NUM_NODES, NUM_ROWS, 2, remat=False),
-        )
-        cells = " | ".join(f"{part / GIB:.1f} GiB" for part in (*parts, sum(parts)))
+        weights = [
+            weight_bytes(dataclasses.replace(config, quantisation=kind), 2)
+            for kind in (None, *KINDS)
+        ]
+        rest = (16 * adapter, activation_bytes(config, NUM_NODES, NUM_ROWS, 2, remat=False))
+        totals = (weights[0] + sum(rest), weights[-1] + sum(rest))
+        cells = " | ".join(f"{part / GIB:.1f}" for part in (*weights, *rest, *totals))
         print(f"| {name} | {parameters / 1e6:,.0f} M | {adapter / 1e6:.1f} M | {cells} |")
 
 

@@ -1,4 +1,4 @@
-"""Reads a Gemma 3 text model from a GGUF file with the `gguf` library: sizes, weights, vocabulary.
+"""Reads a Gemma text model from a GGUF file with the `gguf` library: sizes, weights, vocabulary.
 
 GGUF stores matrices as `[outputs, inputs]` and the norms' scales with their 1 already added.
 """
@@ -6,6 +6,7 @@ GGUF stores matrices as `[outputs, inputs]` and the norms' scales with their 1 a
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.config import GemmaConfig
 
+FAMILIES = ("gemma", "gemma2", "gemma3")
 # Our name of each weight of a block: its name in the file.
 _BLOCK_TENSORS = {
     "q": "attn_q",
@@ -45,7 +47,7 @@ class Vocabulary:
 
 
 class GGUFModel:
-    """An open GGUF file of architecture "gemma3"."""
+    """An open GGUF file of a Gemma 1, 2 or 3."""
 
     def __init__(self, path: Path):
         """Raises UserError if the file is missing, damaged, or of another architecture."""
@@ -54,12 +56,13 @@ class GGUFModel:
         try:
             self._reader = gguf.GGUFReader(path)
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-            architecture = self._field("general.architecture")
+            self._architecture = self._field("general.architecture")
         except (ValueError, KeyError, IndexError, OverflowError) as error:
             raise UserError(f"model: {path} is not a complete GGUF file ({error})") from error
-        if architecture != "gemma3":
+        if self._architecture not in FAMILIES:
             raise UserError(
-                f"model: {path} holds architecture {architecture!r}; only 'gemma3' is supported"
+                f"model: {path} holds architecture {self._architecture!r}; supported are"
+                f" {', '.join(FAMILIES)}"
             )
 
     def _field(self, name: str):
@@ -67,34 +70,49 @@ class GGUFModel:
 
     def config(self) -> GemmaConfig:
         """The model's sizes from the file's metadata."""
-        read = lambda name: self._field(f"gemma3.{name}")
+        family = self._architecture
+
+        def read(name: str, default: Any = None) -> Any:
+            name = f"{family}.{name}"
+            return self._field(name) if name in self._reader.fields or default is None else default
+
         layers, heads = read("block_count"), read("attention.head_count")
-        # The 27B model alone scales its queries by the width per head instead of the head's size.
-        query_size = read("embedding_length") // heads if layers == 62 else None
-        scaled = "gemma3.rope.scaling.factor" in self._reader.fields
+        width, head_dim = read("embedding_length"), read("attention.key_length")
+        # The 27B models alone scale their queries by the width per head, not by the head's size.
+        largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
+        base = float(read("rope.freq_base", 1e4))
+        every = {"gemma": 1, "gemma2": 2, "gemma3": 6}[family]  # which layers see everything
         return GemmaConfig(
-            family="gemma3",
+            family=family,
             vocab_size=len(self._reader.fields["tokenizer.ggml.tokens"].data),
-            embed_dim=read("embedding_length"),
+            embed_dim=width,
             num_layers=layers,
             num_heads=heads,
             num_kv_heads=read("attention.head_count_kv"),
-            head_dim=read("attention.key_length"),
+            head_dim=head_dim,
             mlp_dim=read("feed_forward_length"),
-            sliding_window=read("attention.sliding_window"),
-            global_layers=tuple((layer + 1) % 6 == 0 for layer in range(layers)),
-            query_scale=(query_size or read("attention.key_length")) ** -0.5,
-            rope_base_global=float(read("rope.freq_base")),
-            rope_scale=float(read("rope.scaling.factor")) if scaled else 1.0,
+            sliding_window=read("attention.sliding_window", read("context_length")),
+            global_layers=tuple((layer + 1) % every == 0 for layer in range(layers)),
+            query_scale=(width // heads if largest else head_dim) ** -0.5,
+            rope_base_global=base,
+            rope_base_local=1e4 if family == "gemma3" else base,
+            rope_scale=float(read("rope.scaling.factor", 1.0)),
             rms_eps=float(read("attention.layer_norm_rms_epsilon")),
+            attention_softcap=read("attn_logit_softcapping") if family == "gemma2" else None,
+            final_softcap=read("final_logit_softcapping") if family == "gemma2" else None,
+            post_norms=family != "gemma",
+            qk_norm=family == "gemma3",
         )
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields each weight dequantised to float32 under our name, blocks stacked over layers."""
         yield "embedding", self._weight("token_embd")
         yield "final_norm.scale", self._weight("output_norm")
+        config = self.config()
+        layers = range(config.num_layers)
         for name, stored in _BLOCK_TENSORS.items():
-            layers = range(self.config().num_layers)
+            if name.endswith(".scale") and name.removesuffix(".scale") not in config.norm_sizes:
+                continue
             stacked = np.stack([self._weight(f"blk.{layer}.{stored}") for layer in layers])
             if stacked.ndim == 3:
                 stacked = np.ascontiguousarray(stacked.swapaxes(1, 2))

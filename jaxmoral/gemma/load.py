@@ -92,7 +92,7 @@ def load(
     """Loads a model; a GGUF file is converted on the first call.
 
     Args:
-      source: a name in `PACKAGED`, the path of a Gemma 3 GGUF file, the path of a folder in
+      source: a name in `PACKAGED`, the path of a GGUF file, the path of a folder in
         Hugging Face layout, or a hub id "owner/name" or "owner/name@revision".
       dtype: of the weights and activations, "float32" or "bfloat16".
       sha256: the digest the model must have, if known; see `LoadedModel`.
@@ -182,7 +182,7 @@ def _convert(path: Path, folder: Path) -> None:
             weights = dict(model.weights())
             vocabulary, config = model.vocabulary(), model.config()
         except (KeyError, ValueError, NotImplementedError) as error:
-            raise UserError(f"model: {path} is not a complete Gemma 3 ({error})") from error
+            raise UserError(f"model: {path} is not a complete Gemma ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
         (scratch / "config.json").write_text(json.dumps(dataclasses.asdict(config)))

@@ -7,6 +7,7 @@ of 64 a weight takes 8.5 or 4.5 bits.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 BLOCK = 64
+_CHUNK = 2**22  # numbers that are rounded at once
 # arXiv 2305.14314, appendix E.
 NF4 = np.array(
     [
@@ -45,21 +47,31 @@ def block_size(size: int) -> int:
 
 
 def quantise(weights: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds `[..., size]` weights to the nearest codes.
+    """Rounds a matrix `[rows, size]` to the nearest codes, some rows at a time.
 
     Returns:
-      codes: `[..., size]` int8, or `[..., size / 2]` uint8 for NF4, the first of two in the high
+      codes: `[rows, size]` int8, or `[rows, size / 2]` uint8 for NF4, the first of two in the high
         half.
-      scales: `[..., size / block]` float32.
+      scales: `[rows, size / block]` float32.
     """
-    size = weights.shape[-1]
-    blocks = weights.astype(np.float32).reshape(*weights.shape[:-1], -1, block_size(size))
-    scales = np.abs(blocks).max(-1)
-    unit = blocks / np.where(scales == 0, 1, scales)[..., None]
+    step = max(1, _CHUNK // weights.shape[1])
+    starts = range(0, len(weights), step)
+    parts = [jax.device_get(_round(weights[start : start + step], kind)) for start in starts]
+    codes, scales = (np.concatenate(side) for side in zip(*parts, strict=True))
+    return codes, scales
+
+
+@partial(jax.jit, static_argnames="kind")
+def _round(weights: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    rows, size = weights.shape
+    blocks = weights.astype(jnp.float32).reshape(rows, -1, block_size(size))
+    scales = jnp.abs(blocks).max(-1)
+    unit = blocks / jnp.where(scales == 0, 1, scales)[..., None]
     if kind == "int8":
-        return np.rint(unit * 127).astype(np.int8).reshape(weights.shape), scales
-    codes = np.searchsorted((NF4[1:] + NF4[:-1]) / 2, unit).astype(np.uint8)
-    pairs = codes.reshape(*weights.shape[:-1], -1, 2)
+        return jnp.rint(unit * 127).astype(jnp.int8).reshape(rows, size), scales
+    middles = (NF4[1:] + NF4[:-1]) / 2
+    codes = jnp.sum(unit[..., None] > middles, axis=-1, dtype=jnp.uint8)
+    pairs = codes.reshape(rows, -1, 2)
     return pairs[..., 0] << 4 | pairs[..., 1], scales
 
 
