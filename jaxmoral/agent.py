@@ -149,8 +149,9 @@ def make_agent(config: Config) -> Agent:
 
 def settle(config: Config, agent: Agent) -> Config:
     """The configuration with what only the model's and the adapter's files could tell."""
-    digest = agent.model.sha256 if agent.model else None
-    model = dataclasses.replace(config.model, sha256=digest)
+    model = config.model
+    if agent.model:
+        model = dataclasses.replace(model, source=agent.model.source, sha256=agent.model.sha256)
     lora = config.lora
     if isinstance(agent.policy, GemmaPolicy):
         lora = dataclasses.replace(lora, **dataclasses.asdict(agent.policy.lora))

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,3 +175,18 @@ def test_no_network_says_what_to_download(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match=r"cannot get google/none from .*give that folder"):
         gemma_load.load("google/none")
+
+
+def test_the_hubs_cache_serves_offline_and_names_the_commit(tmp_path, checkpoints, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "models--owner--tiny"
+    shutil.copytree(checkpoints["gemma2"][0], home / "snapshots" / commit)
+    (home / "refs").mkdir()
+    (home / "refs" / "v1").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    source, folder = gemma_load._from_hub("owner/tiny@v1")
+    assert source == f"owner/tiny@{commit}"
+    assert huggingface.read_config(folder).family == "gemma2"
+    with pytest.raises(UserError, match="cannot get owner/tiny@v2 from the Hugging Face hub"):
+        gemma_load._from_hub("owner/tiny@v2")

@@ -47,6 +47,7 @@ _FORMAT = 2  # of a converted model's folder; another number makes a new convers
 class LoadedModel:
     """A model ready to use: its definition, its frozen weights, its tokenizer, its identity.
 
+    `source` is what `load` was given; of a hub id, with the commit that was read.
     `sha256` is the digest of a GGUF file; of a folder, the digest of its configuration and of its
     files' sizes and tables of contents (hashing tens of gigabytes would take minutes a start).
     """
@@ -112,7 +113,7 @@ def load(
             _convert(path, folder)
     else:
         if not path.is_dir():
-            path = _from_hub(source)
+            source, path = _from_hub(source)
         return _read_huggingface(source, path, dtype, sha256, quantisation)
     _check_digest(source, digest, sha256)
     return _read_converted(source, folder, digest, dtype, quantisation)
@@ -126,7 +127,8 @@ def _check_digest(source: str, digest: str, expected: str | None) -> None:
         )
 
 
-def _from_hub(source: str) -> Path:
+def _from_hub(source: str) -> tuple[str, Path]:
+    """The source with the commit it stands for today, and its files, downloaded or cached."""
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
         raise UserError(
@@ -135,10 +137,8 @@ def _from_hub(source: str) -> Path:
         )
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja"]
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=wanted
-            )
+        path = huggingface_hub.snapshot_download(
+            name, revision=revision or None, allow_patterns=wanted
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = type(error).__name__
@@ -147,6 +147,7 @@ def _from_hub(source: str) -> Path:
             " `hf auth login` if it needs a licence, or download its config.json, *.safetensors"
             " and tokenizer files to a folder and give that folder"
         ) from None
+    return f"{name}@{Path(path).name}", Path(path)
 
 
 def _packaged(source: str) -> tuple[Path, str]:

@@ -46,7 +46,7 @@ def save_peft(folder: Path, adapter: Adapter, lora: Lora, base: str) -> None:
       folder: where the two files go.
       adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`.
       lora: what it was trained with.
-      base: the name of the base model, for PEFT's users.
+      base: the base model's source; PEFT looks a hub id up at the same commit.
     """
     tensors = {}
     for target, pair in adapter.items():
@@ -56,10 +56,12 @@ def save_peft(folder: Path, adapter: Adapter, lora: Lora, base: str) -> None:
             name = f"base_model.model.model.layers.{layer}.{LINEAR_NAMES[target]}"
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
+    hub_id, _, commit = (base, "", "") if Path(base).exists() else base.partition("@")
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": hub_id,
+        "revision": commit or None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
