@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 WHITESPACE = b" \t\n\r\x0b\x0c"
-MAX_PREFIXES = 64  # each costs a row of logits per prompt
 
 
 class Responses(NamedTuple):
@@ -42,7 +41,11 @@ class Responses(NamedTuple):
 
 
 def spell(
-    labels: Sequence[bytes], pieces: Sequence[bytes | None], stop_tokens: Sequence[int], budget: int
+    labels: Sequence[bytes],
+    pieces: Sequence[bytes | None],
+    stop_tokens: Sequence[int],
+    budget: int,
+    max_prefixes: int = 64,
 ) -> Responses:
     """Enumerates every legal response.
 
@@ -52,6 +55,7 @@ def spell(
         never belong to a legal response.
       stop_tokens: tokens that end a response; they add no text.
       budget: the largest number of tokens of a response.
+      max_prefixes: the most partial responses; each costs a row of logits per prompt.
 
     Raises:
       ValueError: no response within the budget spells one of the labels, or there are too many
@@ -88,9 +92,9 @@ def spell(
         if len(prefix) == budget:
             return
         inner.append(prefix)
-        if len(inner) > MAX_PREFIXES:
+        if len(inner) > max_prefixes:
             raise ValueError(
-                f"more than {MAX_PREFIXES} partial responses of up to {budget} tokens can become"
+                f"more than {max_prefixes} partial responses of up to {budget} tokens can become"
                 f" {labels[0].decode()!r} or {labels[1].decode()!r}; choose two labels of the same"
                 " number of tokens"
             )

@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from jaxmoral import config as configs
 from jaxmoral.evaluation import evaluate
+from jaxmoral.export import save_merged
 from jaxmoral.gemma import quantise as q
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.gemma.sizes import num_parameters, weight_bytes
@@ -91,7 +92,7 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, tmp_pat
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("nf4", 0.35), ("int8", 0.6)])
-def test_memory_and_learning_on_the_real_model(kind, limit, real):
+def test_memory_and_learning_on_the_real_model(kind, limit, real, tmp_path):
     """Issue: at most 0.35 (NF4) and 0.6 (int8) of bfloat16, and training works through it."""
     config = configs.parse({"model": {"quantisation": kind}, "updates": 8})
     trained = train(config, say=lambda line: None)
@@ -103,6 +104,14 @@ def test_memory_and_learning_on_the_real_model(kind, limit, real):
     first, last = trained.history[0], trained.history[-1]
     assert last["reward_mean"] > first["reward_mean"] + 1
     assert last["p_illegal"] < 0.1
+
+    # Merged, it is a full model that answers as the quantised one with its adapter did.
+    agent = trained.agent
+    save_merged(tmp_path, agent.model, trained.state.trainable["adapter"], agent.policy.lora)
+    merged = evaluate(configs.parse({"model": {"source": str(tmp_path)}}), ["ipd"])
+    tuned = evaluate(trained, ["ipd"])["games"]["ipd"]["tuned"]["remembered"]
+    for cell, shares in merged["games"]["ipd"]["base"]["remembered"].items():
+        assert shares == pytest.approx(tuned[cell], abs=1e-3)
 
 
 def test_int8_barely_changes_the_real_policy(real):

@@ -32,7 +32,7 @@ def outcome(sequence, labels):
 @pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_distribution_equals_brute_force(budget, labels, seed):
-    responses = spell(labels, PIECES, [STOP], budget)
+    responses = spell(labels, PIECES, [STOP], budget, max_prefixes=1000)
     generator = np.random.default_rng(seed)
     size = len(PIECES)
     # A random next-token distribution for every prefix, as a model would give.
@@ -81,6 +81,7 @@ def test_labels_beyond_the_budget_are_refused():
         spell([b"ab1", b"ab2"], PIECES, [STOP], 1)
 
 
-def test_long_budgets_stay_small():
-    responses = spell([b"ab1", b"ab2"], PIECES, [STOP], 6)
-    assert len(responses.prefixes) < 2000
+def test_the_number_of_partial_responses_is_bounded():
+    assert len(spell([b"ab1", b"ab2"], PIECES, [STOP], 3, max_prefixes=64).prefixes) <= 64
+    with pytest.raises(ValueError, match="more than 64 partial responses of up to 60 tokens"):
+        spell([b"ab1", b"ab2"], PIECES, [STOP], 60, max_prefixes=64)

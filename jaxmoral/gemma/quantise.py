@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 BLOCK = 64
-_CHUNK = 2**22  # numbers that are rounded at once
+_CHUNK = 2**15  # blocks that are rounded at once
 # arXiv 2305.14314, appendix E.
 NF4 = np.array(
     [
@@ -47,32 +47,35 @@ def block_size(size: int) -> int:
 
 
 def quantise(weights: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds a matrix `[rows, size]` to the nearest codes, some rows at a time.
+    """Rounds weights `[..., size]` to the nearest codes, some blocks at a time.
 
     Returns:
-      codes: `[rows, size]` int8, or `[rows, size / 2]` uint8 for NF4, the first of two in the high
+      codes: `[..., size]` int8, or `[..., size / 2]` uint8 for NF4, the first of two in the high
         half.
-      scales: `[rows, size / block]` float32.
+      scales: `[..., size / block]` float32.
     """
-    step = max(1, _CHUNK // weights.shape[1])
-    starts = range(0, len(weights), step)
-    parts = [jax.device_get(_round(weights[start : start + step], kind)) for start in starts]
-    codes, scales = (np.concatenate(side) for side in zip(*parts, strict=True))
-    return codes, scales
+    blocks = weights.reshape(-1, block_size(weights.shape[-1]))
+    codes, scales = [], []
+    for start in range(0, len(blocks), _CHUNK):
+        part = blocks[start : start + _CHUNK]
+        padded = np.pad(part, ((0, _CHUNK - len(part)), (0, 0)))  # one shape, one compiled program
+        chunk = jax.device_get(_round(padded, kind))
+        codes.append(chunk[0][: len(part)])
+        scales.append(chunk[1][: len(part)])
+    *lead, _ = weights.shape
+    return np.concatenate(codes).reshape(*lead, -1), np.concatenate(scales).reshape(*lead, -1)
 
 
 @partial(jax.jit, static_argnames="kind")
-def _round(weights: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
-    rows, size = weights.shape
-    blocks = weights.astype(jnp.float32).reshape(rows, -1, block_size(size))
+def _round(blocks: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    blocks = blocks.astype(jnp.float32)
     scales = jnp.abs(blocks).max(-1)
-    unit = blocks / jnp.where(scales == 0, 1, scales)[..., None]
+    unit = blocks / jnp.where(scales == 0, 1, scales)[:, None]
     if kind == "int8":
-        return jnp.rint(unit * 127).astype(jnp.int8).reshape(rows, size), scales
+        return jnp.rint(unit * 127).astype(jnp.int8), scales
     middles = (NF4[1:] + NF4[:-1]) / 2
     codes = jnp.sum(unit[..., None] > middles, axis=-1, dtype=jnp.uint8)
-    pairs = codes.reshape(rows, -1, 2)
-    return pairs[..., 0] << 4 | pairs[..., 1], scales
+    return codes[:, ::2] << 4 | codes[:, 1::2], scales
 
 
 def dequantise(codes: jax.Array, scales: jax.Array) -> jax.Array:
@@ -91,15 +94,9 @@ class Quantised(nnx.Module):
 
     def __init__(self, kind: str, shape: tuple[int, int]):
         rows, size = shape
-        code_shape, code_type = (
-            ((rows, size), jnp.int8)
-            if kind == "int8"
-            else (
-                (rows, size // 2),
-                jnp.uint8,
-            )
-        )
-        self.codes = nnx.Param(jnp.zeros(code_shape, code_type))
+        packed = (rows, size // 2), jnp.uint8
+        codes = jnp.zeros(*packed) if kind == "nf4" else jnp.zeros((rows, size), jnp.int8)
+        self.codes = nnx.Param(codes)
         self.scales = nnx.Param(jnp.zeros((rows, size // block_size(size))))
 
     def __getitem__(self, rows) -> jax.Array:
