@@ -17,18 +17,20 @@ import jaxmoral
 from jaxmoral import config as configs
 from jaxmoral import report
 from jaxmoral.chain import visits
+from jaxmoral.errors import run_command
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.rollout import Environment
 from jaxmoral.training import environment
 
-# P(D) of the one-step optimum after each remembered round CC, CD, DC, DD (agent's move first).
-OPTIMA = {
-    "game": (1, 1, 1, 1),
-    "utilitarian": (0, 0, 0, 0),
-    "deontological": (0, 0, 0, 0),
-    "game+deontological": (0, 1, 0, 1),
-}
-# After a D the deontological reward is indifferent, so only what follows a C is judged.
-JUDGED = {"deontological": (0, 2)}
+
+def one_step_values(arena: Environment) -> np.ndarray:
+    """Expected reward of C and D after each remembered round, `[4, 2]`.
+
+    The opponent is in the state that the remembered round put it in, as in a first round.
+    """
+    opponent, rewards = arena.opponent, np.asarray(arena.rewards)
+    p = np.asarray(opponent.p_cooperate)[np.asarray(opponent.start_state)][..., None]
+    return (rewards[:, :, :2, 0] * p + rewards[:, :, :2, 1] * (1 - p)).reshape(4, 2)
 
 
 def main() -> None:
@@ -37,6 +39,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the table goes besides the terminal")
     parser.add_argument("--picture", type=Path, help="action types of each reward's first seed")
     arguments, flags = parser.parse_known_args()
+    run_command(lambda: _run(arguments, flags))
+
+
+def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     use_compilation_cache()
     lines = [
         "| reward | seed | P(C) after CC, CD, DC, DD | legal | reward | optimum | share |"
@@ -45,7 +51,7 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     histories: dict[str, list[dict]] = {}
-    for reward in OPTIMA:
+    for reward in jaxmoral.REWARDS:
         for seed in arguments.seeds.split(","):
             config = configs.load(None, [*flags, "--reward.name", reward, "--seed", seed])
             trained = jaxmoral.train(config, say=lambda line: None)
@@ -69,13 +75,14 @@ def row(trained: jaxmoral.TrainedAgent) -> str:
     legal = 1 - exact["action_types"]["illegal|C"] - exact["action_types"]["illegal|D"]
 
     arena = environment(config)
-    defects = np.array(OPTIMA[reward])
+    values = one_step_values(arena)
+    defects = values.argmax(-1)
     best_policy = jnp.eye(3)[defects].reshape(2, 2, 3)
     shares = visits(best_policy, arena.opponent, config.env.rounds)
     best, worst = float((shares * arena.rewards).sum()), float(np.min(arena.rewards))
     mean = exact["rewards"][reward]
     share = mean / best if best > 0 else (mean - worst) / (best - worst)
-    judged = JUDGED.get(reward, (0, 1, 2, 3))
+    judged = np.flatnonzero(values[:, 0] != values[:, 1])  # the rest is all the same to the reward
     at_optimum = all(policy[cell, defects[cell]] > 0.9 for cell in judged)
     cells = ", ".join(f"{p:.3f}" for p in policy[:, 0])
     return (

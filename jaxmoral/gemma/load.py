@@ -187,12 +187,12 @@ def _convert(path: Path, folder: Path) -> None:
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
         (scratch / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
-        publish(scratch, folder)
+        _publish(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def publish(scratch: Path, folder: Path) -> None:
+def _publish(scratch: Path, folder: Path) -> None:
     """Moves a finished folder from `tempfile.mkdtemp` to its place, readable like any other.
 
     Another process may have put the same content there meanwhile; then this one is not needed.
