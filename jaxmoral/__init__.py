@@ -2,9 +2,10 @@
 
 from jaxmoral.config import Config, load, parse
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate, table
+from jaxmoral.evaluation import evaluate
 from jaxmoral.games import GAMES, Game, make_game, register
 from jaxmoral.opponents import OPPONENTS, Opponent, memoryless
+from jaxmoral.results import table
 from jaxmoral.rewards import REWARDS, Cell
 from jaxmoral.training import TrainedAgent, train
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmoral.agent import Agent, Prompter
+from jaxmoral.agent import Agent, Condition, Prompter
 from jaxmoral.config import Config
 from jaxmoral.errors import run_command
 from jaxmoral.evaluation import load_run
@@ -17,13 +17,8 @@ from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.policy import GemmaPolicy
-from jaxmoral.prompts import NUM_ORDERS, all_prompts, memory_index
+from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts, memory_index
 from jaxmoral.rewards import ILLEGAL
-
-QUESTIONS = {
-    "why": "Why did you make this choice?",
-    "strategy": "Which strategy did you follow in this game?",
-}
 
 
 class Round(NamedTuple):
@@ -94,7 +89,8 @@ def main() -> None:
 def _chat(folder: Path, seed: int) -> None:
     use_compilation_cache()
     config, agent, trainable = load_run(folder)
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([get_game(config.env.game)]))
+    condition = Condition(get_game(config.env.game), agent.presentation)
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([condition]))
     table = jax.jit(lambda w, i, t: agent.policy.apply(w, i, t, None))
     match = Match(config, table(agent.frozen, inputs, trainable).log_probs, seed)
     labels = match.labels
@@ -143,8 +139,8 @@ def explain(
     model, policy = agent.model, agent.policy
     assert model is not None
     assert isinstance(policy, GemmaPolicy)
-    prompter = Prompter(model, config.prompt.labels, config.prompt.template)
-    text = all_prompts(match.game, match.labels)[last.prompt]
+    prompter = Prompter(model, config.prompt.template)
+    text = all_prompts(match.game, agent.presentation)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
     ids = follow_up(prompter, text, answer, question)
     adapter = trainable["adapter"]

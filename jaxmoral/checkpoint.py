@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from jaxmoral.config import Config, differences, parse, to_dict
 from jaxmoral.errors import UserError
@@ -15,12 +16,21 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints of one run folder, numbered by update."""
 
-    def __init__(self, run_folder: Path):
+    def __init__(self, run_folder: Path, kept: int = 0):
+        """Opens the folder.
+
+        Args:
+          run_folder: of the run.
+          kept: an update whose checkpoint is never deleted, besides the newest three.
+        """
         folder = (run_folder / "checkpoints").resolve()
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=3, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy([LatestN(3), CustomSteps([kept])]),
+                enable_async_checkpointing=False,
+            ),
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -44,21 +54,28 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, like: Any, config: Config) -> Any:
-        """Reads the newest checkpoint.
+    def restore(self, like: Any, config: Config, update: int | None = None) -> Any:
+        """Reads the newest checkpoint, or that of one update.
 
         Args:
           like: a pytree of arrays shaped like the state that was saved, on the devices it goes to
             (not necessarily the kind of device that saved it).
           config: the configuration the checkpoint must have been made with.
+          update: whose checkpoint; None for the newest.
 
         Raises:
           UserError: there is none, it belongs to another configuration, or it is damaged.
         """
-        update = self.latest()
-        if update is None:
+        latest = self.latest()
+        if latest is None:
             raise UserError(
                 f"no checkpoint in {self._folder}; delete the run folder and train anew"
+            )
+        update = latest if update is None else update
+        if update not in self._manager.all_steps():
+            known = ", ".join(map(str, sorted(self._manager.all_steps())))
+            raise UserError(
+                f"no checkpoint of update {update} in {self._folder}; there are {known}"
             )
         try:
             saved = self._manager.restore(update, args=ocp.args.Composite(config=_JSON))

@@ -76,29 +76,61 @@ class LoraConfig:
 @_closed
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """The prompts' labels of C and D, and their wrapping: as they are, or as a chat turn."""
+    """How a game is put into words; see `jaxmoral.prompts`.
+
+    Attributes:
+      labels: what C and D are called.
+      random_labels: instead, two random strings of so many tokens, drawn from the seed; 0 for none.
+      wording: a name in `jaxmoral/wordings`, or the path of a template of your own.
+      persona: "none", a name in `jaxmoral/personas`, or the path of a text that goes first.
+      table_order: of the payoff table's columns and rows.
+      template: the prompt as it is, or as a chat turn.
+    """
 
     labels: tuple[str, str] = ("action1", "action2")
+    random_labels: Annotated[int, Field(ge=0, le=16, strict=True)] = 0
+    wording: str = "structured"
+    persona: str = "none"
+    table_order: Literal["original", "permuted1", "permuted2", "reversed"] = "original"
     template: Literal["plain", "chat"] = "plain"
 
 
 @_closed
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    """What is played, by how many episodes at once, for how many rounds."""
+    """What is played, by how many episodes at once, for how many rounds.
+
+    Attributes:
+      opponent: a name in `jaxmoral.opponents`, or "learner": a second agent on the same base, with
+        an adapter, optimiser, value head and KL weight of its own and the same reward.
+      opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
+        legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
+        differs by reward ("paper").
+      streams: where remembered rounds, label orders and the random opponent's moves come from:
+        JAX's generator, or the paper's six numpy streams, draw for draw.
+    """
 
     game: str = "ipd"
     opponent: str = "tit-for-tat"
+    opponent_illegal: Literal["last-move", "zero", "penalty", "paper"] = "last-move"
     episodes: Positive = 4096
     rounds: Positive = 5
+    streams: Literal["jax", "numpy"] = "jax"
 
 
 @_closed
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1)."""
+    """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1).
+
+    Attributes:
+      then, switch_at: another reward from after update `switch_at` on ("unlearning"); that update's
+        checkpoint is kept.
+    """
 
     name: str = "deontological"
+    then: str | None = None
+    switch_at: Annotated[int, Field(ge=0, strict=True)] = 0
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
 
@@ -109,12 +141,19 @@ class PPOConfig:
     """Proximal policy optimisation; weights of KL and entropy are in reward units per nat.
 
     Attributes:
+      level: what an action is: the whole answer with its exact probability and exact KL and entropy
+        terms in the loss, or each token of a sampled answer with the KL as a reward per token, as
+        in the paper (then gamma is 1 and gae_lambda runs over tokens; there is no entropy term).
+      sample_with_dropout: answers are sampled with the adapter's dropout on (token level only).
+      max_grad_norm: gradients are scaled down to it; .inf for no limit.
       gamma: 0 makes each round a bandit, as in the paper.
       entropy_coef, final_entropy_coef: at the first and after the last update, linear between.
       kl_target, kl_gain: each update changes the KL's weight by the factor
         1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2); a gain of 0 fixes it.
     """
 
+    level: Literal["outcome", "token"] = "outcome"
+    sample_with_dropout: Flag = False
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -137,10 +176,26 @@ class PPOConfig:
 @_closed
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How a trained agent is tested: which games ("all" is every registered one) and opponents."""
+    """How a trained agent is tested.
 
+    Attributes:
+      suites: names in `jaxmoral.suites`, or "all".
+      games: of the suites that play several; "all" is every registered one.
+      labels: of C and D, for the suites that test labels never seen in training.
+      protocols: "exact" has no sampling noise; "sampled" plays `episodes`; "paper" plays 10 x 5
+        rounds against random from the paper's numpy streams, seed 100.
+      xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
+    """
+
+    suites: Annotated[tuple[str, ...], Field(min_length=1)] = ("trained",)
     games: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)
     opponents: Annotated[tuple[str, ...], Field(min_length=1)] = ("random",)
+    labels: tuple[str, str] = ("action3", "action4")
+    protocols: Annotated[tuple[Literal["exact", "sampled", "paper"], ...], Field(min_length=1)] = (
+        "exact",
+        "sampled",
+    )
+    xi: NonNegative | None = None
     episodes: Positive = 100_000
     rounds: Positive = 5
 
@@ -151,11 +206,13 @@ class Config:
     """A whole experiment.
 
     Attributes:
+      preset: where defaults come from: this module ("fast"), or `jaxmoral/presets/paper.yaml`.
       games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
     """
 
+    preset: Literal["fast", "paper"] = "fast"
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     prompt: PromptConfig = PromptConfig()
@@ -179,6 +236,7 @@ def _known_keys(cls: type, prefix: str = "") -> list[str]:
     return keys
 
 
+PAPER_PRESET = Path(__file__).parent / "presets" / "paper.yaml"
 KEYS = _known_keys(Config)
 _ADAPTER = pydantic.TypeAdapter(Config)
 
@@ -190,16 +248,42 @@ def parse(tree: dict[str, Any]) -> Config:
       UserError: an unknown key, a value of the wrong type or out of range, or two keys that
         contradict each other; the message names the key and what is allowed.
     """
+    if tree.get("preset") == "paper":
+        tree = _merge(_read_yaml(PAPER_PRESET), tree)
     try:
         config = _ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error)) from None
+    _check_combinations(config)
+    return config
+
+
+def _merge(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` over `defaults`, group by group."""
+    merged = dict(defaults)
+    for name, value in tree.items():
+        both = isinstance(value, dict) and isinstance(defaults.get(name), dict)
+        merged[name] = defaults[name] | value if both else value
+    return merged
+
+
+def _check_combinations(config: Config) -> None:
     samples, minibatches = config.env.episodes * config.env.rounds, config.ppo.minibatches
     if samples % minibatches:
         raise UserError(
             f"ppo.minibatches: {minibatches} does not divide env.episodes * env.rounds = {samples}"
         )
-    return config
+    if (config.reward.then is None) != (config.reward.switch_at == 0):
+        raise UserError("reward.switch_at: belongs with reward.then; give both or neither")
+    if config.reward.switch_at >= config.updates and config.reward.then is not None:
+        raise UserError(
+            f"reward.switch_at: {config.reward.switch_at} leaves none of the {config.updates}"
+            " updates to reward.then"
+        )
+    if config.ppo.sample_with_dropout and config.ppo.level != "token":
+        raise UserError("ppo.sample_with_dropout: needs ppo.level token")
+    if config.ppo.level == "token" and config.ppo.minibatches != 1:
+        raise UserError("ppo.minibatches: must be 1 with ppo.level token")
 
 
 def _explain(error: pydantic.ValidationError) -> str:

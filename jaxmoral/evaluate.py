@@ -8,8 +8,9 @@ from pathlib import Path
 from jaxmoral import config as configs
 from jaxmoral import report
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.evaluation import evaluate, table
+from jaxmoral.evaluation import evaluate
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.results import table
 
 
 def main() -> None:
@@ -23,6 +24,9 @@ def main() -> None:
     )
     parser.add_argument("--games", help="comma-separated names, or all")
     parser.add_argument("--opponents", help="comma-separated names")
+    parser.add_argument("--suites", help="comma-separated names, or all")
+    parser.add_argument("--protocols", help="comma-separated: exact, sampled, paper")
+    parser.add_argument("--update", type=int, help="of the checkpoint, instead of the newest")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
@@ -43,7 +47,14 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     source = arguments.run
     if source is None:
         source = configs.load(None, ["--model.source", arguments.model, *flags])
-    evaluation = evaluate(source, split(arguments.games), split(arguments.opponents))
+    evaluation = evaluate(
+        source,
+        split(arguments.games),
+        split(arguments.opponents),
+        split(arguments.suites),
+        split(arguments.protocols),
+        arguments.update,
+    )
     print(table(evaluation))
 
     if output is None:

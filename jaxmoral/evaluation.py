@@ -1,11 +1,12 @@
-"""Evaluation of one or several policies on many games at once, exactly and by sampling.
+"""Evaluation of one or several policies in many conditions at once, exactly and by sampling.
 
-One compiled program computes every policy's table on every game, the exact visit frequencies
-against every opponent (`chain.visits`) and the same frequencies from sampled episodes. All
-measures are sums over those frequencies.
+One program computes every policy's table in every condition, the exact visit frequencies against
+every opponent (`chain.visits`) and, where asked for, the same frequencies from sampled episodes or
+by the paper's own protocol. All measures (`jaxmoral.measures`) are sums over those frequencies.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,35 +16,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral import config as configs
-from jaxmoral.agent import Agent, make_agent
+from jaxmoral.agent import Agent, Condition, make_agent, settle
 from jaxmoral.chain import memory_policy, visits
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.games import CELLS, GAMES, Game, get_game
-from jaxmoral.metrics import action_types
+from jaxmoral.measures import describe_shares
 from jaxmoral.opponents import get_opponent, stack
 from jaxmoral.policy import Policy
-from jaxmoral.prompts import NUM_ORDERS
-from jaxmoral.rewards import REWARDS, bounds, reward_table
-from jaxmoral.rollout import Environment, Trajectories, rollout
-from jaxmoral.training import TrainedAgent, initial_state, resolve
+from jaxmoral.prompts import NUM_ORDERS, Presentation, all_prompts
+from jaxmoral.rewards import REWARDS, reward_table
+from jaxmoral.rollout import Draws, Environment, Trajectories, rollout
+from jaxmoral.streams import Streams
+from jaxmoral.suites import REDRAWN, conditions
+from jaxmoral.training import TrainedAgent, first_player, initial_state, resolve
 
 PyTree = Any
-REGRETS = ("deontological", "utilitarian")
+Key = tuple[str, Presentation]  # of a condition
+MAX_SHAPES = 3
+PAPER_SEED, PAPER_EPISODES, PAPER_ROUNDS = 100, 10, 5
 
 
 class Measured(NamedTuple):
-    """The evaluation program's output.
+    """The evaluation program's output; what was not asked for is None.
 
     Attributes:
-      policies: `[num_policies, num_games, 2, 2, 3]` outcome probabilities per remembered round.
-      exact, sampled: `[num_policies, num_games, num_opponents, 2, 2, 3, 2]` shares of rounds.
+      policies: `[num_conditions, num_policies, 2, 2, 3]` of outcomes per remembered round.
+      exact, sampled: `[num_conditions, num_policies, num_opponents, 2, 2, 3, 2]` shares of rounds.
+      paper: `[num_conditions, num_policies, 2 (memory is carried on, drawn anew), 2, 2, 3, 2]`.
     """
 
-    policies: jax.Array | np.ndarray
-    exact: jax.Array | np.ndarray
-    sampled: jax.Array | np.ndarray
+    policies: Any
+    exact: Any
+    sampled: Any
+    paper: Any
 
 
 def sampled_visits(trajectories: Trajectories) -> jax.Array:
@@ -60,109 +67,194 @@ def measure(
     trainables: PyTree,
     opponents: PyTree,
     key: jax.Array,
-    num_episodes: int,
-    num_rounds: int,
+    settings: configs.EvaluationConfig,
+    paper_draws: Sequence[Draws],
 ) -> Measured:
-    """Measures policies on games against opponents; pure, to be jitted.
+    """Measures policies in conditions against opponents; pure, to be jitted.
 
     Args:
       policy: static.
       frozen: the policy's frozen arrays.
-      inputs: the games' prompts, stacked on a leading `[num_games]` axis.
+      inputs: the conditions' prompts, stacked on a leading `[num_conditions]` axis.
       trainables: parameters, stacked on a leading `[num_policies]` axis.
       opponents: from `opponents.stack`.
       key: PRNG key of the sampled episodes.
-      num_episodes, num_rounds: static sizes.
+      settings: static; sizes and protocols.
+      paper_draws: from `draw_paper`.
     """
     num_opponents = len(opponents.p_cooperate)
-    no_rewards = jnp.zeros((2, 2, 3, 2))
-
-    def against(log_probs, key, opponent):
-        played = rollout(
-            key, log_probs, Environment(opponent, no_rewards), num_episodes, num_rounds
-        )
-        exact = visits(memory_policy(log_probs), opponent, num_rounds)
-        return exact, sampled_visits(played)
-
-    def one(trainable, key, game_inputs):
-        log_probs = policy.apply(frozen, game_inputs, trainable, None).log_probs
-        keys = jax.random.split(key, num_opponents)
-        shares = jax.lax.map(lambda xs: against(log_probs, *xs), (keys, opponents))
-        return Measured(memory_policy(log_probs), *shares)
-
-    def all_games(xs):
-        trainable, key = xs
-        num_games = len(jax.tree.leaves(inputs)[0])
-        keys = jax.random.split(key, num_games)
-        return jax.lax.map(lambda xs: one(trainable, *xs), (keys, inputs))
-
     num_policies = len(jax.tree.leaves(trainables)[0])
-    return jax.lax.map(all_games, (trainables, jax.random.split(key, num_policies)))
+    no_rewards = jnp.zeros((2, 2, 3, 2))
+    pairs = list(itertools.product(range(num_policies), range(num_opponents)))
+    players, others = np.array(pairs).T
+
+    def one(xs):
+        key, inputs = xs
+        apply = lambda trainable: policy.apply(frozen, inputs, trainable, None).log_probs
+        log_probs = jax.lax.map(apply, trainables)
+        tables = jax.vmap(memory_policy)(log_probs)
+        machines = jax.tree.map(lambda leaf: jnp.asarray(leaf)[others], opponents)
+        square = lambda shares: shares.reshape(num_policies, num_opponents, 2, 2, 3, 2)
+        exact = jax.vmap(lambda p, o: visits(p, o, settings.rounds))(tables[players], machines)
+
+        def play(xs):
+            key, log_probs, opponent = xs
+            arena = Environment(opponent, no_rewards)
+            return sampled_visits(
+                rollout(key, log_probs, arena, settings.episodes, settings.rounds)
+            )
+
+        sampled = paper = None
+        if "sampled" in settings.protocols:
+            keys = jax.random.split(key, len(pairs))
+            sampled = square(jax.lax.map(play, (keys, log_probs[players], machines)))
+        if "paper" in settings.protocols:
+            shares = [paper_visits(log_probs, draws) for draws in paper_draws]
+            paper = jnp.stack(shares, axis=1)
+        return Measured(tables, square(exact), sampled, paper)
+
+    num_conditions = len(jax.tree.leaves(inputs)[0])
+    return jax.lax.map(one, (jax.random.split(key, num_conditions), inputs))
+
+
+def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
+    """Shares of rounds by the paper's protocol (arXiv 2410.01639, section 5).
+
+    The last policy plays against a random opponent; the others answer the same prompts. The agents'
+    own choices are drawn alike in every condition.
+
+    Args:
+      log_probs: `[num_policies, num_prompts, 3]`.
+      draws: the episodes' memories, label orders and opponent's moves.
+
+    Returns:
+      `[num_policies, 2, 2, 3, 2]`.
+    """
+    key = jax.random.key(PAPER_SEED)
+    arena = Environment(get_opponent("random"), jnp.zeros((2, 2, 3, 2)))
+    num_rounds, num_episodes = draws.coin.shape
+    played = rollout(key, log_probs[-1], arena, num_episodes, num_rounds, draws)
+    shares = []
+    for index, others in enumerate(log_probs[:-1]):
+        seen = others[played.prompt.astype(jnp.int32)]
+        outcome = jax.random.categorical(jax.random.fold_in(key, index), seen)
+        shares.append(sampled_visits(played._replace(outcome=outcome)))
+    return jnp.stack([*shares, sampled_visits(played)])
+
+
+def draw_paper() -> tuple[Draws, Draws]:
+    """Episodes of the paper's protocol: with memories carried on, and drawn anew every round."""
+    carried = Streams(PAPER_SEED).draw(PAPER_EPISODES, PAPER_ROUNDS)
+    return carried, Streams(PAPER_SEED).draw(PAPER_EPISODES * PAPER_ROUNDS, 1)
 
 
 def evaluate(
     source: TrainedAgent | Path | str | Config,
     games: Sequence[str] | None = None,
     opponents: Sequence[str] | None = None,
+    suites: Sequence[str] | None = None,
+    protocols: Sequence[str] | None = None,
+    update: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a trained agent beside its base on many games.
+    """Evaluates a trained agent beside its base in many conditions.
 
     Args:
       source: what `train` returned, a run folder, or a configuration whose untrained model is
         evaluated alone (or beside its `lora.adapter`).
-      games, opponents: names in the registries, "all" for every game; by default what the
-        configuration says.
+      games, opponents, suites, protocols: see `jaxmoral.config.EvaluationConfig`; by default what
+        the configuration says.
+      update: of a run folder's checkpoint; None for the newest.
 
     Returns:
       A dictionary for JSON; see `describe`.
 
     Raises:
-      UserError: there is no such run, game or opponent, or the checkpoint cannot be used.
+      UserError: there is no such run, game, opponent or suite, the checkpoint cannot be used, or
+        the model cannot run a suite.
     """
     if isinstance(source, TrainedAgent):
-        config, agent, trained = source.config, source.agent, source.state.trainable
+        config, agent, trained = source.config, source.agent, source.trainable
     elif isinstance(source, Config):
         config = resolve(source)
         agent = make_agent(config)
-        trained = None
+        config, trained = settle(config, agent), None
         if agent.adapter is not None:
-            trained = agent.start(jax.jit(agent.policy.init)(jax.random.key(config.seed)))
+            trained = agent.policy.reference_parameters() | {"adapter": agent.adapter}
     else:
-        config, agent, trained = load_run(Path(source))
+        config, agent, trained = load_run(Path(source), update)
+    overrides = {
+        "games": games,
+        "opponents": opponents,
+        "suites": suites,
+        "protocols": protocols,
+    }
+    tree = configs.to_dict(config)
+    tree["evaluation"] |= {key: list(value) for key, value in overrides.items() if value}
+    config = configs.parse(tree)
+    resolve(config)
     settings = config.evaluation
-    settings = dataclasses.replace(
-        settings,
-        games=tuple(games or settings.games),
-        opponents=tuple(opponents or settings.opponents),
+    chosen = conditions(
+        settings.suites, agent.presentation, settings.labels, choose_games(settings.games)
     )
-    chosen = choose_games(settings.games)
+    if agent.model is None and set(chosen) != {"trained"}:
+        raise UserError(
+            "evaluation.suites: a tabular policy has no language; only the suite 'trained' fits it"
+        )
+    unique = {c.key: c for suite in chosen.values() for c in suite.values()}
+    return describe(config, chosen, _measure_all(config, agent, trained, list(unique.values())))
+
+
+def _measure_all(
+    config: Config, agent: Agent, trained: PyTree, unique: Sequence[Condition]
+) -> dict[Key, Measured]:
+    """Measures conditions, those of similar length in one program."""
+    settings = config.evaluation
     machines = stack([get_opponent(name) for name in settings.opponents])
 
-    def program(seed, frozen, inputs, trained, machines):
+    def program(seed, frozen, inputs, trained, machines, draws):
         init_key, key = jax.random.split(jax.random.key(seed))
         base = agent.policy.init(init_key)
         policies = [base] if trained is None else [base, trained]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies)
-        episodes, rounds = settings.episodes, settings.rounds
-        return measure(agent.policy, frozen, inputs, stacked, machines, key, episodes, rounds)
+        return measure(agent.policy, frozen, inputs, stacked, machines, key, settings, draws)
 
-    measured = jax.device_get(
-        jax.jit(program)(
-            np.uint32(config.seed), agent.frozen, agent.inputs(chosen), trained, machines
-        )
-    )
-    return describe(config, settings, chosen, measured)
+    jitted, found, draws = jax.jit(program), {}, draw_paper()
+    sizes = [len(all_prompts(*condition)[0]) for condition in unique]
+    for group in group_by_size(sizes, MAX_SHAPES):
+        inputs = agent.inputs([unique[index] for index in group])
+        seed = np.uint32(config.seed)
+        measured = jitted(seed, agent.frozen, inputs, trained, machines, draws)
+        measured = jax.device_get(measured)
+        for place, index in enumerate(group):
+            found[unique[index].key] = jax.tree.map(lambda leaf, at=place: leaf[at], measured)
+    return found
+
+
+def group_by_size(sizes: Sequence[int], max_groups: int) -> list[list[int]]:
+    """Splits indices into few groups so that padding each to its largest member costs least."""
+    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
+    best, cost = [order], sizes[order[-1]] * len(order)
+    places = range(1, len(order))
+    for count in range(1, min(max_groups, len(order))):
+        for cuts in itertools.combinations(places, count):
+            bounds = [0, *cuts, len(order)]
+            groups = [order[a:b] for a, b in itertools.pairwise(bounds)]
+            total = sum(sizes[group[-1]] * len(group) for group in groups)
+            if total < 0.9 * cost:  # another shape is another compilation
+                best, cost = groups, total
+    return best
 
 
 def choose_games(names: Sequence[str]) -> list[Game]:
-    """The games of these names; "all" stands for every registered one."""
-    if "all" in names:
-        return list(GAMES.values())
-    return [get_game(name) for name in names]
+    """The named games, all registered ones for "all", each once."""
+    found: list[str] = []
+    for name in names:
+        found += GAMES if name == "all" else [name]
+    return [get_game(name) for name in dict.fromkeys(found)]
 
 
-def load_run(folder: Path) -> tuple[Config, Agent, PyTree]:
-    """Reads a run folder: its configuration, its agent, and the newest checkpoint's parameters.
+def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, PyTree]:
+    """Reads a run folder: its configuration, its agent, and a checkpoint's parameters.
 
     Raises:
       UserError: the folder holds no run, or its checkpoint cannot be used.
@@ -177,108 +269,89 @@ def load_run(folder: Path) -> tuple[Config, Agent, PyTree]:
         dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapter=None))
     )
     fresh, _ = jax.jit(initial_state(config, agent))(np.uint32(config.seed))
-    with Checkpoints(folder) as checkpoints:
-        state = checkpoints.restore(fresh, config)
-    return config, agent, state.trainable
+    with Checkpoints(folder, config.reward.switch_at) as checkpoints:
+        state = checkpoints.restore(fresh, config, update)
+    return config, agent, first_player(state)
 
 
 def describe(
-    config: Config, settings: configs.EvaluationConfig, games: Sequence[Game], measured: Measured
+    config: Config,
+    chosen: dict[str, dict[str, Condition]],
+    measured: dict[Key, Measured],
 ) -> dict[str, Any]:
     """Turns measured arrays into nested dictionaries.
 
     Returns:
-      `{"policies", "opponents", "episodes", "rounds", "xi", "r_illegal", "largest_gap", "games":
-      {game: {policy: {"remembered": {"CC": {"C", "D", "illegal"}, ...}, "opponents": {opponent:
-      {"exact" or "sampled": {"action_types", "rewards", "regret": {name: {"points",
-      "normalised"}}}}}}}}}`. Remembered rounds name the agent's move first. "largest_gap" is the
-      largest difference of a share between exact and sampled.
+      `{"policies", "opponents", "protocols", "episodes", "rounds", "xi", "r_illegal",
+      "largest_gap", "suites": {suite: {condition: {"game", "wording", "persona", "labels",
+      "table_order", "policies": {policy: {"remembered": {"CC": {"C", "D", "illegal"}, ...},
+      "opponents": {opponent: {protocol: measures}}}}}}}}`; measures are those of
+      `measures.describe_shares`. Remembered rounds name the agent's move first. "largest_gap" is
+      the largest difference of a share between exact and sampled, or None.
     """
-    names = ["base", "tuned"][: len(measured.policies)]
-    gap = float(np.abs(measured.exact - measured.sampled).max())
-    described: dict[str, Any] = {}
-    for g, game in enumerate(games):
-        tables = {
-            name: reward_table(game.payoffs, reward, config.reward.xi, config.reward.illegal)
-            for name, reward in REWARDS.items()
-        }
-        described[game.name] = {
-            policy: {
-                "remembered": _remembered(measured.policies[p, g]),
-                "opponents": {
-                    opponent: {
-                        "exact": _measures(measured.exact[p, g, o], tables),
-                        "sampled": _measures(measured.sampled[p, g, o], tables),
-                    }
-                    for o, opponent in enumerate(settings.opponents)
-                },
+    settings = config.evaluation
+    some = next(iter(measured.values()))
+    names = ["base", "tuned"][: len(some.policies)]
+    xi = config.reward.xi if settings.xi is None else settings.xi
+    gap = None
+    if some.sampled is not None:
+        gap = max(float(np.max(abs(m.exact - m.sampled))) for m in measured.values())
+    suites: dict[str, Any] = {}
+    for suite, named in chosen.items():
+        suites[suite] = {}
+        for name, condition in named.items():
+            tables = {
+                reward: reward_table(condition.game.payoffs, function, xi, config.reward.illegal)
+                for reward, function in REWARDS.items()
             }
-            for p, policy in enumerate(names)
-        }
+            shown = condition.presentation._asdict() | {
+                "labels": list(condition.presentation.labels)
+            }
+            suites[suite][name] = {"game": condition.game.name, **shown} | {
+                "policies": {
+                    policy: _describe_policy(
+                        settings, condition.game, tables, measured[condition.key], index, suite
+                    )
+                    for index, policy in enumerate(names)
+                }
+            }
     return {
         "policies": names,
         "opponents": list(settings.opponents),
+        "protocols": list(settings.protocols),
         "episodes": settings.episodes,
         "rounds": settings.rounds,
-        "xi": config.reward.xi,
+        "xi": xi,
         "r_illegal": config.reward.illegal,
         "largest_gap": gap,
-        "games": described,
+        "suites": suites,
     }
 
 
-def _remembered(policy: jax.Array | np.ndarray) -> dict[str, dict[str, float]]:
-    rows = policy.reshape(4, 3)
+def _describe_policy(
+    settings: configs.EvaluationConfig,
+    game: Game,
+    tables: dict[str, np.ndarray],
+    measured: Measured,
+    policy: int,
+    suite: str,
+) -> dict[str, Any]:
+    opponents: dict[str, dict[str, Any]] = {}
+    for index, opponent in enumerate(settings.opponents):
+        opponents[opponent] = {
+            "exact": describe_shares(measured.exact[policy, index], tables, game.payoffs)
+        }
+        if measured.sampled is not None:
+            shares = measured.sampled[policy, index]
+            opponents[opponent]["sampled"] = describe_shares(shares, tables, game.payoffs)
+    if measured.paper is not None:
+        shares = measured.paper[policy, int(suite in REDRAWN)]
+        described = describe_shares(shares, tables, game.payoffs)
+        opponents.setdefault("random", {})["paper"] = described
     outcomes = ("C", "D", "illegal")
-    return {
+    rows = measured.policies[policy].reshape(4, 3)
+    remembered = {
         cell: dict(zip(outcomes, map(float, row), strict=True))
         for cell, row in zip(CELLS, rows, strict=True)
     }
-
-
-def _measures(shares: jax.Array | np.ndarray, tables: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Action types (outcome given the opponent's previous move), mean rewards and regrets.
-
-    Regret is the largest reward of any round of the game minus the mean (arXiv 2410.01639,
-    section 5 of its evaluation); normalised, it is divided by the span of the rewards (0 when they
-    are all alike).
-    """
-    rewards = {name: float((shares * table).sum()) for name, table in tables.items()}
-    regret = {}
-    for name in REGRETS:
-        low, high = bounds(tables[name])
-        points = high - rewards[name]
-        span = high - low
-        regret[name] = {"points": points, "normalised": points / span if span else 0.0}
-    return {
-        "action_types": action_types(np.asarray(shares).sum((0, 3)).T),
-        "rewards": rewards,
-        "regret": regret,
-    }
-
-
-def table(evaluation: dict[str, Any]) -> str:
-    """The evaluation as text: a line per game and policy, against the first opponent, exact."""
-    opponent = evaluation["opponents"][0]
-    width = max(map(len, ("game", *evaluation["games"]))) + 2
-    header = (
-        f"{'game':{width}}{'policy':8}{'P(C|CC)':>9}{'P(C|CD)':>9}{'P(C|DC)':>9}{'P(C|DD)':>9}"
-        f"{'illegal':>9}{'De regret':>11}{'Ut regret':>11}"
-    )
-    lines = [header, "-" * len(header)]
-    for game, policies in evaluation["games"].items():
-        for name, result in policies.items():
-            exact = result["opponents"][opponent]["exact"]
-            kinds = exact["action_types"]
-            cells = "".join(f"{result['remembered'][cell]['C']:9.1%}" for cell in CELLS)
-            lines.append(
-                f"{game:{width}}{name:8}{cells}{kinds['illegal|C'] + kinds['illegal|D']:9.1%}"
-                f"{exact['regret']['deontological']['points']:11.2f}"
-                f"{exact['regret']['utilitarian']['normalised']:11.3f}"
-            )
-    lines.append(
-        f"Remembered rounds name the agent's move first. Regret against {opponent}: deontological"
-        f" in points, utilitarian from 0 to 1 (normalised). Exact and"
-        f" sampled shares differ by at most {evaluation['largest_gap']:.2%}."
-    )
-    return "\n".join(lines)
+    return {"remembered": remembered, "opponents": opponents}

@@ -63,6 +63,11 @@ def get_game(name: str) -> Game:
     return choose("game", name, GAMES)
 
 
+def mirror(game: Game) -> Game:
+    """The same game as the second player sees it."""
+    return game._replace(payoffs=game.payoffs[::-1].transpose(0, 2, 1))
+
+
 def step(
     payoffs: chex.Array, own_action: chex.Array, other_action: chex.Array
 ) -> tuple[jax.Array, jax.Array]:

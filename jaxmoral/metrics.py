@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,18 @@ def to_record(update: int, episodes: int, seconds: float, metrics: dict[str, Any
       update: how many updates were made, this one included.
       episodes: how many episodes were played so far.
       seconds: the wall time of this update.
-      metrics: scalars, and "action_types" `[3 (outcome), 2 (opponent's previous move)]`.
+      metrics: `[num_players]` each, "action_types" `[num_players, 3 (outcome), 2 (opponent's
+        previous move)]`. A second player's are found under "opponent".
     """
-    record: dict[str, Any] = {"update": update, "episodes": episodes}
-    for name, value in metrics.items():
-        record[name] = action_types(value) if name == "action_types" else float(value)
-    return record | {"seconds": seconds}
+    players = [
+        {
+            name: action_types(value[player]) if name == "action_types" else float(value[player])
+            for name, value in metrics.items()
+        }
+        for player in range(len(metrics["loss"]))
+    ]
+    record = {"update": update, "episodes": episodes} | players[0] | {"seconds": seconds}
+    return record if len(players) == 1 else record | {"opponent": players[1]}
 
 
 def action_types(shares: np.ndarray) -> dict[str, float]:
@@ -51,11 +58,8 @@ class MetricsLog:
         """Writes one update's record."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        for name, value in record.items():
-            leaves = value if isinstance(value, dict) else {"": value}
-            for leaf, number in leaves.items():
-                tag = f"{name}/{leaf.replace('|', '_after_')}" if leaf else name
-                self._events.add_scalar(tag, number, record["update"])
+        for tag, number in _scalars(record):
+            self._events.add_scalar(tag, number, record["update"])
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -63,6 +67,15 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._events.close()
+
+
+def _scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        tag = group + name.replace("|", "_after_")
+        if isinstance(value, dict):
+            yield from _scalars(value, tag + "/")
+        else:
+            yield tag, value
 
 
 def read(run_folder: Path) -> list[dict]:
@@ -85,5 +98,7 @@ def read(run_folder: Path) -> list[dict]:
 
 
 def is_finite(record: dict) -> bool:
-    """Whether loss, gradient and new parameters are numbers."""
-    return all(math.isfinite(record[name]) for name in ("loss", "grad_norm", "param_norm"))
+    """Whether every player's loss, gradient and new parameters are numbers."""
+    players = [record] + ([record["opponent"]] if "opponent" in record else [])
+    names = ("loss", "grad_norm", "param_norm")
+    return all(math.isfinite(player[name]) for player in players for name in names)

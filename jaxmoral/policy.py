@@ -6,7 +6,6 @@ The trainer and the evaluation do not know which policy they have.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -16,11 +15,10 @@ import numpy as np
 from flax import nnx
 
 from jaxmoral import prompts
-from jaxmoral.games import Game
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.prompt_tree import PromptTree, ancestor_mask
-from jaxmoral.responses import Responses, outcome_log_probs
+from jaxmoral.prompt_tree import PromptTree, ancestor_mask, chains
+from jaxmoral.responses import Trie, outcome_log_probs, sample_answer
 
 PyTree = Any
 
@@ -38,32 +36,81 @@ class PolicyTable(NamedTuple):
 
 
 class Policy(Protocol):
-    """The interface every policy has."""
+    """The interface every policy has. Prompts of one condition; no dropout without a key."""
 
     @property
     def dropout(self) -> bool:
-        """Whether `apply` uses its dropout key."""
+        """Whether dropout keys are used."""
 
     def init(self, key: jax.Array) -> PyTree:
         """Fresh trainable parameters that leave the reference policy as it is."""
 
+    def reference_parameters(self) -> PyTree:
+        """The reference policy's, in the place of trainable ones."""
+
     def apply(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> PolicyTable:
-        """The policy on the prompts of one game; no dropout without a key."""
+        """The policy's table."""
 
-    def reference(self, frozen: PyTree, inputs: PyTree) -> jax.Array:
-        """The untrained policy's log-probabilities, `[num_prompts, 3]`."""
+    def apply_with_logits(
+        self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> tuple[PolicyTable, jax.Array]:
+        """The table and what `write` needs, `[num_prompts, num_prefixes, vocab_size]`."""
+
+    def write(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        dropout_key: jax.Array | None,
+        logits: jax.Array,
+        key: jax.Array,
+        prompt: jax.Array,
+        outcome: jax.Array,
+    ) -> jax.Array:
+        """Samples the tokens of whole answers given what they amount to.
+
+        Args:
+          frozen, inputs, trainable, dropout_key: as for `apply`.
+          logits: from `apply_with_logits`.
+          key: PRNG key.
+          prompt, outcome: `[num_samples]` int32.
+
+        Returns:
+          `[num_samples, budget]` int32.
+        """
+
+    def score(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        prompt: jax.Array,
+        tokens: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probability of and value before each token, `[num_samples, budget]` each."""
+
+
+def reference_table(policy: Policy, frozen: PyTree, inputs: PyTree) -> jax.Array:
+    """The untrained policy's log-probabilities, `[num_prompts, 3]`."""
+    return policy.apply(frozen, inputs, policy.reference_parameters(), None).log_probs
 
 
 @dataclasses.dataclass(frozen=True)
 class TabularPolicy:
-    """Free logits and a free value per prompt; its reference is uniform over the outcomes."""
+    """Free logits and a free value per prompt; its reference is uniform over the outcomes.
+
+    Its answers have one token, the outcome.
+    """
 
     num_prompts: int = prompts.NUM_PROMPTS
     dropout: bool = False
 
     def init(self, key: jax.Array) -> PyTree:
+        return self.reference_parameters()
+
+    def reference_parameters(self) -> PyTree:
         return {"logits": jnp.zeros((self.num_prompts, 3)), "values": jnp.zeros(self.num_prompts)}
 
     def apply(
@@ -71,12 +118,35 @@ class TabularPolicy:
     ) -> PolicyTable:
         return PolicyTable(jax.nn.log_softmax(trainable["logits"]), trainable["values"])
 
-    def reference(self, frozen: PyTree, inputs: PyTree) -> jax.Array:
-        return jnp.full((self.num_prompts, 3), -jnp.log(3.0))
+    def apply_with_logits(
+        self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> tuple[PolicyTable, jax.Array]:
+        table = self.apply(frozen, inputs, trainable, dropout_key)
+        return table, table.log_probs[:, None]
 
-    def inputs(self, games: Sequence[Game]) -> np.ndarray:
-        """A policy over remembered rounds plays every game alike: `[num_games, 0]`."""
-        return np.zeros((len(games), 0), np.float32)
+    def write(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        dropout_key: jax.Array | None,
+        logits: jax.Array,
+        key: jax.Array,
+        prompt: jax.Array,
+        outcome: jax.Array,
+    ) -> jax.Array:
+        return outcome[:, None]
+
+    def score(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        prompt: jax.Array,
+        tokens: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        table = self.apply(frozen, inputs, trainable, None)
+        return table.log_probs[prompt[:, None], tokens], table.values[prompt][:, None]
 
 
 class PromptInputs(NamedTuple):
@@ -86,10 +156,16 @@ class PromptInputs(NamedTuple):
       tree: the packed tokens.
       nodes: `[num_prompts, num_prefixes]` int32, where each partial response ends; column 0 is
         the prompt's last token.
+      trie: the legal responses.
+      tokens: `[num_prompts, longest]` int32, the prompts one by one.
+      lengths: `[num_prompts]` int32.
     """
 
     tree: PromptTree
     nodes: np.ndarray | jax.Array
+    trie: Trie
+    tokens: np.ndarray | jax.Array
+    lengths: np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +175,6 @@ class GemmaPolicy:
     config: GemmaConfig
     definition: nnx.GraphDef
     lora: Lora
-    responses: Responses
     remat: bool = False
 
     @property
@@ -107,25 +182,95 @@ class GemmaPolicy:
         return self.lora.dropout > 0
 
     def init(self, key: jax.Array) -> PyTree:
+        return self.reference_parameters() | {"adapter": init_adapter(key, self.config, self.lora)}
+
+    def reference_parameters(self) -> PyTree:
         head = {"kernel": jnp.zeros(self.config.embed_dim), "bias": jnp.zeros(())}
-        return {"adapter": init_adapter(key, self.config, self.lora), "value_head": head}
+        return {"adapter": {}, "value_head": head}
 
     def apply(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> PolicyTable:
+        return self.apply_with_logits(frozen, inputs, trainable, dropout_key)[0]
+
+    def apply_with_logits(
+        self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> tuple[PolicyTable, jax.Array]:
         chex.assert_rank(inputs.nodes, 2)
-        tree = inputs.tree
+        hidden = self._hidden(frozen, inputs.tree, trainable, dropout_key)
+        rows = hidden[inputs.nodes]
+        logits = nnx.merge(self.definition, frozen).logits(rows)
+        log_probs = outcome_log_probs(logits, inputs.trie)
+        return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
+
+    def write(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        dropout_key: jax.Array | None,
+        logits: jax.Array,
+        key: jax.Array,
+        prompt: jax.Array,
+        outcome: jax.Array,
+    ) -> jax.Array:
+        model = nnx.merge(self.definition, frozen)
+        key, tail_key = jax.random.split(key)
+        tokens, known = sample_answer(key, logits, inputs.trie, prompt, outcome)
+        for place in range(1, tokens.shape[1]):  # what follows the part that decided
+            hidden = self._read(frozen, inputs, trainable, prompt, tokens, dropout_key)
+            drawn = jax.random.categorical(
+                jax.random.fold_in(tail_key, place), model.logits(hidden[:, place])
+            )
+            tokens = tokens.at[:, place].set(jnp.where(place < known, tokens[:, place], drawn))
+        return tokens
+
+    def score(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        prompt: jax.Array,
+        tokens: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        hidden = self._read(frozen, inputs, trainable, prompt, tokens, None)
+        logits = nnx.merge(self.definition, frozen).logits(hidden)
+        log_probs = jax.nn.log_softmax(logits)
+        log_probs = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+        return log_probs, _value(trainable, hidden)
+
+    def _read(
+        self,
+        frozen: PyTree,
+        inputs: PyTree,
+        trainable: PyTree,
+        prompt: jax.Array,
+        tokens: jax.Array,
+        dropout_key: jax.Array | None,
+    ) -> jax.Array:
+        """Hidden states before each answer token, `[num_samples, budget, embed_dim]`."""
+        size, budget = tokens.shape
+        lengths = inputs.lengths[prompt][:, None]
+        room = jnp.pad(inputs.tokens[prompt], ((0, 0), (0, budget - 1)))
+        place = jnp.arange(room.shape[1])
+        answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
+        sequences = jnp.where(place < lengths, room, answers)
+        forest = chains(sequences, lengths[:, 0] + budget - 1)
+        hidden = self._hidden(frozen, forest, trainable, dropout_key)
+        hidden = hidden.reshape(size, len(place), -1)
+        before = lengths - 1 + jnp.arange(budget)
+        return jnp.take_along_axis(hidden, before[..., None], axis=1)
+
+    def _hidden(
+        self, frozen: PyTree, tree: PromptTree, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """The last hidden state of every node, `[num_nodes, embed_dim]`."""
         model = nnx.merge(self.definition, frozen)
         mask = (ancestor_mask(tree, self.config.sliding_window), ancestor_mask(tree))
         adapter = prepare(trainable["adapter"], self.config, self.lora, dropout_key)
-        hidden = model.hidden(tree.tokens, tree.positions, mask, adapter, self.remat)
-        rows = hidden[inputs.nodes]
-        log_probs = outcome_log_probs(model.logits(rows), self.responses)
-        head = trainable["value_head"]
-        values = rows[:, 0].astype(jnp.float32) @ head["kernel"] + head["bias"]
-        return PolicyTable(log_probs, values)
+        return model.hidden(tree.tokens, tree.positions, mask, adapter, self.remat)
 
-    def reference(self, frozen: PyTree, inputs: PyTree) -> jax.Array:
-        head = {"kernel": jnp.zeros(self.config.embed_dim), "bias": jnp.zeros(())}
-        no_adapter: PyTree = {"adapter": {}, "value_head": head}
-        return self.apply(frozen, inputs, no_adapter, None).log_probs
+
+def _value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
+    head = trainable["value_head"]
+    return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]

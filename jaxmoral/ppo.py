@@ -2,8 +2,11 @@
 
 Every loss is a function of the policy table alone, so the model's part of a gradient is one
 pullback of `policy.apply`. The forward pass that gives the behaviour policy is shared with the
-first gradient step. PPO: Schulman et al., arXiv 1707.06347; GAE: arXiv 1506.02438; the KL's
-adaptive weight: Ziegler et al., arXiv 1909.08593.
+first gradient step. Parameters, tables and trajectories carry a leading axis of players: one who
+meets a machine, or two who meet each other, each with everything of its own but the base.
+
+PPO: Schulman et al., arXiv 1707.06347; GAE: arXiv 1506.02438; the KL's adaptive weight: Ziegler et
+al., arXiv 1909.08593.
 """
 
 from collections.abc import Callable
@@ -17,14 +20,14 @@ import optax
 from jaxmoral.config import PPOConfig
 from jaxmoral.policy import Policy, PolicyTable
 from jaxmoral.prompts import NUM_ORDERS
-from jaxmoral.rollout import Environment, Trajectories, rollout
+from jaxmoral.rollout import Draws, Environment, Trajectories, rollout, rollout_pair
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
 
 
 class Moments(NamedTuple):
-    """Running number, mean and sum of squared deviations of all rewards so far, `[]` each."""
+    """Running number, mean and sum of squared deviations of all rewards so far."""
 
     seen: jax.Array
     mean: jax.Array
@@ -34,11 +37,13 @@ class Moments(NamedTuple):
 class TrainState(NamedTuple):
     """Everything an update replaces; with the seed it determines the rest of the run.
 
+    All but `update` have a leading `[num_players]` axis.
+
     Attributes:
       update: `[]` int32, how many updates were made; it also numbers the PRNG keys.
       trainable: the policy's parameters, the value head included.
       opt_state: optax's.
-      kl_coef: `[]` weight of the KL to the reference policy.
+      kl_coef: weight of the KL to the reference policy.
       moments: of the rewards, for their normalisation.
     """
 
@@ -75,13 +80,28 @@ def make_optimiser(config: PPOConfig, num_updates: int) -> optax.GradientTransfo
 
 
 def init_state(
-    key: jax.Array, policy: Policy, optimiser: optax.GradientTransformation, config: PPOConfig
+    key: jax.Array,
+    policy: Policy,
+    optimiser: optax.GradientTransformation,
+    config: PPOConfig,
+    num_players: int,
 ) -> TrainState:
     """The state before the first update."""
-    trainable = policy.init(key)
-    moments = Moments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
-    kl_coef = jnp.asarray(config.kl_coef, jnp.float32)
-    return TrainState(jnp.int32(0), trainable, optimiser.init(trainable), kl_coef, moments)
+    keys = [key] + [jax.random.fold_in(key, player) for player in range(1, num_players)]
+    players = [policy.init(key) for key in keys]
+    trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *players)
+    zeros = jnp.zeros(num_players)
+    kl_coef = jnp.full(num_players, config.kl_coef, jnp.float32)
+    opt_state = jax.vmap(optimiser.init)(trainable)
+    return TrainState(jnp.int32(0), trainable, opt_state, kl_coef, Moments(zeros, zeros, zeros))
+
+
+def per_player(function: Callable, *arguments: PyTree) -> PyTree:
+    """Applies a function to the players' slices, one after the other, and stacks the results."""
+    if len(jax.tree.leaves(arguments)[0]) > 1:
+        return jax.lax.map(lambda xs: function(*xs), arguments)
+    result = function(*jax.tree.map(lambda x: x[0], arguments))
+    return jax.tree.map(lambda x: x[None], result)
 
 
 def gae(
@@ -119,9 +139,16 @@ def merge_moments(moments: Moments, samples: jax.Array) -> Moments:
     return Moments(seen, moments.mean + shift * size / seen, moments.deviations + deviations)
 
 
-def normalise(samples: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+def scale_rewards(rewards: jax.Array, moments: Moments) -> tuple[jax.Array, Moments]:
+    """Rewards relative to the mean and standard deviation of all so far, these included."""
+    moments = merge_moments(moments, rewards)
+    variance = moments.deviations / jnp.maximum(moments.seen - 1, 1)
+    return (rewards - moments.mean) / (jnp.sqrt(variance) + 1e-6), moments
+
+
+def whiten(samples: jax.Array) -> jax.Array:
     """Zero mean and unit variance; samples that are all alike become 0."""
-    return (samples - mean) / (jnp.sqrt(variance) + 1e-6)
+    return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=1) + 1e-8)
 
 
 def exact_kl(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
@@ -214,7 +241,7 @@ def make_batch(
     advantage = gae(rewards, values, last_value, config.gamma, config.gae_lambda)
     target = advantage + values
     if config.normalise_advantages:
-        advantage = normalise(advantage, advantage.mean(), advantage.var())
+        advantage = whiten(advantage)
     log_prob = table.log_probs[prompt, outcome]
     batch = Batch(prompt, outcome, log_prob, values, advantage, target)
     return jax.tree.map(jnp.ravel, batch)
@@ -235,6 +262,29 @@ def split_minibatches(key: jax.Array, batch: Batch, config: PPOConfig) -> Batch:
     return jax.tree.map(lambda field: field[order], batch)
 
 
+def play(
+    key: jax.Array,
+    log_probs: jax.Array,
+    environment: Environment,
+    num_episodes: int,
+    num_rounds: int,
+    draws: Draws | None,
+) -> Trajectories:
+    """One agent against a machine or two against each other, `[num_players, ...]` either way."""
+    if environment.opponent is None:
+        return rollout_pair(key, log_probs, environment.rewards, num_episodes, num_rounds, draws)
+    alone = rollout(key, log_probs[0], environment, num_episodes, num_rounds, draws)
+    return jax.tree.map(lambda x: x[None], alone)
+
+
+def step_players(
+    optimiser: optax.GradientTransformation, gradient: PyTree, opt_state: PyTree, trainable: PyTree
+) -> tuple[PyTree, PyTree, jax.Array]:
+    """One step of every player's own optimiser: parameters, optimiser state, gradient norms."""
+    step, opt_state = jax.vmap(optimiser.update)(gradient, opt_state, trainable)
+    return optax.apply_updates(trainable, step), opt_state, jax.vmap(optax.global_norm)(gradient)
+
+
 def make_update(
     policy: Policy,
     optimiser: optax.GradientTransformation,
@@ -246,8 +296,9 @@ def make_update(
     """Builds the pure update.
 
     Returns:
-      `update(state, seed_key, frozen, inputs, environment, reference) -> (state, metrics)`, to be
-      jitted with the state donated. `reference` is `[num_prompts, 3]`.
+      `update(state, seed_key, frozen, inputs, environment, reference, draws) -> (state, metrics)`,
+      to be jitted with the state donated. `inputs`, `reference` `[num_players, num_prompts, 3]` and
+      the metrics have a leading axis of players.
     """
     entropy_schedule = optax.linear_schedule(
         config.entropy_coef, config.final_entropy_coef, num_updates
@@ -260,42 +311,51 @@ def make_update(
         inputs: PyTree,
         environment: Environment,
         reference: jax.Array,
+        draws: Draws | None = None,
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(seed_key, state.update)
         rollout_key, order_key, dropout_key = jax.random.split(key, 3)
+        num_players = len(reference)
         entropy_coef = entropy_schedule(state.update)
 
-        def apply(trainable, dropout_key):
-            return jax.vjp(lambda p: policy.apply(frozen, inputs, p, dropout_key), trainable)
+        def apply(trainable, dropout_keys):
+            one = lambda inputs, p, key: policy.apply(frozen, inputs, p, key)
+            return jax.vjp(lambda p: per_player(one, inputs, p, dropout_keys), trainable)
 
         def improve(carry, table, pullback, minibatch):
-            trainable, opt_state = carry
-            gradient, parts = jax.grad(ppo_loss, has_aux=True)(
-                table, minibatch, reference, state.kl_coef, entropy_coef, config
-            )
+            def one(table, minibatch, reference, kl_coef):
+                loss = lambda t: ppo_loss(t, minibatch, reference, kl_coef, entropy_coef, config)
+                return jax.grad(loss, has_aux=True)(table)
+
+            gradient, parts = jax.vmap(one)(table, minibatch, reference, state.kl_coef)
             (gradient,) = pullback(gradient)
-            parts["grad_norm"] = optax.global_norm(gradient)
-            step, opt_state = optimiser.update(gradient, opt_state, trainable)
-            return (optax.apply_updates(trainable, step), opt_state), parts
+            trainable, opt_state, norms = step_players(optimiser, gradient, carry[1], carry[0])
+            return (trainable, opt_state), parts | {"grad_norm": norms}
 
         def improve_afresh(carry, xs):
-            minibatch, key = xs
-            table, pullback = apply(carry[0], key)
+            minibatch, keys = xs
+            table, pullback = apply(carry[0], keys)
             return improve(carry, table, pullback, minibatch)
 
+        def prepare(key, table, trajectories, rewards):
+            return split_minibatches(key, make_batch(table, trajectories, rewards, config), config)
+
         table, pullback = apply(state.trainable, None)
-        trajectories = rollout(rollout_key, table.log_probs, environment, num_episodes, num_rounds)
+        trajectories = play(
+            rollout_key, table.log_probs, environment, num_episodes, num_rounds, draws
+        )
         rewards, moments = trajectories.reward, state.moments
         if config.normalise_rewards:
-            moments = merge_moments(moments, rewards)
-            rewards = normalise(rewards, moments.mean, moments.deviations / moments.seen)
-        batches = split_minibatches(
-            order_key, make_batch(table, trajectories, rewards, config), config
-        )
+            rewards, moments = jax.vmap(scale_rewards)(rewards, moments)
+        order_keys = jax.random.split(order_key, num_players)
+        batches = jax.vmap(prepare)(order_keys, table, trajectories, rewards)
+        batches = jax.tree.map(lambda field: jnp.moveaxis(field, 1, 0), batches)
 
         carry = (state.trainable, state.opt_state)
         num_steps = config.epochs * config.minibatches
-        keys = jax.random.split(dropout_key, num_steps) if policy.dropout else None
+        keys = None
+        if policy.dropout:
+            keys = jax.random.split(dropout_key, (num_steps, num_players))
         history = []
         if not policy.dropout:  # the behaviour policy's forward pass serves the first step too
             first = jax.tree.map(lambda field: field[0], batches)
@@ -305,12 +365,12 @@ def make_update(
         if policy.dropout or num_steps > 1:
             carry, parts = jax.lax.scan(improve_afresh, carry, (batches, keys))
             history.append(parts)
-        parts = jax.tree.map(lambda *steps: jnp.concatenate(steps).mean(), *history)
+        parts = jax.tree.map(lambda *steps: jnp.concatenate(steps).mean(0), *history)
 
-        metrics = behaviour_metrics(table, trajectories, reference) | parts
-        metrics["param_norm"] = optax.global_norm(carry[0])
+        metrics = jax.vmap(behaviour_metrics)(table, trajectories, reference) | parts
+        metrics["param_norm"] = jax.vmap(optax.global_norm)(carry[0])
         metrics["kl_coef"] = state.kl_coef
-        metrics["entropy_coef"] = entropy_coef
+        metrics["entropy_coef"] = jnp.full(num_players, entropy_coef)
         kl_coef = adapt_kl_coef(state.kl_coef, metrics["kl"], config)
         return TrainState(state.update + 1, *carry, kl_coef, moments), metrics
 

@@ -77,6 +77,23 @@ def pad(tree: PromptTree, num_nodes: int) -> PromptTree:
     )
 
 
+def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
+    """Sequences without shared nodes, side by side; what is past a length attends to itself only.
+
+    Args:
+      sequences: `[num_sequences, longest]` token ids.
+      lengths: `[num_sequences]`.
+
+    Returns:
+      A packed forest of `num_sequences * longest` nodes.
+    """
+    num_sequences, longest = sequences.shape
+    place = jnp.broadcast_to(jnp.arange(longest), sequences.shape)
+    start = jnp.arange(num_sequences)[:, None] * longest
+    end = jnp.where(place < lengths[:, None], start + lengths[:, None], start + place + 1)
+    return PromptTree(sequences.ravel(), place.ravel(), end.ravel())
+
+
 def ancestor_mask(tree: PromptTree, window: int | None = None) -> jax.Array:
     """Who attends to whom: `[num_nodes (query), num_nodes (key)]` bool.
 

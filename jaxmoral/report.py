@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from jaxmoral.evaluation import REGRETS
+from jaxmoral.measures import REGRETS
 from jaxmoral.metrics import ACTION_TYPES
 
 # arXiv 2410.01639, Fig. 2: M's move | O's previous move.
@@ -45,9 +45,12 @@ def plot_action_types(histories: dict[str, list[dict]], path: Path) -> Path:
 
 
 def plot_regret(evaluation: dict[str, Any], path: Path) -> Path:
-    """Exact normalised regret per game against the first opponent, base beside tuned."""
+    """Exact normalised regret per condition of the first suite, base beside tuned.
+
+    Against the first opponent.
+    """
     opponent = evaluation["opponents"][0]
-    games = evaluation["games"]
+    games = next(iter(evaluation["suites"].values()))
     width = 0.8 / len(evaluation["policies"])
     figure, panels = plt.subplots(
         1, len(REGRETS), figsize=(9, 3.4), sharey=True, layout="constrained"
@@ -55,7 +58,9 @@ def plot_regret(evaluation: dict[str, Any], path: Path) -> Path:
     for axes, kind in zip(panels, REGRETS, strict=True):
         for offset, policy in enumerate(evaluation["policies"]):
             heights = [
-                game[policy]["opponents"][opponent]["exact"]["regret"][kind]["normalised"]
+                game["policies"][policy]["opponents"][opponent]["exact"]["regret"][kind][
+                    "normalised"
+                ]
                 for game in games.values()
             ]
             places = np.arange(len(games)) + (offset + 0.5) * width - 0.4

@@ -19,25 +19,37 @@ import numpy as np
 WHITESPACE = b" \t\n\r\x0b\x0c"
 
 
-class Responses(NamedTuple):
-    """The trie of legal responses, as arrays.
+class Trie(NamedTuple):
+    """The legal responses as arrays; tries of several label pairs are stacked, padded alike.
+
+    Two numbers past the last edge have a meaning: `num_edges` is no edge, and `num_edges + 1` is an
+    edge that cannot be taken.
 
     Attributes:
-      prefixes: the inner nodes as token sequences; the first is the empty one.
       edge_node, edge_token: `[num_edges]` int32; the continuations of inner nodes that stay legal.
-      spelling_edges: `[num_spellings, budget]` int32 edges that make up each spelling, padded
-        with `num_edges`.
+        Padding edges leave node `num_prefixes`, which does not exist.
+      spelling_edges: `[num_spellings, budget]` int32 edges that make up each spelling.
       spelling_action: `[num_spellings]` int32, the action a spelling stands for (0 or 1).
-      prefix_edges: `[num_prefixes, budget]` int32 edges that lead to each inner node, padded with
-        `num_edges`.
+      prefix_edges: `[num_prefixes, budget]` int32 edges that lead to each inner node.
+    """
+
+    edge_node: np.ndarray | jax.Array
+    edge_token: np.ndarray | jax.Array
+    spelling_edges: np.ndarray | jax.Array
+    spelling_action: np.ndarray | jax.Array
+    prefix_edges: np.ndarray | jax.Array
+
+
+class Responses(NamedTuple):
+    """Every legal response.
+
+    Attributes:
+      prefixes: the trie's inner nodes as token sequences; the first is the empty one.
+      trie: the same and its edges as arrays.
     """
 
     prefixes: tuple[tuple[int, ...], ...]
-    edge_node: np.ndarray
-    edge_token: np.ndarray
-    spelling_edges: np.ndarray
-    spelling_action: np.ndarray
-    prefix_edges: np.ndarray
+    trie: Trie
 
 
 def spell(
@@ -126,49 +138,141 @@ def _as_arrays(complete: list[tuple[tuple[int, ...], int]], budget: int) -> Resp
         steps = [edges.index((prefixes.index(sequence[:i]), t)) for i, t in enumerate(sequence)]
         return steps + [len(edges)] * (budget - len(steps))
 
-    return Responses(
-        prefixes=prefixes,
+    trie = Trie(
         edge_node=np.array([node for node, _ in edges], np.int32),
         edge_token=np.array([token for _, token in edges], np.int32),
         spelling_edges=np.array([path(s) for s in sequences], np.int32),
         spelling_action=np.array([action for _, action in complete], np.int32),
         prefix_edges=np.array([path(p) for p in prefixes], np.int32),
     )
+    return Responses(prefixes, trie)
 
 
-def outcome_log_probs(logits: chex.Array, responses: Responses) -> jax.Array:
-    """The exact response distribution.
+def stack(tries: Sequence[Trie]) -> Trie:
+    """Stacks tries on a new leading axis; what pads one can neither be reached nor taken."""
+    num_edges = max(len(trie.edge_node) for trie in tries)
+    num_spellings = max(len(trie.spelling_action) for trie in tries)
+    num_prefixes, budget = np.max([trie.prefix_edges.shape for trie in tries], axis=0)
 
-    P(illegal) is the sum over inner nodes of reaching the node and leaving the trie there, not
-    one minus the rest, so it keeps its relative precision when it is tiny.
+    def pad(trie: Trie) -> Trie:
+        own_edges = len(trie.edge_node)
+
+        def paths(edges: np.ndarray | jax.Array, rows: int) -> np.ndarray:
+            padded = np.full((rows, budget), num_edges, np.int32)
+            padded[len(edges) :] = num_edges + 1
+            padded[: len(edges), : edges.shape[1]] = np.where(edges < own_edges, edges, num_edges)
+            return padded
+
+        spare = (0, num_edges - own_edges)
+        return Trie(
+            edge_node=np.pad(trie.edge_node, spare, constant_values=num_prefixes),
+            edge_token=np.pad(trie.edge_token, spare),
+            spelling_edges=paths(trie.spelling_edges, num_spellings),
+            spelling_action=np.pad(
+                trie.spelling_action, (0, num_spellings - len(trie.spelling_action))
+            ),
+            prefix_edges=paths(trie.prefix_edges, num_prefixes),
+        )
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, tries))
+
+
+class Paths(NamedTuple):
+    """Log-probabilities of the ways an answer can go, for each prompt.
+
+    Attributes:
+      spellings: `[num_prompts, num_spellings]` of every legal answer.
+      leaving: `[num_prompts, num_prefixes]` of becoming illegal right after each inner node.
+    """
+
+    spellings: jax.Array
+    leaving: jax.Array
+
+
+def _legal_tokens(trie: Trie, num_prefixes: int, vocab_size: int) -> jax.Array:
+    legal = jnp.zeros((num_prefixes, vocab_size), bool)
+    return legal.at[trie.edge_node, trie.edge_token].set(True, mode="drop")
+
+
+def path_log_probs(logits: chex.Array, trie: Trie) -> Paths:
+    """Follows next-token distributions through the trie.
 
     Args:
       logits: `[num_prompts, num_prefixes, vocab_size]` next-token logits at the inner nodes.
-      responses: the trie.
-
-    Returns:
-      `[num_prompts, 3]` float32 log-probabilities of C, D and illegal.
+      trie: the legal responses.
     """
     chex.assert_rank(logits, 3)
-    chex.assert_axis_dimension(logits, 1, len(responses.prefixes))
+    chex.assert_axis_dimension(logits, 1, len(trie.prefix_edges))
     logits = logits.astype(jnp.float32)
-    node, token = responses.edge_node, responses.edge_token
     num_prefixes, vocab_size = logits.shape[1:]
-    legal = jnp.zeros((num_prefixes, vocab_size), bool).at[node, token].set(True)
+    legal = _legal_tokens(trie, num_prefixes, vocab_size)
     outside = jax.nn.logsumexp(jnp.where(legal, -jnp.inf, logits), axis=-1)
 
     # One pass over the vocabulary is enough: the rest of the normaliser is a handful of edges.
-    edges = logits[:, node, token]
+    node = jnp.asarray(trie.edge_node)
+    source = jnp.minimum(node, num_prefixes - 1)
+    edges = logits[:, source, trie.edge_token]
     own = jnp.where(node == jnp.arange(num_prefixes)[:, None], edges[:, None], -jnp.inf)
     normaliser = jax.nn.logsumexp(jnp.concatenate([outside[..., None], own], -1), axis=-1)
 
-    edges = jnp.pad(edges - normaliser[:, node], ((0, 0), (0, 1)))
-    spellings = edges[:, responses.spelling_edges].sum(-1)
+    no_edge, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
+    edges = jnp.concatenate([edges - normaliser[:, source], no_edge, never], -1)
+    reaching = edges[:, trie.prefix_edges].sum(-1)
+    return Paths(edges[:, trie.spelling_edges].sum(-1), reaching + outside - normaliser)
+
+
+def outcome_log_probs(logits: chex.Array, trie: Trie) -> jax.Array:
+    """The exact response distribution, `[num_prompts, num_prefixes, vocab_size]` logits to
+    `[num_prompts, 3]` float32 log-probabilities of C, D and illegal.
+
+    P(illegal) is the sum over inner nodes of reaching the node and leaving the trie there, not
+    one minus the rest, so it keeps its relative precision when it is tiny.
+    """
+    paths = path_log_probs(logits, trie)
     actions = [
-        jax.nn.logsumexp(spellings[:, responses.spelling_action == action], axis=-1)
+        jax.nn.logsumexp(
+            jnp.where(trie.spelling_action == action, paths.spellings, -jnp.inf), axis=-1
+        )
         for action in (0, 1)
     ]
-    leaving = outside - normaliser
-    reaching = edges[:, responses.prefix_edges].sum(-1)
-    illegal = jax.nn.logsumexp(reaching + leaving, axis=-1)
-    return jnp.stack([*actions, illegal], axis=-1)
+    return jnp.stack([*actions, jax.nn.logsumexp(paths.leaving, axis=-1)], axis=-1)
+
+
+def sample_answer(
+    key: jax.Array, logits: jax.Array, trie: Trie, prompt: jax.Array, outcome: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Samples the part of an answer that decides its outcome, given the outcome.
+
+    Args:
+      key: PRNG key.
+      logits: `[num_prompts, num_prefixes, vocab_size]`, as for `outcome_log_probs`.
+      trie: the legal responses.
+      prompt, outcome: `[num_samples]` int32.
+
+    Returns:
+      Tokens, `[num_samples, budget]` int32, and how many of them are decided, `[num_samples]`.
+    """
+    paths = path_log_probs(logits, trie)
+    spelling_key, leaving_key, token_key = jax.random.split(key, 3)
+    fits = trie.spelling_action == outcome[:, None]
+    spelling = jax.random.categorical(
+        spelling_key, jnp.where(fits, paths.spellings[prompt], -jnp.inf)
+    )
+    prefix = jax.random.categorical(leaving_key, paths.leaving[prompt])
+    legal = _legal_tokens(trie, *logits.shape[1:])
+    outside = jax.random.categorical(
+        token_key, jnp.where(legal[prefix], -jnp.inf, logits[prompt, prefix])
+    )
+
+    is_legal = outcome < 2
+    edges = jnp.where(
+        is_legal[:, None],
+        jnp.asarray(trie.spelling_edges)[spelling],
+        jnp.asarray(trie.prefix_edges)[prefix],
+    )
+    known = jnp.sum(edges < len(trie.edge_token), axis=-1)
+    tokens = jnp.asarray(trie.edge_token)[jnp.minimum(edges, len(trie.edge_token) - 1)]
+    place = jnp.arange(tokens.shape[1])
+    wrong = (place == known[:, None]) & ~is_legal[:, None]
+    tokens = jnp.where(wrong, outside[:, None], tokens)
+    return tokens.astype(jnp.int32), jnp.where(is_legal, known, known + 1)

@@ -59,9 +59,9 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def get_reward(name: str) -> Reward:
+def get_reward(name: str, key: str = "reward.name") -> Reward:
     """Looks a reward up by name; raises UserError that lists the names when there is none."""
-    return choose("reward.name", name, REWARDS)
+    return choose(key, name, REWARDS)
 
 
 def reward_table(payoffs: np.ndarray, reward: Reward, xi: float, r_illegal: float) -> np.ndarray:
@@ -81,6 +81,36 @@ def reward_table(payoffs: np.ndarray, reward: Reward, xi: float, r_illegal: floa
     table = np.full((2, 2, 3, 2), r_illegal, np.float32)
     table[:, :, :ILLEGAL] = reward(cell, xi)
     return table
+
+
+# What the paper's code gives when the opponent answers illegally differs by reward.
+_PAPER_RULES = {"game": "last-move", "utilitarian": "zero", "game+deontological": "penalty"}
+
+
+def add_illegal_opponent(
+    table: np.ndarray, rule: str, reward_name: str, r_illegal: float
+) -> np.ndarray:
+    """Extends a reward table by the rounds in which the opponent's answer is illegal.
+
+    Args:
+      table: from `reward_table`.
+      rule: see `jaxmoral.config.EnvConfig.opponent_illegal`.
+      reward_name: decides what the rule "paper" is.
+      r_illegal: what an illegal answer earns, in points.
+
+    Returns:
+      `[2 (previous own), 2 (previous other), 3 (own outcome), 3 (other's outcome)]` float32.
+    """
+    if rule == "paper":
+        rule = _PAPER_RULES.get(reward_name, "last-move")
+    previous_other = np.arange(2)
+    column = {
+        "last-move": table[:, previous_other, :, previous_other].swapaxes(0, 1),
+        "zero": np.zeros_like(table[..., 0]),
+        "penalty": np.full_like(table[..., 0], r_illegal),
+    }[rule].copy()
+    column[:, :, ILLEGAL] = r_illegal
+    return np.concatenate([table, column[..., None]], axis=-1)
 
 
 def bounds(table: np.ndarray) -> tuple[float, float]:

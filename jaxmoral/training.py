@@ -7,26 +7,32 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from jaxmoral import config as configs
-from jaxmoral import metrics, ppo
-from jaxmoral.agent import Agent, make_agent, settle
+from jaxmoral import metrics, ppo, token_ppo
+from jaxmoral.agent import Agent, Condition, make_agent, settle
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.games import get_game, make_game, register
+from jaxmoral.games import Game, get_game, make_game, mirror, register
 from jaxmoral.opponents import get_opponent
-from jaxmoral.prompts import check_labels
-from jaxmoral.rewards import get_reward, reward_table
-from jaxmoral.rollout import Environment
+from jaxmoral.policy import reference_table
+from jaxmoral.prompts import Presentation, check, check_labels
+from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.rollout import Draws, Environment
+from jaxmoral.streams import Streams
+from jaxmoral.suites import check_suites
 
-Step = Callable[[ppo.TrainState], tuple[ppo.TrainState, ppo.Metrics]]
+LEARNER = "learner"  # the opponent that is an agent itself
+Step = Callable[[ppo.TrainState, int], tuple[ppo.TrainState, ppo.Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,33 +53,61 @@ class TrainedAgent:
     history: list[dict]
     interrupted: int | None = None
 
+    @property
+    def trainable(self) -> Any:
+        """The agent's trained parameters; of two learners the first one's."""
+        return first_player(self.state)
+
+
+def first_player(state: ppo.TrainState) -> Any:
+    """The first player's parameters."""
+    return jax.tree.map(lambda leaf: leaf[0], state.trainable)
+
 
 def resolve(config: Config) -> Config:
     """Registers the configuration's games, checks its names, and settles what "auto" means."""
     for name, pairs in config.games.items():
         register(make_game(name, pairs))
     get_game(config.env.game)
-    get_opponent(config.env.opponent)
+    if config.env.opponent != LEARNER:
+        get_opponent(config.env.opponent)
     get_reward(config.reward.name)
+    if config.reward.then is not None:
+        get_reward(config.reward.then, "reward.then")
     for name in config.evaluation.opponents:
         get_opponent(name)
     for name in config.evaluation.games:
         if name != "all":
             get_game(name)
-    check_labels(config.prompt.labels)
+    check_suites(config.evaluation.suites)
+    check_labels(config.evaluation.labels, "evaluation.labels")
+    prompt = config.prompt
+    check(Presentation(prompt.wording, prompt.persona, prompt.labels, prompt.table_order))
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
-def environment(config: Config) -> Environment:
-    """The training game's opponent and rewards."""
-    reward = config.reward
-    table = reward_table(
-        get_game(config.env.game).payoffs, get_reward(reward.name), reward.xi, reward.illegal
+def environment(config: Config, reward_name: str | None = None) -> Environment:
+    """The training game's opponent and rewards (by default of the first reward)."""
+    name = reward_name or config.reward.name
+    xi, illegal = config.reward.xi, config.reward.illegal
+    tables = [
+        reward_table(game.payoffs, get_reward(name), xi, illegal) for game in player_games(config)
+    ]
+    if config.env.opponent != LEARNER:
+        return Environment(get_opponent(config.env.opponent), tables[0])
+    rule = config.env.opponent_illegal
+    return Environment(
+        None, np.stack([add_illegal_opponent(table, rule, name, illegal) for table in tables])
     )
-    return Environment(get_opponent(config.env.opponent), table)
+
+
+def player_games(config: Config) -> list[Game]:
+    """The training game as each learning player sees it."""
+    game = get_game(config.env.game)
+    return [game, mirror(game)] if config.env.opponent == LEARNER else [game]
 
 
 def train(
@@ -117,7 +151,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         configs.save(config, folder / "config.yaml")
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, config.reward.switch_at) as checkpoints:
         if resume:
             state = checkpoints.restore(state, config)
         else:
@@ -132,20 +166,29 @@ def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[ppo.Train
 
     def init(seed: jax.Array) -> tuple[ppo.TrainState, jax.Array]:
         init_key, updates_key = jax.random.split(jax.random.key(seed))
-        return ppo.init_state(init_key, agent.policy, optimiser, config.ppo), updates_key
+        num_players = len(player_games(config))
+        state = ppo.init_state(init_key, agent.policy, optimiser, config.ppo, num_players)
+        return state, updates_key
 
     return init
 
 
 def compile_update(config: Config, agent: Agent) -> tuple[ppo.TrainState, Step]:
     """Returns the state before the first update, and the compiled update (it donates the state)."""
-    inputs = jax.tree.map(lambda field: field[0], agent.inputs([get_game(config.env.game)]))
-    inputs, arena = jax.device_put((inputs, environment(config)))
+    conditions = [Condition(game, agent.presentation) for game in player_games(config)]
+    rewards = [config.reward.name, config.reward.then or config.reward.name]
+    phases = [environment(config, name) for name in rewards]
+    inputs, phases = jax.device_put((agent.inputs(conditions), phases))
     state, updates_key = jax.jit(initial_state(config, agent))(np.uint32(config.seed))
-    state = state._replace(trainable=agent.start(state.trainable))
-    reference = jax.jit(agent.policy.reference)(agent.frozen, inputs)
-    fixed = (updates_key, agent.frozen, inputs, arena, reference)
-    update = ppo.make_update(
+    if agent.adapter is not None:
+        start = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(conditions)), agent.adapter)
+        state = state._replace(trainable=state.trainable | {"adapter": start})
+    one = lambda frozen, inputs: reference_table(agent.policy, frozen, inputs)
+    reference = jax.jit(lambda frozen, inputs: ppo.per_player(partial(one, frozen), inputs))(
+        agent.frozen, inputs
+    )
+    make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
+    update = make(
         agent.policy,
         ppo.make_optimiser(config.ppo, config.updates),
         config.ppo,
@@ -153,8 +196,40 @@ def compile_update(config: Config, agent: Agent) -> tuple[ppo.TrainState, Step]:
         config.env.episodes,
         config.env.rounds,
     )
-    compiled = jax.jit(update, donate_argnums=0).lower(state, *fixed).compile()
-    return state, lambda state: compiled(state, *fixed)
+    draw = make_draws(config)
+
+    def arguments(update: int) -> tuple:
+        phase = phases[config.reward.then is not None and update >= config.reward.switch_at]
+        return updates_key, agent.frozen, inputs, phase, reference, draw(update)
+
+    compiled = jax.jit(update, donate_argnums=0).lower(state, *arguments(0)).compile()
+    return state, lambda state, update: compiled(state, *arguments(update))
+
+
+def make_draws(config: Config) -> Callable[[int], Draws | None]:
+    """The paper's random numbers of each update, or None for JAX's own.
+
+    Updates are asked for in ascending order; those skipped (made by an earlier session) are drawn
+    and thrown away, so that a resumed run goes on in the same stream.
+    """
+    env = config.env
+    if env.streams == "jax":
+        return lambda update: None
+    streams, made = Streams(config.seed), -1
+    newest: Draws | None = None
+    num_players = len(player_games(config))
+    fixed = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
+
+    def draw(update: int) -> Draws | None:
+        nonlocal made, newest
+        while made < update:
+            newest = streams.draw(
+                env.episodes, env.rounds, num_players, fixed, env.opponent == "random"
+            )
+            made += 1
+        return newest
+
+    return draw
 
 
 def _loop(
@@ -171,7 +246,7 @@ def _loop(
     with bar, _signals() as received:
         for update in range(start + 1, config.updates + 1):
             began = time.perf_counter()
-            state, values = step(state)
+            state, values = step(state, update - 1)
             values = jax.device_get(values)
             seconds = time.perf_counter() - began
             record = metrics.to_record(update, update * config.env.episodes, seconds, values)
@@ -188,7 +263,8 @@ def _loop(
             bar.update()
             stop = bool(received)
             last = update == config.updates or stop
-            if checkpoints and (last or update % config.checkpoint_every == 0):
+            due = last or update % config.checkpoint_every == 0
+            if checkpoints and (due or update == config.reward.switch_at):
                 checkpoints.save(update, state, config)
             if stop:
                 break

@@ -22,11 +22,10 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral import games, opponents, rewards
-from jaxmoral.agent import Agent, Prompter, make_agent
+from jaxmoral.agent import Agent, Condition, Prompter, make_agent
 from jaxmoral.gemma.load import load
 from jaxmoral.policy import GemmaPolicy, PromptInputs
 from jaxmoral.prompt_tree import PromptTree, ancestor_mask, pack
-from jaxmoral.prompts import all_prompts
 from jaxmoral.rollout import Environment, rollout
 from jaxmoral.training import compile_update, resolve
 
@@ -86,9 +85,9 @@ def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, c
     show("the same from the persistent cache", f"{compile_times[1]:.1f} s", "faster")
 
     times = []
-    for _ in range(10):
+    for update in range(10):
         start = time.perf_counter()
-        state, metrics = step(state)
+        state, metrics = step(state, update)
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     peak = matmul_rate()
@@ -106,15 +105,17 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
     policy = agent.policy
     assert isinstance(policy, GemmaPolicy)
     model = load(config.model.source, config.model.dtype)
-    prompter = Prompter(model, config.prompt.labels, config.prompt.template)
-    prefixes = prompter.responses.prefixes
-    rows = []
-    for text in all_prompts(games.get_game(config.env.game), prompter.labels):
-        ids = prompter.tokens(text)
-        rows.append(pack([[*ids, *prefix] for prefix in prefixes]))
+    prompter = Prompter(model, config.prompt.template)
+    condition = Condition(games.get_game(config.env.game), agent.presentation)
+    branches = prompter.sequences(condition)
+    width = tree_inputs.nodes.shape[1]
+    rows = [pack(branches[start : start + width]) for start in range(0, len(branches), width)]
     flat = PromptInputs(
-        PromptTree(*map(np.stack, zip(*(tree for tree, _ in rows), strict=True))),
-        np.stack([last[None] for _, last in rows]),
+        tree=PromptTree(*map(np.stack, zip(*(tree for tree, _ in rows), strict=True))),
+        nodes=np.stack([last[None] for _, last in rows]),
+        trie=jax.tree.map(lambda leaf: np.stack([leaf] * len(rows)), tree_inputs.trie),
+        tokens=tree_inputs.tokens[:, None],
+        lengths=tree_inputs.lengths[:, None],
     )
     trainable = jax.jit(policy.init)(jax.random.key(0))
 
@@ -172,7 +173,7 @@ def main() -> None:
     agent = make_agent(config)
     jax.block_until_ready(agent.frozen)
     show("model and tokenizer, from the cache", f"{time.perf_counter() - start:.1f} s", "<= 10 s")
-    packed = agent.inputs([games.get_game(config.env.game)])
+    packed = agent.inputs([Condition(games.get_game(config.env.game), agent.presentation)])
     inputs = jax.tree.map(lambda field: field[0], packed)
     with tempfile.TemporaryDirectory() as cache:
         measure_update(dataclasses.replace(config, updates=40), agent, inputs, cache)

@@ -19,7 +19,7 @@ import transformers
 from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import load
-from jaxmoral.prompts import all_prompts
+from jaxmoral.prompts import Presentation, all_prompts
 
 
 def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:
@@ -43,7 +43,7 @@ def main() -> None:
             scratch, gguf_file=path.name, dtype=torch.float32
         ).eval()
     torch.set_num_threads(2)
-    text = all_prompts(get_game("ipd"), ("action1", "action2"))[0]
+    text = all_prompts(get_game("ipd"), Presentation())[0]
     ids = model.tokenizer.encode(text)
     for batch in (1, 16):
         prompts = [ids] * batch

@@ -29,6 +29,7 @@ def one_step_values(arena: Environment) -> np.ndarray:
     The opponent is in the state that the remembered round put it in, as in a first round.
     """
     opponent, rewards = arena.opponent, np.asarray(arena.rewards)
+    assert opponent is not None
     p = np.asarray(opponent.p_cooperate)[np.asarray(opponent.start_state)][..., None]
     return (rewards[:, :, :2, 0] * p + rewards[:, :, :2, 1] * (1 - p)).reshape(4, 2)
 
@@ -69,7 +70,7 @@ def row(trained: jaxmoral.TrainedAgent) -> str:
     config = trained.config
     reward = config.reward.name
     evaluation = jaxmoral.evaluate(trained, [config.env.game], [config.env.opponent])
-    tuned = evaluation["games"][config.env.game]["tuned"]
+    tuned = evaluation["suites"]["trained"][config.env.game]["policies"]["tuned"]
     exact = tuned["opponents"][config.env.opponent]["exact"]
     policy = np.array([list(cell.values()) for cell in tuned["remembered"].values()])
     legal = 1 - exact["action_types"]["illegal|C"] - exact["action_types"]["illegal|D"]
@@ -78,6 +79,7 @@ def row(trained: jaxmoral.TrainedAgent) -> str:
     values = one_step_values(arena)
     defects = values.argmax(-1)
     best_policy = jnp.eye(3)[defects].reshape(2, 2, 3)
+    assert arena.opponent is not None
     shares = visits(best_policy, arena.opponent, config.env.rounds)
     best, worst = float((shares * arena.rewards).sum()), float(np.min(arena.rewards))
     mean = exact["rewards"][reward]
