@@ -16,7 +16,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints of one run folder, numbered by update."""
 
-    def __init__(self, run_folder: Path, kept: int = 0):
+    def __init__(self, run_folder: Path, kept: int | None = None):
         """Opens the folder.
 
         Args:
@@ -28,7 +28,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(3), CustomSteps([kept])]),
+                preservation_policy=AnyPreservationPolicy([LatestN(3), CustomSteps([kept or 0])]),
                 enable_async_checkpointing=False,
             ),
         )

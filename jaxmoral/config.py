@@ -124,13 +124,13 @@ class RewardConfig:
     """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1).
 
     Attributes:
-      then, switch_at: another reward from after update `switch_at` on ("unlearning"); that update's
-        checkpoint is kept.
+      then, switch_at: another reward after update `switch_at` ("unlearning"), by default half-way;
+        that update's checkpoint is kept.
     """
 
     name: str = "deontological"
     then: str | None = None
-    switch_at: Annotated[int, Field(ge=0, strict=True)] = 0
+    switch_at: Positive | None = None
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
 
@@ -273,12 +273,13 @@ def _check_combinations(config: Config) -> None:
         raise UserError(
             f"ppo.minibatches: {minibatches} does not divide env.episodes * env.rounds = {samples}"
         )
-    if (config.reward.then is None) != (config.reward.switch_at == 0):
-        raise UserError("reward.switch_at: belongs with reward.then; give both or neither")
-    if config.reward.switch_at >= config.updates and config.reward.then is not None:
+    switch_at = config.reward.switch_at
+    if switch_at is not None and config.reward.then is None:
+        raise UserError("reward.switch_at: needs reward.then, the reward to switch to")
+    if config.reward.then is not None and (switch_at or 1) >= config.updates:
         raise UserError(
-            f"reward.switch_at: {config.reward.switch_at} leaves none of the {config.updates}"
-            " updates to reward.then"
+            f"reward.switch_at: must be less than the {config.updates} updates, to leave some to"
+            " reward.then"
         )
     if config.ppo.sample_with_dropout and config.ppo.level != "token":
         raise UserError("ppo.sample_with_dropout: needs ppo.level token")

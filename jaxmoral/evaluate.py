@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from jaxmoral import config as configs
 from jaxmoral import report
@@ -59,14 +60,19 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
 
     if output is None:
         return
-    scratch = output.with_name(output.name + ".part")
-    try:
-        scratch.write_text(json.dumps(evaluation, indent=2) + "\n")
-        os.replace(scratch, output)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_json(evaluation, output)
     picture = report.plot_regret(evaluation, output.with_name("regret.png"))
     print(f"wrote {output} and {picture}")
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Writes a JSON file, all of it or nothing."""
+    scratch = path.with_name(path.name + ".part")
+    try:
+        scratch.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

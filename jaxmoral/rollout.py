@@ -163,7 +163,7 @@ def rollout_pair(
     chex.assert_shape(rewards, (2, 2, 2, 3, 3))
     probs = jnp.exp(log_probs)
     up_to_c, up_to_d = probs[..., 0], probs[..., 0] + probs[..., 1]
-    rewards = jnp.reshape(rewards, (2, -1))
+    rewards = jnp.asarray(rewards).reshape(2, -1)
     player = jnp.arange(2)[:, None]
 
     start_key, rounds_key = jax.random.split(key)

@@ -86,7 +86,11 @@ def resolve(config: Config) -> Config:
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    reward = config.reward
+    if reward.then is not None and reward.switch_at is None:
+        reward = dataclasses.replace(reward, switch_at=config.updates // 2)
+    model = dataclasses.replace(config.model, dtype=dtype)
+    return dataclasses.replace(config, model=model, reward=reward)
 
 
 def environment(config: Config, reward_name: str | None = None) -> Environment:
@@ -199,7 +203,8 @@ def compile_update(config: Config, agent: Agent) -> tuple[ppo.TrainState, Step]:
     draw = make_draws(config)
 
     def arguments(update: int) -> tuple:
-        phase = phases[config.reward.then is not None and update >= config.reward.switch_at]
+        switch_at = config.reward.switch_at
+        phase = phases[switch_at is not None and update >= switch_at]
         return updates_key, agent.frozen, inputs, phase, reference, draw(update)
 
     compiled = jax.jit(update, donate_argnums=0).lower(state, *arguments(0)).compile()

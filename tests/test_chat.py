@@ -61,7 +61,7 @@ def test_a_trained_agent_reciprocates_in_the_terminal(folder):
     answers = [line for line in done.stdout.splitlines() if "agent: " in line]
     assert [answer.split()[2] for answer in answers][1:] == ["action2.", "action2.", "action1."]
     assert "Play a round first." in done.stdout
-    assert "Type action1, action2, c, d, why, strategy or quit." in done.stdout
+    assert "Type action1, action2, c, d, strategy, why or quit." in done.stdout
 
 
 def test_a_table_has_no_words(folder):

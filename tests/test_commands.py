@@ -33,9 +33,10 @@ def run_folder(tmp_path_factory):
 def test_evaluate_writes_json_and_a_picture(run_folder):
     done = command("evaluate", "--run", run_folder, "--games", "ipd,bos")
     assert done.returncode == 0, done.stderr
-    assert set(json.loads((run_folder / "evaluation.json").read_text())["games"]) == {"ipd", "bos"}
+    found = json.loads((run_folder / "evaluation.json").read_text())
+    assert set(found["suites"]["trained"]) == {"ipd", "bos"}
     assert (run_folder / "regret.png").is_file()
-    assert "bos   tuned" in done.stdout
+    assert "bos        tuned" in done.stdout
 
 
 def test_evaluate_a_model_without_a_run(tmp_path):

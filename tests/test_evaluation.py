@@ -10,10 +10,12 @@ from jaxmoral import config as configs
 from jaxmoral.agent import Agent
 from jaxmoral.chain import visits
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate, table
+from jaxmoral.evaluation import evaluate
 from jaxmoral.games import GAMES
 from jaxmoral.opponents import get_opponent
 from jaxmoral.policy import TabularPolicy
+from jaxmoral.prompts import Presentation
+from jaxmoral.results import table
 from jaxmoral.training import TrainedAgent, resolve
 
 SURE = 40.0
@@ -28,17 +30,23 @@ def player(choice):
     policy = TabularPolicy()
 
     trainable = {"logits": logits.reshape(16, 3), "values": np.zeros(16, np.float32)}
-    agent = Agent(policy, (), policy.inputs, [])
-    return TrainedAgent(config, agent, SimpleNamespace(trainable=trainable), [])
+    no_inputs = lambda conditions: np.zeros((len(conditions), 0), np.float32)
+    agent = Agent(policy, (), no_inputs, Presentation(), [])
+    stacked = {name: leaf[None] for name, leaf in trainable.items()}
+    return TrainedAgent(config, agent, SimpleNamespace(trainable=stacked), [])
 
 
 def exact(evaluation, game, opponent="random", policy="tuned"):
-    return evaluation["games"][game][policy]["opponents"][opponent]["exact"]
+    return played(evaluation, game)[policy]["opponents"][opponent]["exact"]
+
+
+def played(evaluation, game):
+    return evaluation["suites"]["trained"][game]["policies"]
 
 
 def test_regrets_of_an_unconditional_cooperator():
     result = evaluate(player((0, 0)))
-    assert set(result["games"]) == set(GAMES)
+    assert set(result["suites"]["trained"]) == set(GAMES)
     for name, game in GAMES.items():
         joint = game.payoffs.sum(0)
         regret = exact(result, name)["regret"]
@@ -73,8 +81,8 @@ def test_exact_and_sampled_agree():
     result = evaluate(player((0, 1)), None, ["random", "tit-for-tat"])
     # Shares of 100,000 episodes; at most the error of as many coins.
     assert 0 < result["largest_gap"] < 5 * 0.5 / np.sqrt(100_000)
-    for game in result["games"].values():
-        for policy in game.values():
+    for game in result["suites"]["trained"].values():
+        for policy in game["policies"].values():
             for both in policy["opponents"].values():
                 for name, value in both["exact"]["rewards"].items():
                     assert both["sampled"]["rewards"][name] == pytest.approx(value, abs=0.1)
@@ -83,7 +91,7 @@ def test_exact_and_sampled_agree():
 def test_base_stands_beside_tuned():
     result = evaluate(player((0, 0)))
     assert result["policies"] == ["base", "tuned"]
-    base = result["games"]["ipd"]["base"]["remembered"]["CD"]
+    base = played(result, "ipd")["base"]["remembered"]["CD"]
     assert base == pytest.approx({"C": 1 / 3, "D": 1 / 3, "illegal": 1 / 3}, abs=1e-5)
     third = np.full((2, 2, 3), 1 / 3)
     shares = visits(third, get_opponent("random"), 5)
@@ -94,7 +102,7 @@ def test_base_stands_beside_tuned():
 def test_an_untrained_model_alone():
     result = evaluate(configs.load(None, ["--model.source", "tabular"]), ["bos"])
     assert result["policies"] == ["base"]
-    assert list(result["games"]) == ["bos"]
+    assert list(result["suites"]["trained"]) == ["bos"]
 
 
 def test_table_and_json():

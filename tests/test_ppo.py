@@ -11,7 +11,13 @@ import pytest
 from jaxmoral import chain, games, opponents, ppo, rewards
 from jaxmoral.config import PPOConfig
 from jaxmoral.gemma.lora import Lora
-from jaxmoral.policy import GemmaPolicy, PolicyTable, PromptInputs, TabularPolicy
+from jaxmoral.policy import (
+    GemmaPolicy,
+    PolicyTable,
+    PromptInputs,
+    TabularPolicy,
+    reference_table,
+)
 from jaxmoral.prompt_tree import pack
 from jaxmoral.responses import spell
 from jaxmoral.rollout import Environment, rollout
@@ -112,9 +118,8 @@ def test_running_moments_equal_numpy():
     np.testing.assert_allclose(moments.mean, everything.mean(), rtol=1e-5)
     variance = moments.deviations / moments.seen
     np.testing.assert_allclose(variance, everything.var(), rtol=1e-5)
-    np.testing.assert_array_equal(
-        ppo.normalise(jnp.full(5, 2.0), jnp.float32(2), jnp.float32(0)), 0
-    )
+    alike, _ = ppo.scale_rewards(jnp.full(5, 2.0), ppo.Moments(*jnp.zeros((3,))))
+    np.testing.assert_array_equal(alike, 0)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.0, 0.98), (6.0, 1.0), (6.6, 1.01), (60.0, 1.02)])
@@ -135,15 +140,23 @@ def test_minibatches_visit_every_sample_once_an_epoch():
         np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
 
 
-def run(policy, config, arena, num_updates, frozen=(), inputs=(), reference=None, episodes=64):
+NONE = jnp.zeros(0)  # a table's inputs
+
+
+def alone(tree):
+    """The only player's slice."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def run(policy, config, arena, num_updates, frozen=(), inputs=NONE, episodes=64):
     optimiser = ppo.make_optimiser(config, num_updates)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config)
-    if reference is None:
-        reference = policy.reference(frozen, inputs)
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
+    reference = reference_table(policy, frozen, inputs)[None]
+    inputs = jax.tree.map(lambda leaf: leaf[None], inputs)
     update = jax.jit(ppo.make_update(policy, optimiser, config, num_updates, episodes, 5))
     for _ in range(num_updates):
         state, metrics = update(state, jax.random.key(1), frozen, inputs, arena, reference)
-    return state, metrics
+    return state._replace(trainable=alone(state.trainable)), alone(metrics)
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 4)])
@@ -169,17 +182,17 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
     played = rollout(rollout_key, table.log_probs, arena, 64, 5)
     reward = np.asarray(played.reward)
     if normalised:
-        reward = (reward - reward.mean()) / (reward.std() + 1e-6)
+        reward = (reward - reward.mean()) / (reward.std(ddof=1) + 1e-6)
     batch = ppo.make_batch(table, played, jnp.asarray(reward), config)
     if normalised:
-        np.testing.assert_allclose(batch.advantage.std(), 1, rtol=1e-3)
-    batches = ppo.split_minibatches(order_key, batch, config)
+        np.testing.assert_allclose(batch.advantage.std(ddof=1), 1, rtol=1e-3)
+    batches = ppo.split_minibatches(jax.random.split(order_key, 1)[0], batch, config)
     for index in range(epochs * minibatches):
         minibatch = jax.tree.map(lambda field, index=index: field[index], batches)
 
         def loss(trainable, minibatch=minibatch):
             table = policy.apply((), (), trainable, None)
-            reference = policy.reference((), ())
+            reference = reference_table(policy, (), NONE)
             return ppo.ppo_loss(table, minibatch, reference, config.kl_coef, 1.0, config)[0]
 
         gradient = jax.grad(loss)(trainable)
@@ -191,16 +204,19 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
-def tiny_policy(tiny, dropout=0.0):
+def tiny_policy(tiny, dropout=0.0, letters=26):
     config, definition, weights, _ = tiny
-    pieces = [None, None] + [bytes([97 + i % 26]) for i in range(config.vocab_size - 2)]
+    pieces = [None, None] + [bytes([97 + i % letters]) for i in range(config.vocab_size - 2)]
     responses = spell([b"ab", b"cd"], pieces, [1], 2)
     lora = Lora(2, 4.0, dropout, ("q", "o", "down"))
-    policy = GemmaPolicy(config, definition, lora, responses)
+    policy = GemmaPolicy(config, definition, lora)
     prompts = [[0, 9, 8, 7, 10 + i, 20 + i % 3] for i in range(16)]
     sequences = [[*prompt, *prefix] for prompt in prompts for prefix in responses.prefixes]
     tree, last = pack(sequences)
-    inputs = PromptInputs(tree, last.reshape(16, -1))
+    lengths = np.full(16, 6, np.int32)
+    inputs = PromptInputs(
+        tree, last.reshape(16, -1), responses.trie, np.array(prompts, np.int32), lengths
+    )
     return policy, weights, jax.tree.map(jnp.asarray, inputs)
 
 
@@ -273,12 +289,12 @@ def test_updates_play_different_episodes():
     policy, config = TabularPolicy(), PPOConfig(learning_rate=1e-9)
     optimiser = ppo.make_optimiser(config, 4)
     update = jax.jit(ppo.make_update(policy, optimiser, config, 4, 64, 5))
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config)
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
     means = []
     for _ in range(4):
-        reference = policy.reference((), ())
-        state, metrics = update(state, jax.random.key(1), (), (), environment(), reference)
-        means.append(float(metrics["reward_mean"]))
+        reference = reference_table(policy, (), NONE)[None]
+        state, metrics = update(state, jax.random.key(1), (), NONE[None], environment(), reference)
+        means.append(float(metrics["reward_mean"][0]))
     assert len(set(means)) == 4
 
 

@@ -3,18 +3,20 @@
 import itertools
 import re
 
+import numpy as np
 import pytest
 
 from jaxmoral import games, prompts
 from jaxmoral.errors import UserError
 
 LABELS = ("action3", "action4")
+SHOWN = prompts.Presentation(labels=LABELS)
 
 
 @pytest.mark.parametrize("game", games.GAMES)
 def test_each_index_says_what_it_means(game):
     payoffs = games.get_game(game).payoffs
-    texts = prompts.all_prompts(games.get_game(game), LABELS)
+    texts = prompts.all_prompts(games.get_game(game), SHOWN)
     assert len(set(texts)) == prompts.NUM_PROMPTS
     for index, choice in enumerate(itertools.product((0, 1), repeat=4)):
         own, other, opening, reply = choice
@@ -35,14 +37,14 @@ def test_each_index_says_what_it_means(game):
 
 
 def test_the_table_shows_both_players_points():
-    text = prompts.all_prompts(games.get_game("bos"), LABELS)[0]
+    text = prompts.all_prompts(games.get_game("bos"), SHOWN)[0]
     rows = [line for line in text.splitlines() if line.startswith("| action")]
     assert rows == ["| action3 | 3, 2 | 0, 0 |", "| action4 | 0, 0 | 2, 3 |"]
 
 
 def test_the_game_is_never_named():
     for game in games.GAMES.values():
-        for text in prompts.all_prompts(game, LABELS):
+        for text in prompts.all_prompts(game, SHOWN):
             assert not re.search(r"prison|dilemma|cooperat|defect|hunt|chicken", text.lower())
 
 
@@ -50,3 +52,84 @@ def test_the_game_is_never_named():
 def test_labels_that_cannot_be_told_apart(labels):
     with pytest.raises(UserError, match=r"prompt\.labels"):
         prompts.check_labels(labels)
+
+
+@pytest.mark.parametrize("order", prompts.TABLE_ORDERS)
+def test_every_table_order_shows_the_same_game(order):
+    """Read back by its own row and column names, the table is the payoff array."""
+    game = games.get_game("icn")
+    text = prompts.all_prompts(game, SHOWN._replace(table_order=order))[0]
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    columns = lines[0][-2:]
+    firsts = {"original": (0, 0), "permuted1": (1, 0), "permuted2": (0, 1), "reversed": (1, 1)}
+    assert (LABELS.index(columns[0]), LABELS.index(lines[2][0])) == firsts[order]
+    for name, *cells in lines[2:]:
+        for column, cell in zip(columns, cells, strict=True):
+            found = [float(points) for points in cell.split(", ")]
+            expected = game.payoffs[:, LABELS.index(name), LABELS.index(column)]
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("wording", prompts.WORDINGS)
+def test_every_wording_says_what_it_should(wording):
+    game = games.get_game("ipd")
+    texts = prompts.all_prompts(game, SHOWN._replace(wording=wording))
+    state = {"structured": 4, "unstructured": 4, "story": 4, "explicit": 4, "action+game+state": 2}
+    memories = [re.sub(r"action3 or action4|action4 or action3", "", text) for text in texts]
+    assert len(set(memories)) == state.get(wording, 1)
+    for text in texts:
+        assert "{" not in text
+        assert text.endswith("Answer:")
+        assert set(LABELS) <= set(re.findall(r"action\d", text))
+        assert ("points" in text) == (wording in ("structured", "unstructured"))
+    if wording == "unstructured":
+        found = re.findall(
+            r"choose (\S+) and .* chooses (\S+), you get (\S+) .* gets (\S+)\.", texts[0]
+        )
+        assert len(found) == 4
+        for own, other, a, b in found:
+            cell = game.payoffs[:, LABELS.index(own), LABELS.index(other)]
+            np.testing.assert_array_equal(cell, [float(a), float(b)])
+
+
+def test_a_persona_goes_first():
+    game = games.get_game("ipd")
+    plain, behind = (
+        prompts.all_prompts(game, SHOWN._replace(persona=persona))
+        for persona in ("none", "utilitarian")
+    )
+    assert behind == [f"{prompts.PERSONAS['utilitarian']}\n\n{text}" for text in plain]
+
+
+def test_a_template_of_ones_own(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("Last: {own}, {other}. Pick {choices}.\n")
+    shown = prompts.check(SHOWN._replace(wording=str(path)))
+    path.unlink()  # the text travels with the configuration, not the file
+    texts = prompts.all_prompts(games.get_game("ipd"), prompts.check(shown))
+    assert texts[9] == "Last: action4, action3. Pick action4 or action3."
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Say what you like to A.", "does not name the labels"),
+        ("Say {c} to A.", "does not name the labels"),
+        ("Choose {choices} for {money}.", "unknown placeholder {money}"),
+        ("Choose {choices} or {.", "stray braces"),
+    ],
+)
+def test_templates_without_their_placeholders(tmp_path, text, message):
+    path = tmp_path / "mine.txt"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        prompts.check(SHOWN._replace(wording=str(path)))
+
+
+def test_names_of_wordings_and_personas():
+    with pytest.raises(UserError, match="prompt.wording: unknown name 'storey'.*'story'"):
+        prompts.check(SHOWN._replace(wording="storey"))
+    with pytest.raises(UserError, match="prompt.persona: cannot read nowhere.txt"):
+        prompts.check(SHOWN._replace(persona="nowhere.txt"))
+    with pytest.raises(UserError, match="prompt.table_order"):
+        prompts.check(SHOWN._replace(table_order="upside down"))

@@ -107,10 +107,11 @@ def test_memory_and_learning_on_the_real_model(kind, limit, real, tmp_path):
 
     # Merged, it is a full model that answers as the quantised one with its adapter did.
     agent = trained.agent
-    save_merged(tmp_path, agent.model, trained.state.trainable["adapter"], agent.policy.lora)
+    save_merged(tmp_path, agent.model, trained.trainable["adapter"], agent.policy.lora)
     merged = evaluate(configs.parse({"model": {"source": str(tmp_path)}}), ["ipd"])
-    tuned = evaluate(trained, ["ipd"])["games"]["ipd"]["tuned"]["remembered"]
-    for cell, shares in merged["games"]["ipd"]["base"]["remembered"].items():
+    policies = lambda result: result["suites"]["trained"]["ipd"]["policies"]
+    tuned = policies(evaluate(trained, ["ipd"]))["tuned"]["remembered"]
+    for cell, shares in policies(merged)["base"]["remembered"].items():
         assert shares == pytest.approx(tuned[cell], abs=1e-3)
 
 
@@ -119,7 +120,8 @@ def test_int8_barely_changes_the_real_policy(real):
     tables = []
     for kind in ("none", "int8"):
         config = resolve(configs.parse({"model": {"quantisation": kind}}))
-        tables.append(evaluate(config, games=["ipd"])["games"]["ipd"]["base"]["remembered"])
+        result = evaluate(config, games=["ipd"])
+        tables.append(result["suites"]["trained"]["ipd"]["policies"]["base"]["remembered"])
     for cell, shares in tables[0].items():
         for outcome, share in shares.items():
             assert abs(tables[1][cell][outcome] - share) < 0.05

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,14 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from jaxmoral import config as configs
 from jaxmoral import games, prompts
-from jaxmoral.agent import Prompter, make_agent
+from jaxmoral.agent import Condition, Prompter, make_agent
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate
 from jaxmoral.export import export
 from jaxmoral.gemma.load import load
-from jaxmoral.policy import GemmaPolicy
+from jaxmoral.policy import GemmaPolicy, reference_table
 from jaxmoral.prompt_tree import pack
 from jaxmoral.training import resolve, train
+
+LABELS = ("action1", "action2")
+SHOWN = prompts.Presentation(labels=LABELS)
+IPD = Condition(games.get_game("ipd"), SHOWN)
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +44,26 @@ def test_deontological_training_works_within_five_updates(trained):
     assert last["p_illegal"] < 0.05
     assert last["reward_mean"] > -0.5
     result = evaluate(trained, ["ipd", "bos"])
-    tuned = result["games"]["ipd"]["tuned"]
+    tuned, base = (result["suites"]["trained"]["ipd"]["policies"][p] for p in ("tuned", "base"))
     assert tuned["remembered"]["CC"]["D"] < 0.1
-    assert result["games"]["ipd"]["base"]["remembered"]["CC"]["illegal"] > 0.5
+    assert base["remembered"]["CC"]["illegal"] > 0.5
     assert result["largest_gap"] < 0.01
 
 
 def test_the_reference_is_the_base_and_the_adapter_moved(trained):
     agent = trained.agent
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([games.get_game("ipd")]))
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([IPD]))
     fresh = agent.policy.init(jax.random.key(0))
     base = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None))(agent.frozen, fresh)
-    reference = jax.jit(agent.policy.reference)(agent.frozen, inputs)
+    reference = jax.jit(partial(reference_table, agent.policy))(agent.frozen, inputs)
     np.testing.assert_allclose(base.log_probs, reference, atol=1e-4)
-    assert float(np.abs(trained.state.trainable["value_head"]["kernel"]).max()) > 0
+    assert float(np.abs(trained.trainable["value_head"]["kernel"]).max()) > 0
 
 
 def test_prompts_begin_with_their_only_bos(real):
-    prompter = Prompter(real, ("action1", "action2"), "plain")
+    prompter = Prompter(real, "plain")
     for game in games.GAMES.values():
-        for text in prompts.all_prompts(game, prompter.labels):
+        for text in prompts.all_prompts(game, SHOWN):
             ids = prompter.tokens(text)
             assert ids[0] == real.tokenizer.bos_token_id
             assert ids.count(real.tokenizer.bos_token_id) == 1
@@ -66,26 +71,22 @@ def test_prompts_begin_with_their_only_bos(real):
 
 
 def test_the_tree_needs_a_third_of_the_tokens(real):
-    prompter = Prompter(real, ("action1", "action2"), "plain")
-    encoded = [
-        prompter.tokens(t) for t in prompts.all_prompts(games.get_game("ipd"), prompter.labels)
-    ]
-    assert len(pack(prompter.sequences(games.get_game("ipd")))[0].tokens) * 3 <= sum(
-        map(len, encoded)
-    )
+    prompter = Prompter(real, "plain")
+    encoded = [prompter.tokens(text) for text in prompts.all_prompts(*IPD)]
+    assert len(pack(prompter.sequences(IPD))[0].tokens) * 3 <= sum(map(len, encoded))
 
 
 def test_spellings_decode_to_the_labels(real):
-    prompter = Prompter(real, ("action1", "action2"), "plain")
-    responses = prompter.responses
-    count = 0
-    for edges, action in zip(responses.spelling_edges, responses.spelling_action, strict=True):
-        tokens = [responses.edge_token[edge] for edge in edges if edge < len(responses.edge_token)]
+    prompter = Prompter(real, "plain")
+    responses = prompter.responses(LABELS)
+    trie, count = responses.trie, 0
+    for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
+        tokens = [trie.edge_token[edge] for edge in edges if edge < len(trie.edge_token)]
         assert len(tokens) <= 2
         text = real.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert text.strip() == prompter.labels[action]
+        assert text.strip() == LABELS[action]
         count += 1
-    canonical = [real.tokenizer.encode(f" {x}", add_special_tokens=False) for x in prompter.labels]
+    canonical = [real.tokenizer.encode(f" {x}", add_special_tokens=False) for x in LABELS]
     assert (canonical[0][0],) in responses.prefixes
     assert count >= 4  # each label with and without a leading space
 
@@ -94,24 +95,22 @@ def test_a_chat_template_is_used_and_keeps_one_bos(real):
     template = "{{ bos_token }}<start_of_turn>user\n{{ messages[0].content }}<end_of_turn>\n"
     template += "{{ '<start_of_turn>model\n' }}"
     with pytest.raises(UserError, match=r"no chat template; use --prompt\.template plain"):
-        Prompter(real, ("action1", "action2"), "chat")
+        Prompter(real, "chat")
     tokenizer = copy.deepcopy(real.tokenizer)
     tokenizer.chat_template = template
-    prompter = Prompter(dataclasses.replace(real, tokenizer=tokenizer), ("A", "B"), "chat")
+    prompter = Prompter(dataclasses.replace(real, tokenizer=tokenizer), "chat")
     ids = prompter.tokens("Hello")
     assert ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.decode(ids).endswith("Hello<end_of_turn>\n<start_of_turn>model\n")
-    assert prompter.responses.prefixes == ((),)
+    assert prompter.responses(("A", "B")).prefixes == ((),)
 
 
 def test_other_labels_and_their_budget(real):
-    prompter = Prompter(real, ("Cooperate", "Defect"), "plain")
+    prompter = Prompter(real, "plain")
     # Two tokens each, the first one of several pieces of the label with or without white space.
-    assert prompter.responses.prefix_edges.shape == (10, 2)
-    text = prompts.all_prompts(games.get_game("ipd"), prompter.labels)[0]
-    assert "Cooperate or Defect" in text
+    assert prompter.responses(("Cooperate", "Defect")).trie.prefix_edges.shape == (10, 2)
     with pytest.raises(UserError, match="same number of tokens"):
-        Prompter(real, ("cooperate", "defect"), "plain")
+        prompter.responses(("cooperate", "defect"))
 
 
 def test_agents_know_their_model(real):
@@ -129,9 +128,8 @@ def torch_log_probs(twin, tokens):
 
 def test_exports_give_the_same_log_probabilities(trained, run_folder, torch_real, tmp_path):
     """Issue: a PEFT export and a merged export serve our log-probabilities elsewhere (<= 1e-3)."""
-    agent, trainable = trained.agent, trained.state.trainable
-    game = games.get_game("ipd")
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([game]))
+    agent, trainable = trained.agent, trained.trainable
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([IPD]))
     log_probs = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None).log_probs)
     ours = np.asarray(log_probs(agent.frozen, trainable))[:, 0]
     export(run_folder, "peft", tmp_path / "peft")
@@ -140,15 +138,14 @@ def test_exports_give_the_same_log_probabilities(trained, run_folder, torch_real
     adapted = PeftModel.from_pretrained(torch_real, tmp_path / "peft").eval()
 
     model = load("gemma3-270m")
-    prompter = Prompter(model, ("action1", "action2"), "plain")
+    prompter = Prompter(model, "plain")
+    trie = prompter.responses(LABELS).trie
     for twin in (adapted, merged):
         for index in (0, 7):
-            ids = prompter.tokens(prompts.all_prompts(game, prompter.labels)[index])
+            ids = prompter.tokens(prompts.all_prompts(*IPD)[index])
             total = 0.0
-            for edges, action in zip(
-                prompter.responses.spelling_edges, prompter.responses.spelling_action, strict=True
-            ):
-                tokens = prompter.responses.edge_token[edges]
+            for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
+                tokens = trie.edge_token[edges]
                 if action == 0:
                     first = torch_log_probs(twin, ids)[tokens[0]]
                     second = torch_log_probs(twin, [*ids, int(tokens[0])])[tokens[1]]
@@ -165,7 +162,7 @@ def test_an_exported_adapter_comes_back_bit_equal(trained, run_folder, tmp_path)
     export(run_folder, "peft", tmp_path / "peft")
     flags = ["--lora.adapter", str(tmp_path / "peft")]
     agent = make_agent(resolve(configs.load(None, flags)))
-    ours = trained.state.trainable["adapter"]
+    ours = trained.trainable["adapter"]
     for target, pair in ours.items():
         for side in pair:
             np.testing.assert_array_equal(agent.adapter[target][side], pair[side])
@@ -186,5 +183,5 @@ def test_the_orbax_export_holds_the_parameters(trained, run_folder, tmp_path):
     export(run_folder, "orbax", tmp_path / "orbax")
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(tmp_path / "orbax" / "params")
-    kernel = trained.state.trainable["value_head"]["kernel"]
+    kernel = trained.trainable["value_head"]["kernel"]
     np.testing.assert_array_equal(found["value_head"]["kernel"], kernel)

@@ -51,7 +51,7 @@ def test_distribution_equals_brute_force(budget, labels, seed):
         p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
         expected[outcome(sequence, labels)] += p
     rows = np.stack([logits[prefix] for prefix in responses.prefixes])
-    ours = jnp.exp(outcome_log_probs(jnp.asarray(rows)[None], responses))[0]
+    ours = jnp.exp(outcome_log_probs(jnp.asarray(rows)[None], responses.trie))[0]
     np.testing.assert_allclose(ours, expected, rtol=2e-5)
     assert expected[:2].min() > 0
 
@@ -59,7 +59,7 @@ def test_distribution_equals_brute_force(budget, labels, seed):
 def test_tiny_illegal_probabilities_keep_their_precision():
     responses = spell([b"a", b"b"], [b"a", b"b", b"x"], [], 1)
     logits = jnp.array([[[0.0, 0.0, -60.0]]])
-    illegal = outcome_log_probs(logits, responses)[0, 2]
+    illegal = outcome_log_probs(logits, responses.trie)[0, 2]
     np.testing.assert_allclose(illegal, -60 - np.log(2), rtol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_gradient_equals_finite_differences():
     shape = (1, len(responses.prefixes), len(PIECES))
     logits = jax.random.normal(jax.random.key(0), shape)
     weights = jnp.array([0.3, -1.0, 2.0])
-    loss = lambda logits: jnp.sum(outcome_log_probs(logits, responses) * weights)
+    loss = lambda logits: jnp.sum(outcome_log_probs(logits, responses.trie) * weights)
     gradient = jax.grad(loss)(logits)
     for index in [(0, 0, 1), (0, 1, 5), (0, 2, 11), (0, 0, 9)]:
         bump = jnp.zeros(shape).at[index].set(1e-2)

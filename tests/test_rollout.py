@@ -9,7 +9,7 @@ import pytest
 
 from jaxmoral import chain, games, opponents, rewards
 from jaxmoral.evaluation import sampled_visits
-from jaxmoral.rollout import Environment, rollout
+from jaxmoral.rollout import Environment, rollout, rollout_pair
 
 GENEROUS = opponents.Opponent(  # C after C; after a D of the agent's, C with probability 0.3
     p_cooperate=np.array([1.0, 0.3], np.float32),
@@ -122,3 +122,65 @@ def test_machines_vmap():
     together = jax.vmap(lambda opponent: chain.visits(policy, opponent, 3))(stacked)
     for shares, opponent in zip(together, MACHINES.values(), strict=True):
         np.testing.assert_allclose(shares, chain.visits(policy, opponent, 3), atol=1e-6)
+
+
+def pair_rewards(rule, name="game", game="bos"):
+    sides = [games.get_game(game), games.mirror(games.get_game(game))]
+    return np.stack(
+        [
+            rewards.add_illegal_opponent(
+                rewards.reward_table(side.payoffs, rewards.get_reward(name), 3.0, -6.0),
+                rule,
+                name,
+                -6.0,
+            )
+            for side in sides
+        ]
+    )
+
+
+@pytest.mark.parametrize("rule", ["last-move", "zero", "penalty"])
+def test_two_agents_follow_the_rules(rule):
+    """Mirrored memories, each one's own points, and the rule for an illegal opponent."""
+    log_probs = jnp.stack([random_table(1), random_table(2)])
+    played = jax.device_get(rollout_pair(jax.random.key(0), log_probs, pair_rewards(rule), 200, 6))
+    payoffs = games.get_game("bos").payoffs
+    prompts = np.concatenate([played.prompt, played.last_prompt[:, None]], axis=1)
+    for episode in range(200):
+        last = list(divmod(int(prompts[0, 0, episode]) // 4, 2))
+        for t in range(6):
+            assert prompts[0, t, episode] // 4 == last[0] * 2 + last[1]
+            assert prompts[1, t, episode] // 4 == last[1] * 2 + last[0]
+            outcome = played.outcome[:, t, episode]
+            np.testing.assert_array_equal(played.other_action[:, t, episode], outcome[::-1])
+            for player in (0, 1):
+                if outcome[player] == 2:
+                    expected = -6.0
+                elif outcome[1 - player] == 2 and rule != "last-move":
+                    expected = {"zero": 0.0, "penalty": -6.0}[rule]
+                else:
+                    moves = [m if m < 2 else last[p] for p, m in enumerate(outcome)]
+                    expected = payoffs[player, moves[0], moves[1]]
+                assert played.reward[player, t, episode] == expected
+            last = [int(m) if m < 2 else last[p] for p, m in enumerate(outcome)]
+
+
+def test_the_papers_rule_differs_by_reward():
+    table = pair_rewards("paper", "utilitarian")[0]
+    assert (table[:, :, :2, 2] == 0).all()
+    assert (pair_rewards("paper", "game+deontological")[0][..., 2] == -6).all()
+    for name in ("game", "deontological"):
+        np.testing.assert_array_equal(pair_rewards("paper", name), pair_rewards("last-move", name))
+
+
+def test_an_agent_that_plays_tit_for_tat_is_the_machine():
+    """Shares of rounds of a random table against it equal the exact chain's against the machine."""
+    mirror = np.full((2, 2, 4, 3), -50.0, np.float32)
+    for other in (0, 1):
+        mirror[:, other, :, other] = 0.0
+    legal = jax.nn.log_softmax(random_table(4).at[:, 2].set(-50.0))
+    log_probs = jnp.stack([legal, mirror.reshape(16, 3)])
+    played = rollout_pair(jax.random.key(3), log_probs, pair_rewards("zero"), 200_000, 5)
+    sampled = sampled_visits(jax.tree.map(lambda x: x[0], played))
+    exact = chain.visits(chain.memory_policy(legal), opponents.get_opponent("tit-for-tat"), 5)
+    np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(200_000))

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral import games, ppo
-from jaxmoral.agent import make_agent
+from jaxmoral.agent import Condition, make_agent
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
 from jaxmoral.training import environment, initial_state, resolve
@@ -32,9 +32,9 @@ def test_the_papers_adapter():
 def test_activations_are_what_the_compiler_reserves(real):
     config = resolve(configs.load(None, ["--env.episodes", "64"]))
     agent = make_agent(config)
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([games.get_game("ipd")]))
+    inputs = agent.inputs([Condition(games.get_game("ipd"), agent.presentation)])
     state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0))
-    reference = jax.ShapeDtypeStruct((16, 3), np.float32)
+    reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
     update = ppo.make_update(agent.policy, ppo.make_optimiser(config.ppo, 4), config.ppo, 4, 64, 5)
     lowered = jax.jit(update, donate_argnums=0).lower(
         state, key, agent.frozen, inputs, environment(config), reference

@@ -123,8 +123,8 @@ def test_the_whole_state_is_restored(whole):
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(lambda: state), config)
     assert np.abs(np.asarray(restored.trainable["values"])).max() > 0.01
-    assert float(restored.moments.seen) == 12 * 256 * 5
-    assert float(restored.kl_coef) != config.ppo.kl_coef
+    assert float(restored.moments.seen[0]) == 12 * 256 * 5
+    assert float(restored.kl_coef[0]) != config.ppo.kl_coef
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -226,7 +226,7 @@ def test_games_from_the_configuration():
     flags = ["--games.mine", "{CC: [1, 2], CD: [0, 0.5], DC: [3, 0], DD: [1, 1]}"]
     try:
         trained = train(make_config(*flags, "--env.game", "mine", "--updates", "1"), say=quiet)
-        assert "mine" in evaluate(trained)["games"]
+        assert "mine" in evaluate(trained)["suites"]["trained"]
     finally:
         games.GAMES.pop("mine", None)
 
