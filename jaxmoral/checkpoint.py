@@ -25,10 +25,11 @@ class Checkpoints:
         """
         folder = (run_folder / "checkpoints").resolve()
         self._folder = folder
+        keep = [LatestN(3)] + ([] if kept is None else [CustomSteps([kept])])
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(3), CustomSteps([kept or 0])]),
+                preservation_policy=AnyPreservationPolicy(keep),
                 enable_async_checkpointing=False,
             ),
         )

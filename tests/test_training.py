@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
     to_record = metrics.to_record
 
     def spoil(update, episodes, seconds, values):
-        values = values | {"loss": np.float32("nan")} if update == 4 else values
+        values = values | {"loss": np.array([np.nan])} if update == 4 else values
         return to_record(update, episodes, seconds, values)
 
     monkeypatch.setattr(metrics, "to_record", spoil)
