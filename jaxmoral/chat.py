@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxmoral.agent import Agent, Condition, Prompter
+from jaxmoral.ask import follow_up
 from jaxmoral.config import Config
 from jaxmoral.errors import run_command
 from jaxmoral.evaluation import load_run
@@ -60,18 +61,6 @@ class Match:
             self.agents_last = agents_move
         self.users_last = users_move
         return Round(prompt, agents_move, users_move, agents_points, users_points)
-
-
-def follow_up(prompter: Prompter, text: str, answer: str, question: str) -> list[int]:
-    """Tokens of the prompt, the agent's answer to it and a question about that answer."""
-    if prompter.template == "plain":
-        return prompter.tokens(f"{text} {answer}\n\n{question}\nAnswer: I chose {answer} because")
-    turns = [
-        {"role": "user", "content": text},
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": question},
-    ]
-    return prompter.conversation(turns)
 
 
 def main() -> None:

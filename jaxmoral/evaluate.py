@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from jaxmoral import config as configs
-from jaxmoral import report
+from jaxmoral import figures
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluation import evaluate
 from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.results import table
+from jaxmoral.results import rows, table
 
 
 def main() -> None:
@@ -61,8 +63,21 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     if output is None:
         return
     write_json(evaluation, output)
-    picture = report.plot_regret(evaluation, output.with_name("regret.png"))
+    picture = figures.save(draw_regret(evaluation), output.with_name("regret.png"))
     print(f"wrote {output} and {picture}")
+
+
+def draw_regret(evaluation: dict[str, Any]) -> figures.Drawn:
+    """Exact regret in the first suite's conditions, against the first opponent."""
+    everything = pd.DataFrame(rows(evaluation))
+    chosen = everything["suite"] == next(iter(evaluation["suites"]))
+    chosen &= (everything["protocol"] == "exact") & (
+        everything["opponent"] == evaluation["opponents"][0]
+    )
+    found = everything[chosen]
+    found = found.assign(agent=found["policy"].replace("base", figures.BASE))
+    conditions = list(dict.fromkeys(found["condition"]))
+    return figures.regrets(found, list(dict.fromkeys(found["agent"])), conditions)
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -5,14 +5,11 @@ reported at the end and does not stop the rest. All results land in one tidy tab
 """
 
 import argparse
-import json
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
@@ -20,7 +17,7 @@ from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import evaluate
 from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.results import rows
+from jaxmoral.runs import read_run, tidy
 from jaxmoral.training import train
 
 
@@ -44,40 +41,6 @@ def run_one(config: Config, folder: Path) -> int | None:
     if trained.interrupted is None:
         write_json(evaluate(trained), evaluation)
     return trained.interrupted
-
-
-def tidy(folders: Iterable[Path]) -> pd.DataFrame:
-    """One row per run, condition, policy, opponent, protocol and metric.
-
-    Raises:
-      UserError: an evaluation or a configuration cannot be read.
-    """
-    found: list[dict] = []
-    for folder in folders:
-        config = configs.load(folder / "config.yaml")
-        name, _, _ = folder.name.rpartition("-seed")
-        start = {
-            "run": folder.name,
-            "experiment": name or folder.name,
-            "seed": config.seed,
-            "reward": config.reward.name,
-            "then": config.reward.then or "",
-            "trained_against": config.env.opponent,
-            "preset": config.preset,
-        }
-        found += [start | row for row in rows(read_evaluation(folder))]
-    return pd.DataFrame(found)
-
-
-def read_evaluation(folder: Path) -> dict:
-    """A run folder's `evaluation.json`; raises UserError if it cannot be read."""
-    path = folder / "evaluation.json"
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})") from None
 
 
 def sweep(
@@ -115,7 +78,7 @@ def sweep(
             if folder.name in failed:
                 print(f"{folder.name}: failed ({failed[folder.name]})", file=sys.stderr)
     if done:
-        table = tidy(done)
+        table = tidy(map(read_run, done))
         table.to_csv(output / "results.csv", index=False)
         table.to_parquet(output / "results.parquet", index=False)
     return failed

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from jaxmoral import config as configs
-from jaxmoral import metrics, report
+from jaxmoral import figures
 from jaxmoral.errors import run_command
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.runs import read_run
 from jaxmoral.training import check_run_folder, train
 
 
@@ -38,8 +39,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         name = signal.Signals(trained.interrupted).name
         print(f"{name}: saved after update {int(trained.state.update)}; --resume goes on from here")
         sys.exit(128 + trained.interrupted)
-    histories = {trained.config.reward.name: metrics.read(folder)}
-    picture = report.plot_action_types(histories, folder / "action_types.png")
+    run = read_run(folder)
+    picture = figures.save(figures.training_types({run.title: [run]}), folder / "action_types.png")
     print(f"trained; metrics, checkpoints and {picture.name} are in {folder}")
     print(f"next: python -m jaxmoral.evaluate --run {folder}")
 

@@ -15,11 +15,12 @@ import numpy as np
 
 import jaxmoral
 from jaxmoral import config as configs
-from jaxmoral import report
+from jaxmoral import figures
 from jaxmoral.chain import visits
 from jaxmoral.errors import run_command
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.rollout import Environment
+from jaxmoral.runs import Run
 from jaxmoral.training import environment
 
 
@@ -51,18 +52,19 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
-    histories: dict[str, list[dict]] = {}
+    histories: dict[str, list[Run]] = {}
     for reward in jaxmoral.REWARDS:
         for seed in arguments.seeds.split(","):
             config = configs.load(None, [*flags, "--reward.name", reward, "--seed", seed])
             trained = jaxmoral.train(config, say=lambda line: None)
-            histories.setdefault(reward, trained.history)
+            run = Run(Path(), trained.config, trained.history, None, [])
+            histories.setdefault(reward, [run])
             lines.append(row(trained))
             print(lines[-1], flush=True)
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
     if arguments.picture:
-        report.plot_action_types(histories, arguments.picture)
+        figures.save(figures.training_types(histories), arguments.picture)
 
 
 def row(trained: jaxmoral.TrainedAgent) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+import transformers
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.config import GemmaConfig
@@ -53,7 +53,9 @@ def read_config(folder: Path) -> GemmaConfig:
     path = folder / "config.json"
     try:
         json.loads(path.read_text())
-        stored = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
+        stored = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False
+        ).get_text_config()
     except OSError as error:
         raise UserError(f"model: cannot read {path} ({error})".splitlines()[0]) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -197,12 +199,12 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def read_tokenizer(folder: Path, config: GemmaConfig) -> PreTrainedTokenizerFast:
+def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTrainedTokenizerFast":
     """Reads the tokenizer; raises UserError if it is missing or has more tokens than the model."""
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"model: {folder} holds no tokenizer.json")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         pieces = len(tokenizer)
     except (OSError, ValueError, KeyError, TypeError) as error:
         line = str(error).splitlines()[0]

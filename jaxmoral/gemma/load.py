@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+import transformers
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import PreTrainedTokenizerFast
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma import huggingface
@@ -57,7 +57,7 @@ class LoadedModel:
     config: GemmaConfig
     definition: nnx.GraphDef
     weights: nnx.State
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "transformers.PreTrainedTokenizerFast"
 
     def stop_tokens(self) -> list[int]:
         """The tokens that end a response: the end of the text and, if there is one, of a turn."""

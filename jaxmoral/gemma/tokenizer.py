@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from jaxmoral.gemma.gguf_file import Vocabulary
 
@@ -32,7 +32,7 @@ def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, st
     return [(pieces[left], pieces[right]) for _, _, left, right in found]
 
 
-def build(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
+def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
     """Builds the tokenizer; encoding with special tokens puts exactly one BOS in front."""
     # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
     pieces = [piece.replace(" ", SPACE) for piece in vocabulary.pieces]
@@ -67,7 +67,7 @@ def build(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token=pieces[vocabulary.eos],
@@ -77,17 +77,17 @@ def build(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     )
 
 
-def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:
     """Writes the tokenizer's files to a folder."""
     tokenizer.save_pretrained(folder)
 
 
-def load(folder: Path) -> PreTrainedTokenizerFast:
+def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
     """Reads what `save` wrote."""
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def byte_pieces(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
+def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes | None]:
     """What each token adds to a decoded text; None for control tokens. `[vocab_size]`."""
     special = set(tokenizer.all_special_tokens) | {
         str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
