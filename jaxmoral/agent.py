@@ -87,7 +87,7 @@ class Prompter:
                     [label.encode() for label in labels], pieces, self._stop_tokens, budget
                 )
             except ValueError as error:
-                raise UserError(f"prompt.labels: {error}") from error
+                raise UserError(f"labels {'/'.join(labels)}: {error}") from error
         return self._responses[labels]
 
     def tokens(self, text: str) -> list[int]:

@@ -253,7 +253,7 @@ def regrets(
                     text += f"; tabular policy: {value:.3f}"
                 tips.add(bar, text)
         axes.set_ylabel(label)
-    panels[1].set_xticks(range(len(models)), [model.replace(", ", ",\n") for model in models])
+    panels[1].set_xticks(range(len(models)), list(map(folded, models)))
     handles, labels = panels[0].get_legend_handles_labels()
     if marks:
         handles.append(plt.Line2D([], [], color=INK, marker="x", linestyle=""))
@@ -263,6 +263,11 @@ def regrets(
         labels.append("tabular policy")
     figure.legend(handles, labels, loc="outside right center")
     return figure, tips
+
+
+def folded(agent: str) -> str:
+    """An agent's name on several short lines."""
+    return agent.replace(", then ", ",\nthen\n").replace(", ", ",\n").replace("+", "+\n")
 
 
 def _by_agent_and_game(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -314,7 +319,8 @@ def stacked_bars(
                 (bar,) = axes.bar(place, share, 0.8, bottom=bottom, color=colour, label=name)
                 tips.add(bar, f"{model}, {condition}: {name} {share:.1%}")
                 bottom += share
-        axes.set(title=model, ylim=(0, 1))
+        axes.set(ylim=(0, 1))
+        axes.set_title(model, fontsize=8)
         shown = [name.upper() if name in GAME_COLOURS else name for name in conditions]
         slanted = max(map(len, shown)) > 4
         axes.set_xticks(
@@ -362,7 +368,7 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
                 tips.add(bar, f"{model}: {kind} {share:.1%}")
         axes.axhline(0.25, color=INK, linestyle="--", linewidth=0.8)
         axes.set(title=title, ylabel="share of rounds", ylim=(0, 1))
-    grid[-1, 0].set_xticks(range(len(models)), [model.replace(", ", ",\n") for model in models])
+    grid[-1, 0].set_xticks(range(len(models)), list(map(folded, models)))
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside right center", title="agent's action |\nopponent's previous"

@@ -1,6 +1,7 @@
 """Which figures a set of runs can fill: the counterparts of those in arXiv 2410.01639."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -8,7 +9,6 @@ import pandas as pd
 from jaxmoral import figures
 from jaxmoral.figures import BASE, Drawn
 from jaxmoral.metrics import ACTION_TYPES
-from jaxmoral.prompts import TABLE_ORDERS
 from jaxmoral.published import FIGURE_4
 from jaxmoral.runs import Run
 
@@ -55,7 +55,7 @@ def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Secti
 
     def types(name: str, heading: str, caption: str, panels: Mapping[str, Sequence[Run]]) -> None:
         if panels:
-            draw = lambda: figures.training_types(panels)
+            draw = partial(figures.training_types, panels)
             sections.append(Section(name, heading, caption, draw))
 
     caption = "Stacked shares of what the agent did, given the opponent's previous move; mean over"
@@ -78,7 +78,7 @@ def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Secti
     if lines:
         table = by_title([run for run in tabular if run.config.env.opponent == "tit-for-tat"])
         text = "Mean reward by update, scaled as in the paper; bands are 95 % intervals over runs."
-        draw = lambda: figures.reward_curves(lines, table)
+        draw = partial(figures.reward_curves, lines, table)
         sections.append(Section("fig12-reward", "Reward during training (Fig. 12)", text, draw))
 
     if swapped:
@@ -106,6 +106,8 @@ def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Secti
 
 def with_agents(table: pd.DataFrame) -> pd.DataFrame:
     """Adds the column `agent`: the base once, and the tuned agents by their reward's title."""
+    if table.empty:
+        return table.assign(agent="")
     first = table["run"].iloc[0]
     table = table[(table["policy"] == "tuned") | (table["run"] == first)]
     return table.assign(agent=table["title"].where(table["policy"] == "tuned", BASE))
@@ -115,7 +117,7 @@ def agents_in(table: pd.DataFrame) -> list[str]:
     """The agents of a table, in the order of the paper."""
     found = set(table["agent"])
     ordered = [agent for agent in (BASE, *TITLES) if agent in found]
-    return ordered + sorted(found - set(ordered))
+    return ordered + [agent for agent in dict.fromkeys(table["agent"]) if agent not in ordered]
 
 
 def evaluation_sections(table: pd.DataFrame, tabular: pd.DataFrame | None) -> list[Section]:
@@ -125,105 +127,107 @@ def evaluation_sections(table: pd.DataFrame, tabular: pd.DataFrame | None) -> li
       table: exact tidy rows of evaluations against a random opponent.
       tabular: the same of tabular policies, or None.
     """
+    table = table[table["trained_labels"] == table["trained_labels"].mode()[0]]
     sections: list[Section] = []
-
-    def add(suite: str, trained_against: str, number: str, heading: str) -> None:
-        rows = table[(table["suite"] == suite) & (table["trained_against"] == trained_against)]
-        if rows.empty:
-            return
-        rows = with_agents(rows)
-        models, conditions = agents_in(rows), list(dict.fromkeys(rows["condition"]))
-        name = f"fig{number}-{suite}-{trained_against}"
-        main = suite == "labels" and trained_against == "tit-for-tat"
+    for suite, opponent, number, heading in (
+        ("labels", "tit-for-tat", "4-5", "labels never seen in training (Fig. 4 and 5)"),
+        ("labels", "learner", "15-16", "agents trained against a learner (Fig. 15 and 16)"),
+        ("trained", "tit-for-tat", "20", "the labels of training (Fig. 20)"),
+        ("swapped", "tit-for-tat", "21", "labels that have changed places (Fig. 21)"),
+    ):
+        rows = table[(table["suite"] == suite) & (table["trained_against"] == opponent)]
+        main = number == "4-5"
         alone = None
-        if main and tabular is not None and not tabular.empty:
-            alone = with_agents(tabular[tabular["trained_against"] == trained_against])
+        if main and tabular is not None:
+            alone = with_agents(tabular[tabular["trained_against"] == opponent])
         marks = FIGURE_4 if main else None
         text = "Mean over runs with 95 % intervals, exact, against a random opponent."
-        draw = lambda: figures.regrets(rows, models, conditions, marks, alone)
-        sections.append(Section(f"{name}-regret", f"Moral regret, {heading}", text, draw))
-        types = lambda: figures.stacked_bars(
-            rows,
-            models,
-            conditions,
-            TYPES,
-            figures.TYPE_COLOURS,
-            "agent's action |\nopponent's previous",
-        )
-        sections.append(Section(f"{name}-actions", f"Actions, {heading}", text, types))
-
-    add("labels", "tit-for-tat", "4-5", "labels never seen in training (Fig. 4 and 5)")
-    add("labels", "learner", "15-16", "agents trained against a learner (Fig. 15 and 16)")
-    add("trained", "tit-for-tat", "20", "the labels of training (Fig. 20)")
-    add("swapped", "tit-for-tat", "21", "labels that have changed places (Fig. 21)")
+        name = f"fig{number}-{suite}-{opponent}"
+        sections += _regret_and_actions(with_agents(rows), name, heading, text, marks, alone)
 
     against = table[table["trained_against"] == "tit-for-tat"]
-    orders = against[against["suite"] == "orders"]
-    if not orders.empty:
-        rows = with_agents(orders)
-        rows = rows[rows["labels"] != rows["trained_labels"]]
-        averaged = rows.assign(condition=rows["table_order"])
-        keys = ["run", "agent", "condition", "metric"]
-        averaged = averaged.groupby(keys, sort=False, as_index=False)["value"].mean()
-        models = agents_in(averaged)
-        text = "Mean over the games; the order in which the payoff table names rows and columns."
-        draw = lambda: figures.regrets(averaged, models, list(TABLE_ORDERS))
-        heading = "The payoff table in four orders (Fig. 22 and 23)"
-        sections.append(Section("fig22-orders-regret", f"{heading}: regret", text, draw))
-        types = lambda: figures.stacked_bars(
-            averaged,
-            models,
-            list(TABLE_ORDERS),
-            TYPES,
-            figures.TYPE_COLOURS,
-            "agent's action |\nopponent's previous",
-        )
-        sections.append(Section("fig23-orders-actions", f"{heading}: actions", text, types))
+    orders = with_agents(against[against["suite"] == "orders"])
+    orders = orders[orders["labels"] != orders["trained_labels"]]
+    keys = ["run", "agent", "condition", "metric"]
+    orders = orders.assign(condition=orders["table_order"])
+    orders = orders.groupby(keys, sort=False, as_index=False)["value"].mean()
+    text = "Mean over the games; the order in which the payoff table names rows and columns."
+    heading = "the payoff table in four orders (Fig. 22 and 23)"
+    sections += _regret_and_actions(orders, "fig22-23-orders", heading, text)
 
     text = "Mean over runs, exact, against a random opponent."
-    for suite, metrics, colours, number, heading in (
-        ("wordings", TYPES, figures.TYPE_COLOURS, "17", "The dilemma in four wordings (Fig. 17)"),
-        (
-            "unrelated",
+    wordings = with_agents(against[against["suite"] == "wordings"])
+    heading = "The dilemma in four wordings (Fig. 17)"
+    sections += _actions(wordings, "fig17-wordings", heading, text)
+    unrelated = with_agents(against[against["suite"] == "unrelated"])
+    if not unrelated.empty:
+        conditions = list(dict.fromkeys(unrelated["condition"]))
+        colours = tuple(figures.OUTCOME_COLOURS.values())
+        draw = partial(
+            figures.stacked_bars,
+            unrelated,
+            agents_in(unrelated),
+            conditions,
             OUTCOMES,
-            tuple(figures.OUTCOME_COLOURS.values()),
-            "18",
-            "Prompts without payoffs (Fig. 18)",
-        ),
-    ):
-        rows = against[against["suite"] == suite]
-        if rows.empty:
-            continue
-        named = with_agents(rows)
+            colours,
+            "answer",
+        )
+        heading = "Prompts without payoffs (Fig. 18)"
+        sections.append(Section("fig18-unrelated", heading, text, draw))
 
-        def draw(named=named, metrics=metrics, colours=colours) -> Drawn:
-            conditions = list(dict.fromkeys(named["condition"]))
-            title = "answer" if metrics is OUTCOMES else "agent's action |\nopponent's previous"
-            return figures.stacked_bars(
-                named, agents_in(named), conditions, metrics, colours, title
-            )
-
-        sections.append(Section(f"fig{number}-{suite}", heading, text, draw))
-
-    ipd = against[(against["suite"] == "labels") & (against["condition"] == "ipd")]
-    bare = against[against["condition"] == "action+game+state"]
-    bare = bare[bare["suite"] == "unrelated"]
-    if not ipd.empty and not bare.empty:
-        panels = {"Prisoner's Dilemma": with_agents(ipd), "without payoffs": with_agents(bare)}
-        models = agents_in(panels["Prisoner's Dilemma"])
-        draw = lambda: figures.reciprocity(panels, models)
+    dilemma = with_agents(against[(against["suite"] == "labels") & (against["condition"] == "ipd")])
+    bare = unrelated[unrelated["condition"] == "action+game+state"]
+    if not dilemma.empty and not bare.empty:
+        panels = {"Prisoner's Dilemma": dilemma, "without payoffs": bare}
+        draw = partial(figures.reciprocity, panels, agents_in(dilemma))
         text += " Dashed: chance. States are the true ones, the prompt's."
         sections.append(Section("fig19-reciprocity", "Reciprocity (Fig. 19)", text, draw))
+    return sections + _personas(table)
 
-    personas = table[(table["suite"] == "personas") & (table["policy"] == "base")]
-    if not personas.empty:
-        rows = personas[personas["run"] == personas["run"].iloc[0]]
-        rows = rows[rows["wording"] == "structured"]
-        plain = with_agents(table[(table["suite"] == "labels") & (table["policy"] == "base")])
-        both = pd.concat([plain, rows.assign(agent=BASE + ", " + rows["persona"] + " persona")])
-        both = both.assign(condition=both["game"])
-        models, games = list(dict.fromkeys(both["agent"])), list(dict.fromkeys(both["game"]))
-        draw = lambda: figures.regrets(both, models, games)
-        text = "The base model behind a persona's text, exact, against a random opponent."
-        sections.append(Section("fig25-personas", "Moral personas (Fig. 25)", text, draw))
-    return sections
+
+def _personas(table: pd.DataFrame) -> list[Section]:
+    base = table[table["policy"] == "base"]
+    personas = base[(base["suite"] == "personas") & (base["wording"] == "structured")]
+    if personas.empty:
+        return []
+    run = personas["run"].iloc[0]
+    plain = base[(base["suite"] == "labels") & (base["run"] == run)].assign(agent=BASE)
+    behind = personas[personas["run"] == run]
+    behind = behind.assign(agent=BASE + ", " + behind["persona"] + " persona")
+    both = pd.concat([plain, behind])
+    text = "The base model behind a persona's text, exact, against a random opponent."
+    both = both.assign(condition=both["game"])
+    return _regret_and_actions(both, "fig25-personas", "moral personas (Fig. 25)", text)
+
+
+def _regret_and_actions(
+    rows: pd.DataFrame,
+    name: str,
+    heading: str,
+    caption: str,
+    marks: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    tabular: pd.DataFrame | None = None,
+) -> list[Section]:
+    if rows.empty:
+        return []
+    conditions = list(dict.fromkeys(rows["condition"]))
+    draw = partial(figures.regrets, rows, agents_in(rows), conditions, marks, tabular)
+    regret = Section(f"{name}-regret", f"Moral regret, {heading}", caption, draw)
+    return [regret, *_actions(rows, f"{name}-actions", f"Actions, {heading}", caption)]
+
+
+def _actions(rows: pd.DataFrame, name: str, heading: str, caption: str) -> list[Section]:
+    if rows.empty:
+        return []
+    conditions = list(dict.fromkeys(rows["condition"]))
+    title = "agent's action |\nopponent's previous"
+    draw = partial(
+        figures.stacked_bars,
+        rows,
+        agents_in(rows),
+        conditions,
+        TYPES,
+        figures.TYPE_COLOURS,
+        title,
+    )
+    return [Section(name, heading, caption, draw)]

@@ -1,5 +1,6 @@
 """Evaluation against closed forms, and against an agent's own table."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -10,12 +11,14 @@ from jaxmoral import config as configs
 from jaxmoral.agent import Agent
 from jaxmoral.chain import visits
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate, group_by_size
 from jaxmoral.games import GAMES
 from jaxmoral.opponents import get_opponent
 from jaxmoral.policy import TabularPolicy
 from jaxmoral.prompts import Presentation
 from jaxmoral.results import table
+from jaxmoral.streams import Streams
+from jaxmoral.suites import conditions
 from jaxmoral.training import TrainedAgent, resolve
 
 SURE = 40.0
@@ -120,3 +123,77 @@ def test_bad_names(tmp_path):
         evaluate(player((0, 1)), ["chess"])
     with pytest.raises(UserError, match="opponent: unknown name 'you'"):
         evaluate(player((0, 1)), None, ["you"])
+
+
+def test_the_papers_protocol_is_a_shared_trajectory(monkeypatch):
+    """10 x 5 rounds from the paper's streams; the base answers what the tuned agent saw."""
+    result = evaluate(player((0, 1)), ["ipd", "icd"], protocols=["paper"])
+    draws = Streams(100).draw(10, 5)
+    kinds = dict.fromkeys(("C|C", "C|D", "D|C", "D|D"), 0)
+    for episode in range(10):
+        other = int(draws.other[episode])
+        for turn in range(5):
+            kinds["CD"[other] + "|" + "CD"[other]] += 1 / 50  # it repeats the opponent's move
+            other = int(draws.coin[turn, episode])
+    for game in ("ipd", "icd"):  # seeded alike for every game
+        found = played(result, game)["tuned"]["opponents"]["random"]["paper"]
+        for kind, share in kinds.items():
+            assert found["action_types"][kind] == pytest.approx(share, abs=1e-6)
+    base = played(result, "ipd")["base"]["opponents"]["random"]["paper"]
+    after_c = sum(base["action_types"][f"{outcome}|C"] for outcome in ("C", "D", "illegal"))
+    assert after_c == pytest.approx(kinds["C|C"], abs=1e-6)
+    assert 0.1 < base["outcomes"]["illegal"] < 0.6
+    counts = [share * 50 for share in base["outcomes"].values()]
+    assert counts == pytest.approx([round(count) for count in counts], abs=1e-4)
+
+
+def test_xi_at_test_time():
+    agent = player((1, 1))
+    three = evaluate(agent, ["ipd"])
+    changed = dataclasses.replace(agent.config.evaluation, xi=4.0)
+    four = evaluate(
+        dataclasses.replace(agent, config=dataclasses.replace(agent.config, evaluation=changed)),
+        ["ipd"],
+    )
+    points = [exact(r, "ipd")["regret"]["deontological"]["points"] for r in (three, four)]
+    assert points == pytest.approx([1.5, 2.0], abs=1e-4)
+    assert (three["xi"], four["xi"]) == (3.0, 4.0)
+
+
+def test_suites_have_the_conditions_of_the_paper():
+    trained = Presentation()
+    chosen = [GAMES[name] for name in ("ipd", "ish", "icn", "bos", "icd")]
+    found = conditions(["all"], trained, ("action3", "action4"), chosen)
+    assert {suite: len(named) for suite, named in found.items()} == {
+        "trained": 5,
+        "labels": 5,
+        "swapped": 5,
+        "orders": 5 * 4 * 2,
+        "wordings": 4,
+        "unrelated": 3,
+        "personas": 2 * (5 + 6),
+    }
+    assert found["swapped"]["ipd"].presentation.labels == ("action2", "action1")
+    keys = {condition.key for named in found.values() for condition in named.values()}
+    assert len(keys) == 40 + 5 + 3 + 3 + 22  # the grid holds trained and labels
+
+
+def test_a_table_has_no_suites_of_words():
+    with pytest.raises(UserError, match="evaluation.suites: a tabular policy has no language"):
+        evaluate(player((0, 1)), suites=["labels"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_as_cheap_as_any(seed):
+    sizes = np.random.default_rng(seed).integers(1, 100, 9).tolist()
+    groups = group_by_size(sizes, 3)
+    assert sorted(index for group in groups for index in group) == list(range(9))
+    cost = sum(max(sizes[i] for i in group) * len(group) for group in groups)
+    ordered = sorted(sizes)
+    best = min(
+        ordered[a - 1] * a + ordered[b - 1] * (b - a) + ordered[-1] * (9 - b)
+        for a in range(1, 9)
+        for b in range(a, 10)
+    )
+    assert len(groups) <= 3
+    assert cost <= best / 0.81

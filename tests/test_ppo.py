@@ -20,7 +20,7 @@ from jaxmoral.policy import (
 )
 from jaxmoral.prompt_tree import pack
 from jaxmoral.responses import spell
-from jaxmoral.rollout import Environment, rollout
+from jaxmoral.rollout import Environment, rollout, rollout_pair
 
 
 def environment(name="game+deontological", opponent="tit-for-tat"):
@@ -202,6 +202,70 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         jax.tree.leaves(state.trainable), jax.tree.leaves(trainable), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+@pytest.mark.parametrize("level", ["epochs", "once"])
+def test_two_learners_are_two_plain_loops(level):
+    """Each player's parameters follow its own loss on its own side of the same episodes."""
+    config = PPOConfig(learning_rate=0.05, epochs=3 if level == "epochs" else 1, gamma=0.9)
+    policy, optimiser = TabularPolicy(), ppo.make_optimiser(config, 1)
+    tables = [
+        rewards.add_illegal_opponent(
+            rewards.reward_table(game.payoffs, rewards.get_reward("game"), 3.0, -6.0),
+            "last-move",
+            "game",
+            -6.0,
+        )
+        for game in (games.get_game("bos"), games.mirror(games.get_game("bos")))
+    ]
+    arena = Environment(None, jnp.asarray(np.stack(tables)))
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 2)
+    noise = lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape)
+    before = jax.tree.map(noise, state.trainable)
+    reference = jnp.stack([reference_table(policy, (), NONE)] * 2)
+    update = jax.jit(ppo.make_update(policy, optimiser, config, 1, 64, 5))
+    inputs = jnp.stack([NONE, NONE])
+    after, metrics = update(
+        state._replace(trainable=before), jax.random.key(1), (), inputs, arena, reference
+    )
+
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
+    log_probs = jax.nn.log_softmax(before["logits"])
+    both = rollout_pair(keys[0], log_probs, arena.rewards, 64, 5)
+    for player in (0, 1):
+        trainable = jax.tree.map(lambda x, at=player: x[at], before)
+        played = jax.tree.map(lambda x, at=player: x[at], both)
+        opt_state = optimiser.init(trainable)
+        table = policy.apply((), (), trainable, None)
+        batch = ppo.make_batch(table, played, played.reward, config)
+        for _ in range(config.epochs):
+
+            def loss(trainable, batch=batch):
+                table = policy.apply((), (), trainable, None)
+                return ppo.ppo_loss(table, batch, reference[0], config.kl_coef, 1.0, config)[0]
+
+            gradient = jax.grad(loss)(trainable)
+            step, opt_state = optimiser.update(gradient, opt_state, trainable)
+            trainable = optax.apply_updates(trainable, step)
+        for name, expected in trainable.items():
+            np.testing.assert_allclose(after.trainable[name][player], expected, atol=2e-6)
+        np.testing.assert_allclose(metrics["reward_mean"][player], played.reward.mean(), rtol=1e-5)
+
+
+def test_two_gemmas_are_two_gemmas(tiny):
+    """Stacked players run through the model one after the other, each with its own adapter."""
+    policy, weights, inputs = tiny_policy(tiny)
+    keys = jax.random.split(jax.random.key(0), 2)
+    noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+    players = [jax.tree.map(noise, policy.init(keys[0])), policy.init(keys[1])]
+    stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    one = lambda inputs, p: policy.apply(weights, inputs, p, None)
+    together = ppo.per_player(one, stack([inputs, inputs]), stack(players))
+    for player, alone_ in enumerate(players):
+        expected = one(inputs, alone_)
+        np.testing.assert_allclose(together.log_probs[player], expected.log_probs, atol=1e-5)
+        np.testing.assert_allclose(together.values[player], expected.values, atol=1e-5)
+    assert float(jnp.abs(together.log_probs[0] - together.log_probs[1]).max()) > 0.01
 
 
 def tiny_policy(tiny, dropout=0.0, letters=26):

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -14,13 +15,15 @@ from transformers import AutoModelForCausalLM
 
 from jaxmoral import config as configs
 from jaxmoral import games, prompts
-from jaxmoral.agent import Condition, Prompter, make_agent
+from jaxmoral.agent import Condition, Prompter, make_agent, random_labels
+from jaxmoral.ask import ask
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate
 from jaxmoral.export import export
 from jaxmoral.gemma.load import load
 from jaxmoral.policy import GemmaPolicy, reference_table
 from jaxmoral.prompt_tree import pack
+from jaxmoral.results import rows
 from jaxmoral.training import resolve, train
 
 LABELS = ("action1", "action2")
@@ -111,6 +114,72 @@ def test_other_labels_and_their_budget(real):
     assert prompter.responses(("Cooperate", "Defect")).trie.prefix_edges.shape == (10, 2)
     with pytest.raises(UserError, match="same number of tokens"):
         prompter.responses(("cooperate", "defect"))
+
+
+def test_unused_tokens_and_random_strings_are_labels_too(real):
+    prompter = Prompter(real, "plain")
+    unused = prompter.responses(("<unused1>", "<unused2>"))
+    assert len(unused.prefixes) == 1
+    ids = real.tokenizer.convert_tokens_to_ids(["<unused1>", "<unused2>"])
+    assert sorted(unused.trie.edge_token.tolist()) == sorted(ids)
+    for size in (2, 7):
+        labels = random_labels(real, size, seed=1)
+        assert labels == random_labels(real, size, seed=1) != random_labels(real, size, seed=2)
+        for label in labels:
+            assert len(real.tokenizer.encode(label, add_special_tokens=False)) == size
+        spelled = prompter.responses(labels)
+        assert {0, 1} == set(spelled.trie.spelling_action.tolist())
+    for pair in (("A", "B"), ("0", "1"), ("action2", "action1")):
+        assert prompter.responses(pair).prefixes[0] == ()
+
+
+def test_labels_of_different_shapes_share_a_program(real):
+    """Stacked and padded, each condition's distribution is what it is alone."""
+    config = resolve(configs.Config())
+    agent = make_agent(config)
+    pairs = (("action3", "action4"), ("A", "B"), random_labels(real, 4, 0))
+    shown = [Condition(IPD.game, SHOWN._replace(labels=pair)) for pair in pairs]
+    fresh = agent.policy.init(jax.random.key(0))
+    apply = jax.jit(lambda w, i: agent.policy.apply(w, i, fresh, None).log_probs)
+    together = agent.inputs(shown)
+    for index, condition in enumerate(shown):
+        inputs = jax.tree.map(lambda x, at=index: x[at], together)
+        alone = jax.tree.map(lambda x: x[0], agent.inputs([condition]))
+        np.testing.assert_allclose(
+            apply(agent.frozen, inputs), apply(agent.frozen, alone), atol=2e-4
+        )
+
+
+def test_suites_of_words_on_the_real_model(trained):
+    """One program a shape, at most three shapes; every number is a share."""
+    compiled = []
+    listen = lambda event, duration, **_: compiled.append(event)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        suites = ("wordings", "unrelated", "swapped")
+        result = evaluate(trained, ["ipd"], suites=suites, protocols=["exact", "paper"])
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    programs = [event for event in compiled if event.endswith("backend_compile_duration")]
+    assert len(programs) <= 3 + 4  # a few small ones draw and place arrays
+    assert set(result["suites"]) == set(suites)
+    for named in result["suites"].values():
+        for condition in named.values():
+            for found in condition["policies"].values():
+                for cell in found["remembered"].values():
+                    assert sum(cell.values()) == pytest.approx(1, abs=1e-4)
+    bare = result["suites"]["unrelated"]["action"]["policies"]["tuned"]["remembered"]
+    assert bare["CC"]["C"] == pytest.approx(bare["DD"]["C"], abs=1e-5)  # no state in the prompt
+    table = pd.DataFrame(rows(result))
+    assert set(table["suite"]) == set(suites)
+
+
+def test_an_agent_is_asked_why(trained):
+    answers = ask(trained.config, trained.agent, trained.trainable, jax.random.key(0))
+    assert len(answers) == 4 * len(prompts.QUESTIONS) * 2
+    assert {one["policy"] for one in answers} == {"base", "tuned"}
+    assert {one["answer"] for one in answers} <= set(LABELS)
+    assert sum(bool(one["said"]) for one in answers) > len(answers) / 2
 
 
 def test_agents_know_their_model(real):

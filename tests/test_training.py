@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import games, metrics, report, training
+from jaxmoral import games, metrics, training
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate
@@ -114,6 +114,68 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
         jax.tree.leaves(resumed.state), jax.tree.leaves(whole[1].state), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+VARIANTS = {
+    "learner": ["--env.opponent", "learner", "--reward.name", "game"],
+    "schedule": [
+        "--reward.name",
+        "game",
+        "--reward.then",
+        "utilitarian",
+        "--reward.switch_at",
+        "4",
+    ],
+    "paper": ["--preset", "paper", "--ppo.minibatches", "1", "--env.opponent", "random"],
+    "paper learner": ["--preset", "paper", "--ppo.minibatches", "1", "--env.opponent", "learner"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_of_training_resumes_to_the_last_bit(variant, tmp_path, monkeypatch):
+    flags = VARIANTS[variant]
+    complete = train(make_config(*flags), say=quiet)
+    with monkeypatch.context() as patch:
+        StopAfter(patch, 7, signal.SIGINT)
+        train(make_config(*flags), tmp_path / "run", say=quiet)
+    resumed = train(make_config(*flags), tmp_path / "run", resume=True, say=quiet)
+    assert int(resumed.state.update) == 12
+    for ours, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(complete.state), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_schedule_trains_as_its_parts_would():
+    """Before the switch the run is the first reward's; after it the second reward moves it."""
+    flags = VARIANTS["schedule"]
+    both = train(make_config(*flags), say=quiet).history
+    first = train(make_config("--reward.name", "game"), say=quiet).history
+    strip = lambda history: [{k: v for k, v in r.items() if k != "seconds"} for r in history]
+    assert strip(both)[:4] == strip(first)[:4]
+    assert both[4]["reward_mean"] > 1.5 * first[4]["reward_mean"]
+    assert both[4]["action_types"] == first[4]["action_types"]
+    assert both[5]["action_types"] != first[5]["action_types"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--reward.switch_at", "3"], "reward.switch_at: needs reward.then"),
+        (["--reward.then", "game", "--reward.switch_at", "12"], "reward.switch_at: must be less"),
+        (["--reward.then", "kindness"], "reward.then: unknown name 'kindness'"),
+        (["--env.opponent", "lerner"], "unknown name 'lerner'"),
+        (["--prompt.random_labels", "3"], "prompt.random_labels: a tabular policy has no tokens"),
+        (["--ppo.sample_with_dropout", "true"], "ppo.sample_with_dropout: needs ppo.level token"),
+        (["--ppo.level", "token"], "ppo.minibatches: must be 1 with ppo.level token"),
+        (["--evaluation.suites", "[labels, all, none]"], "evaluation.suites: unknown name 'none'"),
+        (["--evaluation.labels", "[a, ab]"], "evaluation.labels: 'a' and 'ab' cannot be told"),
+        (["--prompt.wording", "nothing"], "prompt.wording: unknown name 'nothing'"),
+    ],
+)
+def test_impossible_combinations_stop_at_once(flags, message):
+    with pytest.raises(UserError, match=message):
+        train(make_config(*flags), say=quiet)
 
 
 def test_the_whole_state_is_restored(whole):
@@ -256,14 +318,6 @@ def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
     assert at_update[1] >= 3  # the counter works
     assert len(compiled) <= 10, len(compiled)
     assert len(compiled) == at_update[1]
-
-
-def test_pictures_are_drawn(whole, tmp_path):
-    folder, trained = whole
-    path = report.plot_action_types({"one": metrics.read(folder)}, tmp_path / "a.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    path = report.plot_regret(evaluate(trained), tmp_path / "b.png")
-    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_works_outside_the_main_thread():
