@@ -182,8 +182,8 @@ class EvaluationConfig:
       suites: names in `jaxmoral.suites`, or "all".
       games: of the suites that play several; "all" is every registered one.
       labels: of C and D, for the suites that test labels never seen in training.
-      protocols: "exact" has no sampling noise; "sampled" plays `episodes`; "paper" plays 10 x 5
-        rounds against random from the paper's numpy streams, seed 100.
+      protocols: "exact", always measured, has no sampling noise; "sampled" plays `episodes`;
+        "paper" plays 10 x 5 rounds against random from the paper's numpy streams, seed 100.
       xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
     """
 

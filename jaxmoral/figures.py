@@ -216,8 +216,8 @@ def regrets(
       tabular: the same rows of tabular policies.
     """
     kinds = {
-        "deontological": ("regret/deontological/points", "deontological regret, points (0 to 6)"),
-        "utilitarian": ("regret/utilitarian/normalised", "utilitarian regret (0 to 1)"),
+        "deontological": ("regret/deontological/points", "deontological, points"),
+        "utilitarian": ("regret/utilitarian/normalised", "utilitarian, 0 to 1"),
     }
     figure, panels = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
     tips, width = Tips(), 0.8 / len(games)

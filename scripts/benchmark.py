@@ -100,6 +100,25 @@ def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, c
     show("useful rate / matmul rate, best and median", f"{share[0]:.0%}, {share[1]:.0%}", ">= 50 %")
 
 
+def measure_learners(config: configs.Config, agent: Agent) -> None:
+    """An update of two learners beside one of a single one, taken in turns."""
+    other = dataclasses.replace(config.env, opponent="learner")
+    kinds = [config, dataclasses.replace(config, env=other)]
+    runs = [compile_update(kind, agent) for kind in kinds]
+    states, steps = [state for state, _ in runs], [step for _, step in runs]
+    times: list[list[float]] = [[], []]
+    for update in range(7):
+        for kind in (0, 1):
+            start = time.perf_counter()
+            states[kind], metrics = steps[kind](states[kind], update)
+            jax.block_until_ready(metrics)
+            times[kind].append(time.perf_counter() - start)
+    one, two = (float(np.median(taken[1:])) for taken in times)
+    show(
+        "update of one learner and of two", f"{one:.2f} s, {two:.2f} s: {two / one:.2f}x", "<= 2.1x"
+    )
+
+
 def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs) -> None:
     """The gradient of the same table from one tree, and from one flat batch of the prompts."""
     policy = agent.policy
@@ -177,6 +196,7 @@ def main() -> None:
     inputs = jax.tree.map(lambda field: field[0], packed)
     with tempfile.TemporaryDirectory() as cache:
         measure_update(dataclasses.replace(config, updates=40), agent, inputs, cache)
+        measure_learners(dataclasses.replace(config, updates=40), agent)
         measure_tree(config, agent, inputs)
         measure_rollout()
 

@@ -88,17 +88,24 @@ def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
 
 
 def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes | None]:
-    """What each token adds to a decoded text; None for control tokens. `[vocab_size]`."""
+    """What each token adds to a decoded text, `[vocab_size]`; None for control tokens.
+
+    None as well for a byte token whose character has a piece of its own: no model spells with it,
+    and counting it would double the spellings of a label with every character.
+    """
     special = set(tokenizer.all_special_tokens) | {
         str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
     }
     byte = re.compile(r"<0x([0-9A-F]{2})>")
+    vocabulary = tokenizer.get_vocab()
     pieces: list[bytes | None] = []
     for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
         if piece in special:
             pieces.append(None)
         elif match := byte.fullmatch(piece):
-            pieces.append(bytes([int(match[1], 16)]))
+            code = int(match[1], 16)
+            character = chr(code).replace(" ", SPACE)
+            pieces.append(None if code < 128 and character in vocabulary else bytes([code]))
         else:
             pieces.append(piece.replace(SPACE, " ").encode())
     return pieces
