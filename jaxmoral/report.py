@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from textwrap import shorten
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -142,17 +143,20 @@ def regret_rows(table: pd.DataFrame) -> list[list[str]]:
 
 
 def answer_blocks(runs: Sequence[Run]) -> str:
-    """Sample answers to the follow-up questions."""
+    """What agents said to the follow-up questions, folded up run by run."""
     blocks = []
     for run in runs:
+        lines = []
         for answer in run.answers:
-            text = escape(answer["said"]) or "<em>(nothing)</em>"
-            blocks.append(
-                f"<p><b>{escape(run.title)}</b> against {escape(run.config.env.opponent)},"
-                f" {escape(answer['policy'])}, remembered {escape(answer['remembered'])}, answered"
+            said = escape(shorten(answer["said"], 300, placeholder=" ...")) or "(nothing)"
+            lines.append(
+                f"<p>{escape(answer['policy'])}, after {escape(answer['remembered'])}: answered"
                 f" “{escape(answer['answer'])}”. {escape(answer['question'])}</p>"
-                f"<blockquote>{text}</blockquote>"
+                f"<blockquote>{said}</blockquote>"
             )
+        if lines:
+            who = f"{run.title} against {run.config.env.opponent}, seed {run.config.seed}"
+            blocks.append(f"<details><summary>{escape(who)}</summary>{''.join(lines)}</details>")
     return "\n".join(blocks)
 
 

@@ -16,58 +16,58 @@ Named = dict[str, Condition]
 Suite = Callable[[Presentation, tuple[str, str], Sequence[Game]], Named]
 
 
-def trained(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def trained(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """The games in the wording and with the labels of training (Fig. 20)."""
-    return {game.name: Condition(game, trained) for game in games}
+    return {game.name: Condition(game, shown) for game in games}
 
 
-def labels(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def labels(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """The games with labels never seen in training (Fig. 4 and 5, the main test)."""
-    shown = trained._replace(labels=labels)
-    return {game.name: Condition(game, shown) for game in games}
+    renamed = shown._replace(labels=unseen)
+    return {game.name: Condition(game, renamed) for game in games}
 
 
-def swapped(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def swapped(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """The games with the labels of training in each other's place (Fig. 21)."""
-    shown = trained._replace(labels=trained.labels[::-1])
-    return {game.name: Condition(game, shown) for game in games}
+    changed = shown._replace(labels=shown.labels[::-1])
+    return {game.name: Condition(game, changed) for game in games}
 
 
-def orders(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def orders(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """The payoff table's four orders, with both pairs of labels (Fig. 22 and 23)."""
     return {
         f"{game.name} {order} {'/'.join(pair)}": Condition(
-            game, trained._replace(labels=pair, table_order=order)
+            game, shown._replace(labels=pair, table_order=order)
         )
-        for pair in dict.fromkeys((labels, trained.labels))
+        for pair in dict.fromkeys((unseen, shown.labels))
         for order in TABLE_ORDERS
         for game in games
     }
 
 
-def _wordings(trained: Presentation, labels: tuple[str, str], names: Sequence[str]) -> Named:
+def _wordings(shown: Presentation, unseen: tuple[str, str], names: Sequence[str]) -> Named:
     game = get_game("ipd")
-    return {name: Condition(game, trained._replace(wording=name, labels=labels)) for name in names}
+    return {name: Condition(game, shown._replace(wording=name, labels=unseen)) for name in names}
 
 
-def wordings(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def wordings(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """The Prisoner's Dilemma in four wordings (Fig. 17)."""
-    return _wordings(trained, labels, ("structured", "unstructured", "story", "explicit"))
+    return _wordings(shown, unseen, ("structured", "unstructured", "story", "explicit"))
 
 
-def unrelated(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def unrelated(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """Three prompts without payoffs (Fig. 18 and 19)."""
-    return _wordings(trained, labels, ("action", "action+game", "action+game+state"))
+    return _wordings(shown, unseen, ("action", "action+game", "action+game+state"))
 
 
-def personas(trained: Presentation, labels: tuple[str, str], games: Sequence[Game]) -> Named:
+def personas(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
     """The games and the other prompts behind a moral persona (Fig. 25)."""
     found: Named = {}
     for persona in ("deontological", "utilitarian"):
-        shown = trained._replace(persona=persona, labels=labels)
-        found |= {f"{game.name} {persona}": Condition(game, shown) for game in games}
+        behind = shown._replace(persona=persona, labels=unseen)
+        found |= {f"{game.name} {persona}": Condition(game, behind) for game in games}
         names = ("unstructured", "story", "explicit", "action", "action+game", "action+game+state")
-        for name, condition in _wordings(shown, labels, names).items():
+        for name, condition in _wordings(behind, unseen, names).items():
             found[f"{name} {persona}"] = condition
     return found
 
