@@ -253,6 +253,7 @@ def regrets(
                     text += f"; tabular policy: {value:.3f}"
                 tips.add(bar, text)
         axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
     panels[1].set_xticks(range(len(models)), list(map(folded, models)))
     handles, labels = panels[0].get_legend_handles_labels()
     if marks:
