@@ -85,7 +85,7 @@ def test_sampling_follows_its_settings():
 def test_greedy_equals_transformers_on_the_real_model(real, torch_real):
     """Issue: the same 64 tokens for 20 prompts."""
     texts = [
-        prompts.all_prompts(game, ("action1", "action2"))[i]
+        prompts.all_prompts(game, prompts.Presentation())[i]
         for game in games.GAMES.values()
         for i in (0, 5)
     ]
