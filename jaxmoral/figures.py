@@ -152,13 +152,14 @@ def normalised_rewards(run: Run) -> np.ndarray:
 
 
 def reward_curves(
-    panels: Mapping[str, Mapping[str, Sequence[Run]]], tabular: Mapping[str, Sequence[Run]]
+    panels: Mapping[str, Mapping[str, Sequence[Run]]],
+    tabular: Mapping[str, Mapping[str, Sequence[Run]]],
 ) -> Drawn:
     """Normalised training reward with 95 % intervals over runs, a line per reward.
 
     Args:
       panels: a title to the lines: a reward's title to its runs.
-      tabular: runs of the tabular policy by reward's title, drawn dashed.
+      tabular: the same of runs of the tabular policy, drawn dotted.
     """
     figure, grid = plt.subplots(
         1,
@@ -182,8 +183,8 @@ def reward_curves(
             tips.add(
                 line, f"{name}: {mean[0]:.2f} at first, {mean[-1]:.2f} at last, {len(runs)} runs"
             )
-            if name in tabular:
-                shown = np.mean([normalised_rewards(run)[:size] for run in tabular[name]], axis=0)
+            if beside := tabular.get(title, {}).get(name):
+                shown = np.mean([normalised_rewards(run)[:size] for run in beside], axis=0)
                 (line,) = axes.plot(
                     np.arange(1, len(shown) + 1), shown, color=colour, linestyle=":", linewidth=1
                 )
@@ -192,7 +193,7 @@ def reward_curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0, 0].set_ylabel("reward, from 0 (worst) to 1")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    if tabular:
+    if any(tabular.values()):
         handles.append(plt.Line2D([], [], color=INK, linestyle=":"))
         labels.append("tabular policy")
     figure.legend(handles, labels, loc="outside right center")

@@ -30,6 +30,7 @@ from jaxmoral.sections import (
     agents_in,
     evaluation_sections,
     training_sections,
+    usual_labels,
     with_agents,
 )
 
@@ -114,7 +115,7 @@ def regret_rows(table: pd.DataFrame) -> list[list[str]]:
     rows = table[(table["suite"] == "labels") & (table["trained_against"] == "tit-for-tat")]
     if rows.empty:
         return []
-    rows = with_agents(rows[rows["opponent"] == "random"])
+    rows = with_agents(usual_labels(rows[rows["opponent"] == "random"]))
     kinds = {
         "deontological": "regret/deontological/points",
         "utilitarian": "regret/utilitarian/normalised",

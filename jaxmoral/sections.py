@@ -76,9 +76,18 @@ def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Secti
         if against[opponent]
     }
     if lines:
-        table = by_title([run for run in tabular if run.config.env.opponent == "tit-for-tat"])
+        tables = {
+            f"against {opponent}": by_title(
+                [
+                    run
+                    for run in tabular
+                    if run.config.env.opponent == opponent and run.config.prompt.labels == usual
+                ]
+            )
+            for opponent in ("tit-for-tat", "learner")
+        }
         text = "Mean reward by update, scaled as in the paper; bands are 95 % intervals over runs."
-        draw = partial(figures.reward_curves, lines, table)
+        draw = partial(figures.reward_curves, lines, tables)
         sections.append(Section("fig12-reward", "Reward during training (Fig. 12)", text, draw))
 
     if swapped:
@@ -113,6 +122,13 @@ def with_agents(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(agent=table["title"].where(table["policy"] == "tuned", BASE))
 
 
+def usual_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out agents trained with other labels than most."""
+    if table.empty:
+        return table
+    return table[table["trained_labels"] == table["trained_labels"].mode()[0]]
+
+
 def agents_in(table: pd.DataFrame) -> list[str]:
     """The agents of a table, in the order of the paper."""
     found = set(table["agent"])
@@ -127,7 +143,7 @@ def evaluation_sections(table: pd.DataFrame, tabular: pd.DataFrame | None) -> li
       table: exact tidy rows of evaluations against a random opponent.
       tabular: the same of tabular policies, or None.
     """
-    table = table[table["trained_labels"] == table["trained_labels"].mode()[0]]
+    table = usual_labels(table)
     sections: list[Section] = []
     for suite, opponent, number, heading in (
         ("labels", "tit-for-tat", "4-5", "labels never seen in training (Fig. 4 and 5)"),
@@ -139,7 +155,7 @@ def evaluation_sections(table: pd.DataFrame, tabular: pd.DataFrame | None) -> li
         main = number == "4-5"
         alone = None
         if main and tabular is not None:
-            alone = with_agents(tabular[tabular["trained_against"] == opponent])
+            alone = with_agents(usual_labels(tabular[tabular["trained_against"] == opponent]))
         marks = FIGURE_4 if main else None
         text = "Mean over runs with 95 % intervals, exact, against a random opponent."
         name = f"fig{number}-{suite}-{opponent}"
