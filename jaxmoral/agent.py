@@ -1,6 +1,7 @@
 """From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
 
 import dataclasses
+import math
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,9 +32,9 @@ class Condition(NamedTuple):
     presentation: Presentation
 
     @property
-    def key(self) -> tuple[str, Presentation]:
-        """What tells two conditions with registered games apart."""
-        return self.game.name, self.presentation
+    def key(self) -> tuple[str, bytes, Presentation]:
+        """What tells two conditions apart."""
+        return self.game.name, self.game.payoffs.tobytes(), self.presentation
 
 
 class Agent(NamedTuple):
@@ -42,7 +43,7 @@ class Agent(NamedTuple):
     Attributes:
       policy: static.
       frozen: arrays that are never trained.
-      inputs: packs the prompts of several conditions, stacked on a leading axis.
+      inputs: packs the prompts of lists of conditions, a list on each place of a leading axis.
       presentation: in which it is trained; files read in, random labels drawn.
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
@@ -51,7 +52,7 @@ class Agent(NamedTuple):
 
     policy: Policy
     frozen: Any
-    inputs: Callable[[Sequence[Condition]], Any]
+    inputs: Callable[[Sequence[Sequence[Condition]]], Any]
     presentation: Presentation
     summary: list[str]
     model: LoadedModel | None = None
@@ -61,8 +62,15 @@ class Agent(NamedTuple):
 class Prompter:
     """Turns conditions into packed token trees for one tokenizer and one chat template."""
 
-    def __init__(self, model: LoadedModel, template: str):
-        """Raises UserError if the template is "chat" and the tokenizer has none."""
+    def __init__(self, model: LoadedModel, template: str, max_nodes: int = 4096):
+        """Raises UserError if the template is "chat" and the tokenizer has none.
+
+        Args:
+          model: whose tokenizer is used.
+          template: "plain" or "chat".
+          max_nodes: of one tree; larger prompt sets become several.
+        """
+        self.max_nodes = max_nodes
         self.tokenizer = model.tokenizer
         self.template = template
         self._pieces = byte_pieces(self.tokenizer)
@@ -115,34 +123,66 @@ class Prompter:
         prefixes = self.responses(condition.presentation.labels).prefixes
         return [[*ids, *prefix] for ids in encoded for prefix in prefixes]
 
-    def inputs(self, conditions: Sequence[Condition]) -> PromptInputs:
-        """The packed prompts of several conditions, stacked on a leading axis and padded alike."""
+    def inputs(self, groups: Sequence[Sequence[Condition]]) -> PromptInputs:
+        """Packed prompts, a group of conditions on each place of a leading axis.
+
+        A group's prompts follow each other; they are chunks on the second axis. Everything is
+        padded alike. The size of a group's trees depends on the length of its numbers, so groups of
+        conditions with the same labels, histories and lengths have the same shape.
+        """
+        conditions = [condition for group in groups for condition in group]
         responses = [self.responses(condition.presentation.labels) for condition in conditions]
+        widths = [len(spelled.prefixes) for spelled in responses]
         sequences = [self.sequences(condition) for condition in conditions]
-        packed = [pack(branches) for branches in sequences]
+        rows = [len(branches) // width for branches, width in zip(sequences, widths, strict=True)]
+        each = self._prompts_per_chunk(sequences, widths)
+        chunks = [
+            branches[start : start + each * width]
+            for branches, width, count in zip(sequences, widths, rows, strict=True)
+            for start in range(0, count * width, each * width)
+        ]
+        per_chunk = [
+            spelled
+            for spelled, count in zip(responses, rows, strict=True)
+            for _ in range(count // each)
+        ]
+        packed = [pack(branches) for branches in chunks]
         size = max(len(tree.tokens) for tree, _ in packed)
         trees = [pad(tree, size) for tree, _ in packed]
-        width = max(len(spelled.prefixes) for spelled in responses)
-        nodes = []
-        for (_, last), spelled in zip(packed, responses, strict=True):
-            own = last.reshape(-1, len(spelled.prefixes))
+        nodes, tokens = [], []
+        for (_, last), spelled, branches in zip(packed, per_chunk, chunks, strict=True):
+            own = last.reshape(each, len(spelled.prefixes))
             # What pads the rows is never reached; see `responses.stack`.
-            nodes.append(np.pad(own, ((0, 0), (0, width - own.shape[1])), mode="edge"))
-        # The first partial response is the empty one.
-        alone = [
-            branches[:: len(spelled.prefixes)]
-            for branches, spelled in zip(sequences, responses, strict=True)
-        ]
-        lengths = np.array([[len(tokens) for tokens in each] for each in alone], np.int32)
-        tokens = np.zeros((*lengths.shape, lengths.max()), np.int32)
+            nodes.append(np.pad(own, ((0, 0), (0, max(widths) - own.shape[1])), mode="edge"))
+            tokens.append(branches[:: len(spelled.prefixes)])  # the first is the empty response
+        lengths = np.array([[len(ids) for ids in chunk] for chunk in tokens], np.int32)
+        padded = np.zeros((*lengths.shape, lengths.max()), np.int32)
         for index in np.ndindex(*lengths.shape):
-            tokens[index][: lengths[index]] = alone[index[0]][index[1]]
-        return PromptInputs(
+            padded[index][: lengths[index]] = tokens[index[0]][index[1]]
+        inputs = PromptInputs(
             tree=PromptTree(*map(np.stack, zip(*trees, strict=True))),
             nodes=np.stack(nodes),
-            trie=stack([spelled.trie for spelled in responses]),
-            tokens=tokens,
+            trie=stack([spelled.trie for spelled in per_chunk]),
+            tokens=padded,
             lengths=lengths,
+        )
+        return jax.tree.map(lambda leaf: leaf.reshape(len(groups), -1, *leaf.shape[1:]), inputs)
+
+    def _prompts_per_chunk(
+        self, sequences: Sequence[Sequence[Sequence[int]]], widths: Sequence[int]
+    ) -> int:
+        """The most prompts that divide every condition's and whose trees stay within the limit."""
+        total = math.gcd(*(len(s) // w for s, w in zip(sequences, widths, strict=True)))
+        for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
+            trees = [
+                pack(branches[start : start + each * width])[0]
+                for branches, width in zip(sequences, widths, strict=True)
+                for start in range(0, len(branches), each * width)
+            ]
+            if max(len(tree.tokens) for tree in trees) <= self.max_nodes:
+                return each
+        raise UserError(
+            f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
         )
 
 
@@ -167,7 +207,25 @@ def make_presentation(config: Config, model: LoadedModel | None) -> Presentation
         if model is None:
             raise UserError("prompt.random_labels: a tabular policy has no tokens to draw from")
         labels = random_labels(model, prompt.random_labels, config.seed)
-    return prompts.check(Presentation(prompt.wording, prompt.persona, labels, prompt.table_order))
+    env = config.env
+    shown = Presentation(
+        prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
+    )
+    return check_size(config, prompts.check(shown))
+
+
+def check_size(config: Config, presentation: Presentation) -> Presentation:
+    """Raises UserError if an update would have more prompts than the configuration allows."""
+    game = get_game(config.env.game)
+    histories = len(presentation.remembers(game).histories)
+    each, draws = histories * prompts.NUM_ORDERS, max(1, config.env.payoff_draws)
+    if each * draws > config.env.max_prompts:
+        raise UserError(
+            f"env.memory: {config.env.memory} remembered rounds of {game.name} make"
+            f" {each * draws:,} prompts, more than env.max_prompts = {config.env.max_prompts:,};"
+            " remember fewer rounds, lower env.payoff_draws, or raise env.max_prompts"
+        )
+    return presentation
 
 
 def make_agent(config: Config) -> Agent:
@@ -179,15 +237,16 @@ def make_agent(config: Config) -> Agent:
     if config.model.source == "tabular":
         if config.lora.adapter is not None:
             raise UserError("lora.adapter: a tabular policy has no adapter")
-        tabular = TabularPolicy()
+        presentation = make_presentation(config, None)
+        histories = presentation.remembers(get_game(config.env.game)).histories
+        tabular = TabularPolicy(len(histories) * prompts.NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        # A policy over remembered rounds plays every game alike.
-        inputs = lambda conditions: np.zeros((len(conditions), 0), np.float32)
-        return Agent(tabular, (), inputs, make_presentation(config, None), summary)
+        inputs = lambda groups: np.zeros((len(groups), len(groups[0]), 0), np.float32)
+        return Agent(tabular, (), inputs, presentation, summary)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
     model = load(base.source, base.dtype, base.sha256, quantisation)
-    prompter = Prompter(model, config.prompt.template)
+    prompter = Prompter(model, config.prompt.template, base.max_nodes)
     presentation = make_presentation(config, model)
     prompter.responses(presentation.labels)
     settings = config.lora
@@ -215,7 +274,7 @@ def settle(config: Config, agent: Agent) -> Config:
     lora = config.lora
     if isinstance(agent.policy, GemmaPolicy):
         lora = dataclasses.replace(lora, **dataclasses.asdict(agent.policy.lora))
-    wording, persona, labels, _ = agent.presentation
+    wording, persona, labels, *_ = agent.presentation
     prompt = dataclasses.replace(
         config.prompt, wording=wording, persona=persona, labels=labels, random_labels=0
     )
@@ -229,11 +288,9 @@ def _summary(
     prompter: Prompter,
     condition: Condition,
 ) -> list[str]:
-    sequences = prompter.sequences(condition)
-    prefixes = len(prompter.responses(condition.presentation.labels).prefixes)
-    longest = max(len(sequence) for sequence in sequences[::prefixes])
-    flat = sum(len(sequence) for sequence in sequences[::prefixes])
-    nodes = len(pack(sequences)[0].tokens)
+    inputs = prompter.inputs([[condition]])
+    lengths, nodes = inputs.lengths, inputs.tree.tokens.size
+    trees = inputs.tree.tokens.shape[1]
     parameters = num_parameters(model.config)
     adapter = num_adapter_parameters(model.config, policy.lora)
     head = model.config.embed_dim + 1
@@ -242,15 +299,16 @@ def _summary(
     if model.config.quantisation:
         kind = f"{model.config.quantisation} dequantised to {kind}"
     itemsize = 4 if config.model.dtype == "float32" else 2
-    rows = len(sequences)
-    activations = activation_bytes(model.config, nodes, rows, itemsize, config.model.remat)
+    rows, size = inputs.nodes.size // trees, nodes // trees
+    activations = activation_bytes(model.config, size, rows, itemsize, config.model.remat)
     # A trained parameter comes with its gradient and two moments of Adam.
     memory = sum(leaf.nbytes for leaf in frozen) + 16 * (adapter + head) + activations
     return [
         f"model      {config.model.source}: {parameters / 1e6:.1f} M parameters, {kind}, frozen",
         f"trained    LoRA rank {policy.lora.rank} on {' '.join(policy.lora.targets)}:"
         f" {adapter:,} parameters; value head: {head:,}",
-        f"prompts    {len(sequences) // prefixes} of up to {longest} tokens;"
-        f" one tree of {nodes} nodes instead of {flat:,} tokens",
+        f"prompts    {lengths.size} of up to {lengths.max()} tokens;"
+        f" {'one tree' if trees == 1 else f'{trees} trees'} of {size:,} nodes instead of"
+        f" {lengths.sum():,} tokens",
         f"memory     about {memory / 2**30:.1f} GiB for weights, optimiser and activations",
     ]

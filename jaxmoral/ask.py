@@ -15,9 +15,10 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_run
-from jaxmoral.games import CELLS, get_game
+from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.memory import history_name
 from jaxmoral.policy import GemmaPolicy
 from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts
 
@@ -50,22 +51,24 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     if not isinstance(policy, GemmaPolicy) or agent.model is None:
         raise UserError("a tabular policy has no words")
     condition = Condition(get_game(config.env.game), agent.presentation)
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([condition]))
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
     table = jax.jit(lambda w, i, t: policy.apply(w, i, t, None))(agent.frozen, inputs, trainable)
     likeliest = np.asarray(table.log_probs)[::NUM_ORDERS, :2].argmax(-1)
     prompter = Prompter(agent.model, config.prompt.template)
     texts = all_prompts(*condition)[::NUM_ORDERS]
+    memory = agent.presentation.remembers(condition.game)
+    cells = [history_name(history, memory.num_moves) for history in memory.histories]
     asked = [
         {
             "remembered": cell,
             "answer": agent.presentation.labels[action],
             "question": question,
         }
-        for cell, action in zip(CELLS, likeliest, strict=True)
+        for cell, action in zip(cells, likeliest, strict=True)
         for question in QUESTIONS.values()
     ]
     tokens = [
-        follow_up(prompter, texts[CELLS.index(one["remembered"])], one["answer"], one["question"])
+        follow_up(prompter, texts[cells.index(one["remembered"])], one["answer"], one["question"])
         for one in asked
     ]
     found = []

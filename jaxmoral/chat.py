@@ -12,14 +12,14 @@ import numpy as np
 from jaxmoral.agent import Agent, Condition, Prompter
 from jaxmoral.ask import follow_up
 from jaxmoral.config import Config
-from jaxmoral.errors import run_command
+from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluation import load_run
 from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.memory import ILLEGAL, History, Memory
 from jaxmoral.policy import GemmaPolicy
-from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts, memory_index
-from jaxmoral.rewards import ILLEGAL
+from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts
 
 
 class Round(NamedTuple):
@@ -33,33 +33,41 @@ class Round(NamedTuple):
 
 
 class Match:
-    """A user against an agent; the agent sees the round before, as in training."""
+    """A user against an agent; the agent remembers rounds as in training."""
 
-    def __init__(self, config: Config, log_probs: np.ndarray, seed: int):
-        """Starts from a remembered round drawn at random, as every episode does.
+    def __init__(self, config: Config, memory: Memory, log_probs: np.ndarray, seed: int):
+        """Starts from remembered rounds drawn at random, as episodes do.
 
         Args:
           config: of the run.
+          memory: of the agent.
           log_probs: `[num_prompts, 3]` of the agent.
           seed: of the agent's choices.
         """
         self.game = get_game(config.env.game)
         self.labels = config.prompt.labels
+        self.memory = memory
         self._probs = np.exp(np.asarray(log_probs, np.float64))
         self._random = np.random.default_rng(seed)
-        self.agents_last, self.users_last = map(int, self._random.integers(0, 2, 2))
+        self._state = memory.start
+        for _ in range(memory.opening):
+            self._state = memory.next_state[(self._state, *self._random.integers(0, 2, 2))]
+
+    @property
+    def history(self) -> History:
+        """What the agent remembers."""
+        return self.memory.histories[self.memory.shown[self._state]]
 
     def play(self, users_move: int) -> Round:
         """Plays one simultaneous round; an illegal answer leaves the agent's last move alone."""
-        memory = memory_index(self.agents_last, self.users_last)
-        prompt = memory * NUM_ORDERS + int(self._random.integers(NUM_ORDERS))
+        shown = int(self.memory.shown[self._state])
+        prompt = shown * NUM_ORDERS + int(self._random.integers(NUM_ORDERS))
         probs = self._probs[prompt] / self._probs[prompt].sum()
         agents_move = int(self._random.choice(3, p=probs))
         agents_points = users_points = 0.0
         if agents_move != ILLEGAL:
             agents_points, users_points = self.game.payoffs[:, agents_move, users_move].tolist()
-            self.agents_last = agents_move
-        self.users_last = users_move
+        self._state = self.memory.next_state[self._state, agents_move, users_move]
         return Round(prompt, agents_move, users_move, agents_points, users_points)
 
 
@@ -79,15 +87,21 @@ def _chat(folder: Path, seed: int) -> None:
     use_compilation_cache()
     config, agent, trainable = load_run(folder)
     condition = Condition(get_game(config.env.game), agent.presentation)
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([condition]))
+    if condition.game.num_players > 2:
+        raise UserError(
+            f"{folder} holds an agent for {condition.game.num_players} players; you are one"
+        )
+    memory = agent.presentation.remembers(condition.game)
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
     table = jax.jit(lambda w, i, t: agent.policy.apply(w, i, t, None))
-    match = Match(config, table(agent.frozen, inputs, trainable).log_probs, seed)
+    match = Match(config, memory, table(agent.frozen, inputs, trainable).log_probs, seed)
     labels = match.labels
     print(
         f"{match.game.title}; you are A. Type {labels[0]} or {labels[1]} (c or d), "
         f"{', '.join(QUESTIONS)}, or quit."
     )
-    print(f"Remembered round: agent {labels[match.agents_last]}, you {labels[match.users_last]}.")
+    for own, other in match.history:
+        print(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
     moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
     last: Round | None = None
     keys = map(partial(jax.random.fold_in, jax.random.key(seed)), itertools.count())

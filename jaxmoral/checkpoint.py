@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: the training state and the configuration it belongs to."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +45,31 @@ class Checkpoints:
         """The newest checkpoint's update, or None."""
         return self._manager.latest_step()
 
-    def save(self, update: int, state: Any, config: Config) -> None:
-        """Saves a pytree of arrays; does nothing when that update is saved already."""
+    def save(self, update: int, state: Any, members: Mapping[str, Config]) -> None:
+        """Saves a pytree of arrays; does nothing when that update is saved already.
+
+        Args:
+          update: its number.
+          state: of one run, or of a population.
+          members: the configurations it belongs to, by the members' names.
+        """
         if self.latest() == update:
             return
         self._manager.save(
             update,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(to_dict(config))
+                state=ocp.args.StandardSave(state),
+                config=ocp.args.JsonSave({name: to_dict(c) for name, c in members.items()}),
             ),
         )
 
-    def restore(self, like: Any, config: Config, update: int | None = None) -> Any:
+    def restore(self, like: Any, members: Mapping[str, Config], update: int | None = None) -> Any:
         """Reads the newest checkpoint, or that of one update.
 
         Args:
           like: a pytree of arrays shaped like the state that was saved, on the devices it goes to
             (not necessarily the kind of device that saved it).
-          config: the configuration the checkpoint must have been made with.
+          members: the configurations the checkpoint must have been made with.
           update: whose checkpoint; None for the newest.
 
         Raises:
@@ -80,7 +88,11 @@ class Checkpoints:
             )
         try:
             saved = self._manager.restore(update, args=ocp.args.Composite(config=_JSON))
-            changed = differences(config, parse(saved["config"]))
+            changed = [
+                key
+                for name, config in members.items()
+                for key in differences(config, parse(saved["config"][name]))
+            ]
         except UserError:
             raise
         except Exception as error:
@@ -88,7 +100,7 @@ class Checkpoints:
         if changed:
             raise UserError(
                 f"the checkpoint in {self._folder} belongs to another configuration; it differs in"
-                f" {', '.join(changed)}"
+                f" {', '.join(dict.fromkeys(changed))}"
             )
         try:
             state = ocp.args.StandardRestore(like)

@@ -3,8 +3,12 @@
 Every key of the YAML has a flag with the same dotted name, e.g. `--ppo.learning_rate 1e-4`.
 """
 
+import copy
 import dataclasses
 import difflib
+import itertools
+import math
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +42,7 @@ class ModelConfig:
       dtype: of the frozen weights; "auto" is float32 on CPU and bfloat16 on accelerators.
       quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
       remat: recompute activations in the backward pass: less memory, more time.
+      max_nodes: of one prompt tree; more prompts make several, one after the other.
     """
 
     source: str = "gemma3-270m"
@@ -45,6 +50,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantisation: Literal["none", "int8", "nf4"] = "none"
     remat: Flag = False
+    max_nodes: Positive = 4096
 
 
 @_closed
@@ -106,6 +112,14 @@ class EnvConfig:
       opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
         legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
         differs by reward ("paper").
+      noise: probability that the agent's legal answer comes out as the other move (a trembling
+        hand; the opponent's is in its name, "noisy(tit-for-tat, 0.1)").
+      memory: how many past rounds the prompt shows.
+      blank_start: episodes begin without remembered rounds, and there is a prompt for that.
+      payoff_draws: other payoffs in the same order, so many sets of them drawn anew every update
+        and shown in the prompts; 0 for the game's own.
+      payoff_range: the smallest and the largest whole number drawn.
+      max_prompts: the most prompts of an update.
       streams: where remembered rounds, label orders and the random opponent's moves come from:
         JAX's generator, or the paper's six numpy streams, draw for draw.
     """
@@ -115,6 +129,12 @@ class EnvConfig:
     opponent_illegal: Literal["last-move", "zero", "penalty", "paper"] = "last-move"
     episodes: Positive = 4096
     rounds: Positive = 5
+    noise: Fraction = 0.0
+    memory: Annotated[int, Field(ge=0, le=3, strict=True)] = 1
+    blank_start: Flag = False
+    payoff_draws: Annotated[int, Field(ge=0, strict=True)] = 0
+    payoff_range: tuple[int, int] = (1, 9)
+    max_prompts: Positive = 1024
     streams: Literal["jax", "numpy"] = "jax"
 
 
@@ -124,13 +144,18 @@ class RewardConfig:
     """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1).
 
     Attributes:
+      name: in `jaxmoral.rewards`, or a weighted sum: "game+0.5*virtue-equality".
       then, switch_at: another reward after update `switch_at` ("unlearning"), by default half-way;
         that update's checkpoint is kept.
+      transition: from `name` to `then`, all at once or in equal steps over the whole run.
+      normalise: map the rewards of each game's legal rounds to [0, 1].
     """
 
     name: str = "deontological"
     then: str | None = None
+    transition: Literal["switch", "linear"] = "switch"
     switch_at: Positive | None = None
+    normalise: Flag = False
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
 
@@ -144,6 +169,8 @@ class PPOConfig:
       level: what an action is: the whole answer with its exact probability and exact KL and entropy
         terms in the loss, or each token of a sampled answer with the KL as a reward per token, as
         in the paper (then gamma is 1 and gae_lambda runs over tokens; there is no entropy term).
+      estimator: an update's episodes are sampled, or their expectation is computed from the Markov
+        chain of remembered rounds, without noise ("exact"; outcome level only).
       sample_with_dropout: answers are sampled with the adapter's dropout on (token level only).
       max_grad_norm: gradients are scaled down to it; .inf for no limit.
       gamma: 0 makes each round a bandit, as in the paper.
@@ -153,6 +180,7 @@ class PPOConfig:
     """
 
     level: Literal["outcome", "token"] = "outcome"
+    estimator: Literal["sampled", "exact"] = "sampled"
     sample_with_dropout: Flag = False
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -180,10 +208,12 @@ class EvaluationConfig:
 
     Attributes:
       suites: names in `jaxmoral.suites`, or "all".
-      games: of the suites that play several; "all" is every registered one.
+      games: of the suites that play several; names, or sets: "all" (the paper's and this
+        configuration's), "ordinal-symmetric", "ordinal-all", "asymmetric", "plane".
       labels: of C and D, for the suites that test labels never seen in training.
-      protocols: "exact", always measured, has no sampling noise; "sampled" plays `episodes`;
-        "paper" plays 10 x 5 rounds against random from the paper's numpy streams, seed 100.
+      protocols: "exact", always measured, has no sampling noise; "long-run" is the same of an
+        episode without end; "sampled" plays `episodes`; "paper" plays 10 x 5 rounds against random
+        from the paper's numpy streams, seed 100.
       xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
     """
 
@@ -191,10 +221,9 @@ class EvaluationConfig:
     games: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)
     opponents: Annotated[tuple[str, ...], Field(min_length=1)] = ("random",)
     labels: tuple[str, str] = ("action3", "action4")
-    protocols: Annotated[tuple[Literal["exact", "sampled", "paper"], ...], Field(min_length=1)] = (
-        "exact",
-        "sampled",
-    )
+    protocols: Annotated[
+        tuple[Literal["exact", "long-run", "sampled", "paper"], ...], Field(min_length=1)
+    ] = ("exact", "long-run", "sampled")
     xi: NonNegative | None = None
     episodes: Positive = 100_000
     rounds: Positive = 5
@@ -207,7 +236,10 @@ class Config:
 
     Attributes:
       preset: where defaults come from: this module ("fast"), or `jaxmoral/presets/paper.yaml`.
-      games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`.
+      games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`
+        or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
+      opponents: further opponents, name to `{cooperate, transitions, start}`; see
+        `jaxmoral.opponents.machine`.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
     """
@@ -220,7 +252,8 @@ class Config:
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    games: dict[str, dict[str, tuple[float, float]]] = dataclasses.field(default_factory=dict)
+    games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)
+    opponents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     updates: Positive = 40
     checkpoint_every: Positive = 10
@@ -236,6 +269,7 @@ def _known_keys(cls: type, prefix: str = "") -> list[str]:
     return keys
 
 
+MAX_MEMBERS = 4096  # of a population
 PAPER_PRESET = Path(__file__).parent / "presets" / "paper.yaml"
 KEYS = _known_keys(Config)
 _ADAPTER = pydantic.TypeAdapter(Config)
@@ -281,6 +315,27 @@ def _check_combinations(config: Config) -> None:
             f"reward.switch_at: must be less than the {config.updates} updates, to leave some to"
             " reward.then"
         )
+    if config.reward.transition == "linear" and (switch_at or config.reward.then is None):
+        raise UserError("reward.transition: linear needs reward.then, and no reward.switch_at")
+    if config.ppo.estimator == "exact":
+        if config.ppo.level == "token" or config.env.streams == "numpy":
+            raise UserError("ppo.estimator: exact needs ppo.level outcome and env.streams jax")
+        if config.ppo.minibatches != 1 or config.ppo.normalise_rewards:
+            raise UserError(
+                "ppo.estimator: exact needs ppo.minibatches 1 and ppo.normalise_rewards false"
+            )
+    env = config.env
+    if env.streams == "numpy" and (env.memory != 1 or env.blank_start or env.payoff_draws):
+        raise UserError(
+            "env.streams: numpy needs env.memory 1, env.blank_start false and env.payoff_draws 0"
+        )
+    if env.payoff_draws and env.episodes % env.payoff_draws:
+        raise UserError(
+            f"env.payoff_draws: {env.payoff_draws} does not divide env.episodes = {env.episodes}"
+        )
+    low, high = env.payoff_range
+    if not -999 <= low < high <= 999:
+        raise UserError(f"env.payoff_range: needs two rising numbers within 999, got {low}, {high}")
     if config.ppo.sample_with_dropout and config.ppo.level != "token":
         raise UserError("ppo.sample_with_dropout: needs ppo.level token")
     if config.ppo.level == "token" and config.ppo.minibatches != 1:
@@ -306,6 +361,68 @@ def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
     Raises:
       UserError: the file is missing or not YAML, or `parse` refuses the result.
     """
+    return parse(_read_tree(path, flags))
+
+
+def load_members(path: Path | str | None, flags: Sequence[str] = ()) -> dict[str, Config]:
+    """Like `load`, but a key may be a list of values (of a key that is a list itself, a list of
+    lists): a population with a member for every combination, named "reward.name=game,seed=1".
+
+    Raises:
+      UserError: as for `load`, or a list is empty or there are too many combinations.
+    """
+    tree = _read_tree(path, flags)
+    axes = _axes(tree)
+    if not axes:
+        return {"": parse(tree)}
+    for key, values in axes.items():
+        if not values:
+            raise UserError(f"{key}: the list of values is empty")
+    total = math.prod(map(len, axes.values()))
+    if total > MAX_MEMBERS:
+        raise UserError(f"{', '.join(axes)}: {total:,} combinations; {MAX_MEMBERS:,} at most")
+    members = {}
+    for combination in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, combination, strict=True))
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items())
+        if name in members:
+            raise UserError(f"{', '.join(axes)}: {name} stands twice in the lists")
+        members[name] = parse(_with_values(tree, chosen))
+    return members
+
+
+def _shown(value: Any) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("/", "_")
+
+
+def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[str, list]:
+    """The keys that hold several values."""
+    found: dict[str, list] = {}
+    types = typing.get_type_hints(cls)
+    for name, value in tree.items():
+        kind = types.get(name)
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            found |= _axes(value, kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif isinstance(value, list) and kind is not None:
+            inner = typing.get_origin(kind) is tuple
+            if not inner or (value and isinstance(value[0], list)):
+                found[prefix + name] = value
+    return found
+
+
+def _with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(tree)
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        node = result
+        for group in groups:
+            node = node[group]
+        node[name] = value
+    return result
+
+
+def _read_tree(path: Path | str | None, flags: Sequence[str]) -> dict[str, Any]:
     tree = _read_yaml(Path(path)) if path else {}
     if len(flags) % 2:
         raise UserError(f"every flag needs a value; got {' '.join(flags)!r}")
@@ -322,7 +439,7 @@ def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
             node[name] = yaml.safe_load(text)
         except yaml.YAMLError:
             node[name] = text
-    return parse(tree)
+    return tree
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The one exception a user can cause, and the lookup by name that most often raises it."""
+"""The error for bad input, the command wrapper that shows it, and the look-ups that raise it."""
 
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -19,6 +20,83 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
     near = difflib.get_close_matches(str(name), options, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(f"{kind}: unknown name {name!r}{hint}; choose from {', '.join(options)}")
+
+
+def build(
+    kind: str,
+    text: str,
+    known: Mapping[str, T],
+    families: Mapping[str, Callable[..., T]],
+    first: tuple = (),
+) -> T:
+    """What `name` or `name(argument, ...)` stands for; arguments are numbers or such texts.
+
+    Args:
+      kind: what is looked up, for the message.
+      text: e.g. "tit-for-tat" or "noisy(tit-for-tat, 0.1)".
+      known: values by plain name.
+      families: functions by name; one whose arguments have defaults may stand without brackets.
+      first: arguments that every family gets before those in the text.
+
+    Raises:
+      UserError: the name is unknown, a bracket is missing, or the arguments do not fit.
+    """
+    text = str(text).strip()
+    name, bracket, rest = text.partition("(")
+    if text in known:
+        return known[text]
+    if name not in families:
+        choose(kind, name, {**known, **families})
+    if bracket and not rest.endswith(")"):
+        raise UserError(f"{kind}: {text!r} lacks its closing bracket")
+    inside = rest[:-1].strip()
+    arguments = [_number_or_text(part) for part in split_outside(inside, ",")] if inside else []
+    signature = inspect.signature(families[name])
+    try:
+        signature.bind(*first, *arguments)
+    except TypeError:
+        wanted = ", ".join(list(signature.parameters)[len(first) :])
+        raise UserError(f"{kind}: {text!r} does not fit {name}({wanted})") from None
+    try:
+        return families[name](*first, *arguments)
+    except UserError as error:
+        raise UserError(f"{kind} {text}: {error}") from None
+
+
+def split_outside(text: str, separator: str) -> list[str]:
+    """Splits at a separator that is not inside brackets; the parts are stripped."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_number(
+    name: str, value: Any, low: float = float("-inf"), high: float = float("inf")
+) -> float:
+    """The number; raises UserError if it is none or not within [low, high]."""
+    if isinstance(value, str) or not low <= value <= high or value in (float("inf"), -float("inf")):
+        span = f" from {low:g} to {high:g}" if low > float("-inf") else ""
+        raise UserError(f"{name}: needs a finite number{span}, got {value!r}")
+    return float(value)
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> int:
+    """The whole number; raises UserError if it is none or not within [low, high]."""
+    if isinstance(value, str) or not low <= value <= high or value != round(value):
+        raise UserError(f"{name}: needs a whole number from {low} to {high}, got {value!r}")
+    return int(value)
 
 
 def run_command(command: Callable[[], None]) -> None:

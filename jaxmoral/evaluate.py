@@ -10,10 +10,11 @@ import pandas as pd
 
 from jaxmoral import config as configs
 from jaxmoral import figures
-from jaxmoral.errors import UserError, run_command
-from jaxmoral.evaluation import evaluate
+from jaxmoral.errors import UserError, run_command, split_outside
+from jaxmoral.evaluation import evaluate, load_population
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.results import rows, table
+from jaxmoral.training import POPULATION
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError("give either --run FOLDER or --model NAME")
     if arguments.run is not None and flags:
         raise UserError(f"a run's configuration is fixed; unknown flags {' '.join(flags)}")
-    split = lambda text: text.split(",") if text else None
+    split = lambda text: split_outside(text, ",") if text else None
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
@@ -50,14 +51,22 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     source = arguments.run
     if source is None:
         source = configs.load(None, ["--model.source", arguments.model, *flags])
-    evaluation = evaluate(
-        source,
-        split(arguments.games),
-        split(arguments.opponents),
-        split(arguments.suites),
-        split(arguments.protocols),
-        arguments.update,
-    )
+    chosen = {
+        name: split(getattr(arguments, name))
+        for name in ("games", "opponents", "suites", "protocols")
+    }
+    if arguments.run is not None and (arguments.run / POPULATION).is_file():
+        if arguments.output is not None:
+            raise UserError("--output: each member's evaluation.json goes to its own folder")
+        for folder, member in load_population(arguments.run, arguments.update):
+            evaluation = evaluate(member, **chosen)
+            write_json(evaluation, folder / "evaluation.json")
+            print(f"{folder.name}\n{table(evaluation)}\n")
+        print(
+            f"wrote each member's evaluation.json; next: python -m jaxmoral.report {arguments.run}"
+        )
+        return
+    evaluation = evaluate(source, **chosen, update=arguments.update)
     print(table(evaluation))
 
     if output is None:

@@ -7,7 +7,8 @@ by the paper's own protocol. All measures (`jaxmoral.measures`) are sums over th
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,24 +17,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral import config as configs
-from jaxmoral.agent import Agent, Condition, make_agent, settle
-from jaxmoral.chain import memory_policy, visits
+from jaxmoral.agent import Agent, Condition, make_agent, make_presentation, settle
+from jaxmoral.chain import against, by_state, memory_policy, visits
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.games import CELLS, GAMES, Game, get_game
+from jaxmoral.experiment import first_states, resolve
+from jaxmoral.games import SETS, Game, choose_games, get_game
 from jaxmoral.measures import describe_shares
-from jaxmoral.opponents import get_opponent, stack
+from jaxmoral.memory import Memory, history_name, make_memory
+from jaxmoral.opponents import Opponent, get_opponent, stack
+from jaxmoral.pairs import agent_player, machine_player, meet
 from jaxmoral.policy import Policy
-from jaxmoral.prompts import NUM_ORDERS, Presentation, all_prompts
-from jaxmoral.rewards import REWARDS, reward_table
+from jaxmoral.prompts import all_prompts
+from jaxmoral.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_table
 from jaxmoral.rollout import Draws, Environment, Trajectories, rollout
 from jaxmoral.streams import Streams
 from jaxmoral.suites import REDRAWN, conditions
-from jaxmoral.training import TrainedAgent, first_player, initial_state, resolve
+from jaxmoral.training import (
+    TrainedAgent,
+    first_player,
+    member_names,
+    member_state,
+    population_of,
+)
 
 PyTree = Any
-Key = tuple[str, Presentation]  # of a condition
+Key = tuple  # of a condition
 MAX_SHAPES = 3
 PAPER_SEED, PAPER_EPISODES, PAPER_ROUNDS = 100, 10, 5
 
@@ -42,9 +52,11 @@ class Measured(NamedTuple):
     """The evaluation program's output; what was not asked for is None.
 
     Attributes:
-      policies: `[num_conditions, num_policies, 2, 2, 3]` of outcomes per remembered round.
-      exact, sampled: `[num_conditions, num_policies, num_opponents, 2, 2, 3, 2]` shares of rounds.
-      paper: `[num_conditions, num_policies, 2 (memory is carried on, drawn anew), 2, 2, 3, 2]`.
+      policies: `[num_conditions, num_policies, num_histories, 3]` of outcomes per history.
+      exact, sampled: `[num_conditions, num_policies, num_opponents, num_previous, 3, num_moves]`
+        shares of rounds.
+      paper: `[num_conditions, num_policies, 2 (memory is carried on, drawn anew), num_previous, 3,
+        num_moves]`.
     """
 
     policies: Any
@@ -53,13 +65,15 @@ class Measured(NamedTuple):
     paper: Any
 
 
-def sampled_visits(trajectories: Trajectories) -> jax.Array:
+def sampled_visits(trajectories: Trajectories, memory: Memory) -> jax.Array:
     """Shares of each kind of round in a rollout, shaped like `chain.visits`."""
-    memory = trajectories.prompt.astype(jnp.int32) // NUM_ORDERS
-    cell = (memory * 3 + trajectories.outcome) * 2 + trajectories.other_action
-    return jnp.array([jnp.mean(cell == index) for index in range(24)]).reshape(2, 2, 3, 2)
+    shape = (memory.num_previous, 3, memory.num_moves)
+    cell = trajectories.previous.astype(jnp.int32) * 3 + trajectories.outcome
+    cell = cell * memory.num_moves + trajectories.other_action
+    return jnp.array([jnp.mean(cell == index) for index in range(np.prod(shape))]).reshape(shape)
 
 
+@partial(jax.jit, static_argnames=("policy", "settings", "remembers"))
 def measure(
     policy: Policy,
     frozen: PyTree,
@@ -68,53 +82,56 @@ def measure(
     opponents: PyTree,
     key: jax.Array,
     settings: configs.EvaluationConfig,
+    remembers: tuple,
     paper_draws: Sequence[Draws],
 ) -> Measured:
-    """Measures policies in conditions against opponents; pure, to be jitted.
+    """Measures policies in conditions against opponents.
 
     Args:
       policy: static.
       frozen: the policy's frozen arrays.
       inputs: the conditions' prompts, stacked on a leading `[num_conditions]` axis.
       trainables: parameters, stacked on a leading `[num_policies]` axis.
-      opponents: from `opponents.stack`.
+      opponents: `[num_conditions, num_opponents]` of them, stacked.
       key: PRNG key of the sampled episodes.
       settings: static; sizes and protocols.
+      remembers: static arguments of `memory.make_memory`.
       paper_draws: from `draw_paper`.
     """
-    num_opponents = len(opponents.p_cooperate)
+    memory = make_memory(*remembers)
+    num_opponents = opponents.moves.shape[1]
     num_policies = len(jax.tree.leaves(trainables)[0])
-    no_rewards = jnp.zeros((2, 2, 3, 2))
+    no_rewards = jnp.zeros((1, memory.num_previous, 3, memory.num_moves))
     pairs = list(itertools.product(range(num_policies), range(num_opponents)))
     players, others = np.array(pairs).T
 
     def one(xs):
-        key, inputs = xs
+        key, inputs, opponents = xs
         apply = lambda trainable: policy.apply(frozen, inputs, trainable, None).log_probs
         log_probs = jax.lax.map(apply, trainables)
         tables = jax.vmap(memory_policy)(log_probs)
-        machines = jax.tree.map(lambda leaf: jnp.asarray(leaf)[others], opponents)
-        square = lambda shares: shares.reshape(num_policies, num_opponents, 2, 2, 3, 2)
-        exact = jax.vmap(lambda p, o: visits(p, o, settings.rounds))(tables[players], machines)
+        machines = jax.tree.map(lambda leaf: leaf[others], opponents)
+        square = lambda shares: shares.reshape(num_policies, num_opponents, *shares.shape[1:])
+        shares = lambda p, o: visits(against(memory, o), by_state(memory, p), settings.rounds)
+        exact = jax.vmap(shares)(tables[players], machines)
 
         def play(xs):
             key, log_probs, opponent = xs
             arena = Environment(opponent, no_rewards)
-            return sampled_visits(
-                rollout(key, log_probs, arena, settings.episodes, settings.rounds)
-            )
+            sizes = (memory, settings.episodes, settings.rounds)
+            return sampled_visits(rollout(key, log_probs, arena, *sizes), memory)
 
         sampled = paper = None
         if "sampled" in settings.protocols:
             keys = jax.random.split(key, len(pairs))
             sampled = square(jax.lax.map(play, (keys, log_probs[players], machines)))
         if "paper" in settings.protocols:
-            shares = [paper_visits(log_probs, draws) for draws in paper_draws]
-            paper = jnp.stack(shares, axis=1)
+            paper = jnp.stack([paper_visits(log_probs, draws) for draws in paper_draws], axis=1)
         return Measured(tables, square(exact), sampled, paper)
 
     num_conditions = len(jax.tree.leaves(inputs)[0])
-    return jax.lax.map(one, (jax.random.split(key, num_conditions), inputs))
+    opponents = jax.tree.map(jnp.asarray, opponents)
+    return jax.lax.map(one, (jax.random.split(key, num_conditions), inputs, opponents))
 
 
 def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
@@ -128,18 +145,18 @@ def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
       draws: the episodes' memories, label orders and opponent's moves.
 
     Returns:
-      `[num_policies, 2, 2, 3, 2]`.
+      `[num_policies, num_previous, 3, 2]`.
     """
-    key = jax.random.key(PAPER_SEED)
-    arena = Environment(get_opponent("random"), jnp.zeros((2, 2, 3, 2)))
+    key, memory = jax.random.key(PAPER_SEED), make_memory()
+    arena = Environment(get_opponent("random"), jnp.zeros((1, memory.num_previous, 3, 2)))
     num_rounds, num_episodes = draws.coin.shape
-    played = rollout(key, log_probs[-1], arena, num_episodes, num_rounds, draws)
+    played = rollout(key, log_probs[-1], arena, memory, num_episodes, num_rounds, draws)
     shares = []
     for index, others in enumerate(log_probs[:-1]):
         seen = others[played.prompt.astype(jnp.int32)]
         outcome = jax.random.categorical(jax.random.fold_in(key, index), seen)
-        shares.append(sampled_visits(played._replace(outcome=outcome)))
-    return jnp.stack([*shares, sampled_visits(played)])
+        shares.append(sampled_visits(played._replace(outcome=outcome), memory))
+    return jnp.stack([*shares, sampled_visits(played, memory)])
 
 
 def draw_paper() -> tuple[Draws, Draws]:
@@ -193,15 +210,51 @@ def evaluate(
     config = configs.parse(tree)
     resolve(config)
     settings = config.evaluation
+    memory = agent.presentation.remembers(get_game(config.env.game))
+    if "paper" in settings.protocols and (memory.num_moves > 2 or config.env.memory != 1):
+        raise UserError("evaluation.protocols: paper needs two players and env.memory 1")
     chosen = conditions(
-        settings.suites, agent.presentation, settings.labels, choose_games(settings.games)
+        settings.suites,
+        agent.presentation,
+        settings.labels,
+        _fitting_games(settings.games, memory.num_moves),
     )
     if agent.model is None and set(chosen) != {"trained"}:
         raise UserError(
             "evaluation.suites: a tabular policy has no language; only the suite 'trained' fits it"
         )
+    odd = [
+        name
+        for name, suite in chosen.items()
+        for c in suite.values()
+        if c.game.num_players != memory.num_moves
+    ]
+    if odd:
+        raise UserError(
+            f"evaluation.suites: {odd[0]} is about two players, the agent meets several"
+        )
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
     return describe(config, chosen, _measure_all(config, agent, trained, list(unique.values())))
+
+
+def _fitting_games(names: Sequence[str], num_players: int) -> list[Game]:
+    """The chosen games; of sets only those with as many players as the agent knows."""
+    found = []
+    for name in names:
+        for game in choose_games([name]):
+            if game.num_players == num_players:
+                found.append(game)
+            elif name not in SETS:
+                raise UserError(
+                    f"evaluation.games: {name} has {game.num_players} players, the agent was made"
+                    f" for {num_players}"
+                )
+    if not found:
+        raise UserError(
+            f"evaluation.games: {', '.join(names)} has no game of {num_players} players, which the"
+            " agent was made for; name one"
+        )
+    return list({game.name: game for game in found}.values())
 
 
 def _measure_all(
@@ -209,25 +262,31 @@ def _measure_all(
 ) -> dict[Key, Measured]:
     """Measures conditions, those of similar length in one program."""
     settings = config.evaluation
-    machines = stack([get_opponent(name) for name in settings.opponents])
-
-    def program(seed, frozen, inputs, trained, machines, draws):
-        init_key, key = jax.random.split(jax.random.key(seed))
-        base = agent.policy.init(init_key)
-        policies = [base] if trained is None else [base, trained]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies)
-        return measure(agent.policy, frozen, inputs, stacked, machines, key, settings, draws)
-
-    jitted, found, draws = jax.jit(program), {}, draw_paper()
+    game = unique[0].game
+    remembers = (agent.presentation.memory, game.num_players, agent.presentation.blank)
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    base = jax.jit(agent.policy.init)(init_key)
+    policies = [base] if trained is None else [base, trained]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies)
+    draws = draw_paper() if "paper" in settings.protocols else ()
+    found = {}
     sizes = [len(all_prompts(*condition)[0]) for condition in unique]
     for group in group_by_size(sizes, MAX_SHAPES):
-        inputs = agent.inputs([unique[index] for index in group])
-        seed = np.uint32(config.seed)
-        measured = jitted(seed, agent.frozen, inputs, trained, machines, draws)
+        inputs = agent.inputs([[unique[index]] for index in group])
+        machines = opponents_of([unique[index].game for index in group], settings.opponents)
+        measured = measure(
+            agent.policy, agent.frozen, inputs, stacked, machines, key, settings, remembers, draws
+        )
         measured = jax.device_get(measured)
         for place, index in enumerate(group):
             found[unique[index].key] = jax.tree.map(lambda leaf, at=place: leaf[at], measured)
     return found
+
+
+def opponents_of(games: Sequence[Game], names: Sequence[str]) -> Opponent:
+    """Every opponent in every game, stacked as `[num_games, num_opponents]`."""
+    flat = stack([get_opponent(name, game) for game in games for name in names])
+    return jax.tree.map(lambda x: x.reshape(len(games), len(names), *x.shape[1:]), flat)
 
 
 def group_by_size(sizes: Sequence[int], max_groups: int) -> list[list[int]]:
@@ -245,14 +304,6 @@ def group_by_size(sizes: Sequence[int], max_groups: int) -> list[list[int]]:
     return best
 
 
-def choose_games(names: Sequence[str]) -> list[Game]:
-    """The named games, all registered ones for "all", each once."""
-    found: list[str] = []
-    for name in names:
-        found += GAMES if name == "all" else [name]
-    return [get_game(name) for name in dict.fromkeys(found)]
-
-
 def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, PyTree]:
     """Reads a run folder: its configuration, its agent, and a checkpoint's parameters.
 
@@ -261,17 +312,44 @@ def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, Py
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} holds no checkpoints")
     config = resolve(configs.load(folder / "config.yaml"))
     # The checkpoint holds the adapter; the folder it once started from may be gone.
     agent = make_agent(
         dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapter=None))
     )
-    fresh, _ = jax.jit(initial_state(config, agent))(np.uint32(config.seed))
-    with Checkpoints(folder, config.reward.switch_at) as checkpoints:
-        state = checkpoints.restore(fresh, config, update)
-    return config, agent, first_player(state)
+    return config, agent, load_state(folder, config, agent, update)
+
+
+def load_state(folder: Path, config: Config, agent: Agent, update: int | None = None) -> PyTree:
+    """A checkpoint's parameters of a run or of a member of a population, of the first player."""
+    population = population_of(folder)
+    if population is None:
+        members, home, index = {"": config}, folder, None
+    else:
+        home, names, index = population
+        members = {name: resolve(configs.load(home / name / "config.yaml")) for name in names}
+    if not (home / "checkpoints").is_dir():
+        raise UserError(f"{home} holds no checkpoints")
+    fresh, _ = first_states(list(members.values()), agent)
+    with Checkpoints(home, config.reward.switch_at) as checkpoints:
+        state = checkpoints.restore(fresh, members, update)
+    return first_player(state if index is None else member_state(state, index))
+
+
+def load_population(folder: Path, update: int | None = None) -> Iterator[tuple[Path, TrainedAgent]]:
+    """Every member's folder and trained agent, the model loaded once."""
+    names = member_names(folder)
+    members = {name: resolve(configs.load(folder / name / "config.yaml")) for name in names}
+    first = next(iter(members.values()))
+    agent = make_agent(
+        dataclasses.replace(first, lora=dataclasses.replace(first.lora, adapter=None))
+    )
+    fresh, _ = first_states(list(members.values()), agent)
+    with Checkpoints(folder, first.reward.switch_at) as checkpoints:
+        state = checkpoints.restore(fresh, members, update)
+    for index, (name, config) in enumerate(members.items()):
+        own = agent._replace(presentation=make_presentation(config, agent.model))
+        yield folder / name, TrainedAgent(config, own, member_state(state, index), [])
 
 
 def describe(
@@ -300,17 +378,14 @@ def describe(
     for suite, named in chosen.items():
         suites[suite] = {}
         for name, condition in named.items():
-            tables = {
-                reward: reward_table(condition.game.payoffs, function, xi, config.reward.illegal)
-                for reward, function in REWARDS.items()
-            }
+            tables = reward_tables(config, condition.game, xi)
             shown = condition.presentation._asdict() | {
                 "labels": list(condition.presentation.labels)
             }
             suites[suite][name] = {"game": condition.game.name, **shown} | {
                 "policies": {
                     policy: _describe_policy(
-                        settings, condition.game, tables, measured[condition.key], index, suite
+                        settings, condition, tables, measured[condition.key], index, suite
                     )
                     for index, policy in enumerate(names)
                 }
@@ -328,30 +403,43 @@ def describe(
     }
 
 
+def reward_tables(config: Config, game: Game, xi: float) -> dict[str, np.ndarray]:
+    """Tables of the paper's rewards, of all simple ones, and of those the run was trained with."""
+    own = [config.reward.name, config.reward.then]
+    names = dict.fromkeys([*PAPER_REWARDS, *REWARDS, *(name for name in own if name)])
+    illegal = config.reward.illegal
+    return {name: reward_table(game, get_reward(name), xi, illegal) for name in names}
+
+
 def _describe_policy(
     settings: configs.EvaluationConfig,
-    game: Game,
-    tables: dict[str, np.ndarray],
+    condition: Condition,
+    tables: Mapping[str, np.ndarray],
     measured: Measured,
     policy: int,
     suite: str,
 ) -> dict[str, Any]:
+    game = condition.game
+    memory = condition.presentation.remembers(game)
+    table = measured.policies[policy]
     opponents: dict[str, dict[str, Any]] = {}
     for index, opponent in enumerate(settings.opponents):
-        opponents[opponent] = {
-            "exact": describe_shares(measured.exact[policy, index], tables, game.payoffs)
-        }
+        shares = {"exact": measured.exact[policy, index]}
         if measured.sampled is not None:
-            shares = measured.sampled[policy, index]
-            opponents[opponent]["sampled"] = describe_shares(shares, tables, game.payoffs)
+            shares["sampled"] = measured.sampled[policy, index]
+        if "long-run" in settings.protocols:
+            machine = machine_player(get_opponent(opponent, game))
+            shares["long-run"] = meet([agent_player(memory, table)], [machine], 1).long_run[0, 0]
+        opponents[opponent] = {
+            protocol: describe_shares(found, tables, game) for protocol, found in shares.items()
+        }
     if measured.paper is not None:
         shares = measured.paper[policy, int(suite in REDRAWN)]
-        described = describe_shares(shares, tables, game.payoffs)
-        opponents.setdefault("random", {})["paper"] = described
-    outcomes = ("C", "D", "illegal")
-    rows = measured.policies[policy].reshape(4, 3)
+        opponents.setdefault("random", {})["paper"] = describe_shares(shares, tables, game)
     remembered = {
-        cell: dict(zip(outcomes, map(float, row), strict=True))
-        for cell, row in zip(CELLS, rows, strict=True)
+        history_name(history, memory.num_moves): dict(
+            zip(("C", "D", "illegal"), map(float, row), strict=True)
+        )
+        for history, row in zip(memory.histories, table, strict=True)
     }
     return {"remembered": remembered, "opponents": opponents}

@@ -1,7 +1,6 @@
 """Training metrics as files: one JSON line an update, and TensorBoard events."""
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,33 +12,69 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxmoral.errors import UserError
 
-ACTION_TYPES = ("C|C", "C|D", "D|C", "D|D", "illegal|C", "illegal|D")
+OUTCOMES = ("C", "D", "illegal")
+ACTION_TYPES = tuple(f"{outcome}|{other}" for outcome in OUTCOMES for other in "CD")
 
 
-def to_record(update: int, episodes: int, seconds: float, metrics: dict[str, Any]) -> dict:
+def to_record(
+    update: int, episodes: int, seconds: float, metrics: dict[str, Any], num_members: int = 1
+) -> dict:
     """Plain numbers from an update's metrics.
 
     Args:
       update: how many updates were made, this one included.
-      episodes: how many episodes were played so far.
+      episodes: how many episodes were played so far, by each member.
       seconds: the wall time of this update.
-      metrics: `[num_players]` each, "action_types" `[num_players, 3 (outcome), 2 (opponent's
-        previous move)]`. A second player's are found under "opponent".
+      metrics: `[num_players]` each, "action_types" `[num_players, 3 (outcome), 2 or 3 (opponent's
+        previous move)]`; of a population with a leading axis of members. A second player's are
+        found under "opponent".
+      num_members: with more than one, every number is a list of the members' numbers.
     """
-    players = [
-        {
-            name: action_types(value[player]) if name == "action_types" else float(value[player])
-            for name, value in metrics.items()
-        }
-        for player in range(len(metrics["loss"]))
-    ]
+    players: list[dict] = []
+    lead = () if num_members == 1 else (slice(None),)
+    for player in range(metrics["loss"].shape[-1]):
+        own = {name: np.asarray(value)[(*lead, player)] for name, value in metrics.items()}
+        types = named_action_types(own.pop("action_types"))
+        players.append({name: value.tolist() for name, value in own.items()})
+        players[-1]["action_types"] = types
     record = {"update": update, "episodes": episodes} | players[0] | {"seconds": seconds}
     return record if len(players) == 1 else record | {"opponent": players[1]}
 
 
-def action_types(shares: np.ndarray) -> dict[str, float]:
-    """Names the six shares of `[3 (outcome), 2 (opponent's previous move)]`."""
-    return dict(zip(ACTION_TYPES, map(float, np.ravel(shares)), strict=True))
+def named_action_types(shares: np.ndarray) -> dict[str, Any]:
+    """Names the shares of `[..., 3 (outcome), 2 or 3 (opponent's previous move)]`.
+
+    A third column is of rounds without one before, "C|-".
+    """
+    found = {}
+    for outcome, before in np.ndindex(shares.shape[-2:]):
+        found[f"{OUTCOMES[outcome]}|{'CD-'[before]}"] = shares[..., outcome, before].tolist()
+    return found
+
+
+def of_member(record: dict, index: int) -> dict:
+    """One member's record out of a population's."""
+    found = {}
+    for name, value in record.items():
+        if isinstance(value, dict):
+            found[name] = of_member(value, index)
+        else:
+            found[name] = value[index] if isinstance(value, list) else value
+    return found
+
+
+def finite(metrics: dict[str, Any], num_members: int) -> np.ndarray:
+    """Whether every player's loss, gradient and new parameters are numbers, `[num_members]`."""
+    values = np.stack([np.asarray(metrics[name]) for name in ("loss", "grad_norm", "param_norm")])
+    return np.isfinite(values).reshape(3, num_members, -1).all((0, 2))
+
+
+def postfix(metrics: dict[str, Any]) -> str:
+    """An update in a few words, of several members the mean."""
+    rewards, illegal, kl = (
+        np.asarray(metrics[name])[..., 0] for name in ("reward_mean", "p_illegal", "kl")
+    )
+    return f"reward {rewards.mean():.2f}, legal {1 - illegal.mean():.1%}, KL {kl.mean():.2f}"
 
 
 class MetricsLog:
@@ -72,12 +107,13 @@ class MetricsLog:
 
 
 def _scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:
+    """What TensorBoard shows: every number, of a population the members' mean."""
     for name, value in record.items():
         tag = group + name.replace("|", "_after_")
         if isinstance(value, dict):
             yield from _scalars(value, tag + "/")
         else:
-            yield tag, value
+            yield tag, float(np.mean(value))
 
 
 def read(run_folder: Path) -> list[dict]:
@@ -97,10 +133,3 @@ def read(run_folder: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from None
-
-
-def is_finite(record: dict) -> bool:
-    """Whether every player's loss, gradient and new parameters are numbers."""
-    players = [record] + ([record["opponent"]] if "opponent" in record else [])
-    names = ("loss", "grad_norm", "param_norm")
-    return all(math.isfinite(player[name]) for player in players for name in names)

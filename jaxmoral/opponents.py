@@ -1,70 +1,325 @@
-"""Opponents as data: probabilistic Moore machines that play a 2x2 game against the agent.
+"""Opponents as data: Moore machines with random moves that play a game against the agent.
 
-A machine in state s plays C with probability `p_cooperate[s]`, then moves to
-`next_state[s, opponent's move, agent's move]`. When the agent's move is illegal, its last legal
-move stands in for it, as in arXiv 2410.01639.
+A machine in state s plays move j with probability `moves[s, j]`, then goes to
+`next_state[s, j, agent's move]`. With two players move 0 is C and 1 is D; with N the machine is all
+the others together and its move is how many of them defect. When the agent's answer is illegal, its
+last legal move stands in for it, as in arXiv 2410.01639.
 
-An episode begins with a *remembered round* that was never played (the prompt always shows one):
-`start_state` says where the machine is after it.
+Most episodes begin with *remembered rounds* that were never played but that the prompt shows. The
+machine goes through them as if it had played them, against an agent that tosses coins. Its own
+first remembered move is `opening`, the move it really begins with (for tit-for-tat a fair coin, as
+in the paper).
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import comb
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxmoral.errors import choose
+from jaxmoral.errors import UserError, build, check_number, check_whole
+from jaxmoral.games import Game, get_game
 
 
 class Opponent(NamedTuple):
-    """A Moore machine.
+    """A Moore machine against which one game is played.
 
     Attributes:
-      p_cooperate: `[num_states]` probability of C.
-      next_state: `[num_states, 2 (opponent's move), 2 (agent's move)]` int32.
-      start_state: `[2 (agent's remembered move), 2 (opponent's)]` int32.
-      p_remembered_cooperate: `[]` probability that the opponent's remembered move is C.
+      moves: `[num_states, num_moves]` float32 probabilities.
+      next_state: `[num_states, num_moves (its own move), 2 (agent's move)]` int32.
+      start: `[]` int32, the state before any round.
+      opening: `[num_moves]` float32 probabilities of the first remembered move.
     """
 
-    p_cooperate: np.ndarray | jax.Array
+    moves: np.ndarray | jax.Array
     next_state: np.ndarray | jax.Array
-    start_state: np.ndarray | jax.Array
-    p_remembered_cooperate: np.ndarray | jax.Array
+    start: np.ndarray | jax.Array
+    opening: np.ndarray | jax.Array
+
+
+def machine(
+    cooperate: Sequence[float], transitions: Sequence[Sequence[int]], start: int = 0
+) -> Opponent:
+    """A machine for two players.
+
+    Args:
+      cooperate: each state's probability of C.
+      transitions: per state, where it goes after (its own move, the agent's) = CC, CD, DC, DD.
+      start: the first state.
+
+    Raises:
+      UserError: a probability is none, a transition is missing or leads to no state.
+    """
+    p = [check_number("cooperate", value, 0.0, 1.0) for value in cooperate]
+    if len(transitions) != len(p) or any(len(row) != 4 for row in transitions):
+        raise UserError(
+            f"transitions: needs {len(p)} rows (one a state) of 4 states, for CC, CD, DC, DD"
+        )
+    for row in transitions:
+        for state in row:
+            check_whole("transitions", state, 0, len(p) - 1)
+    first = check_whole("start", start, 0, len(p) - 1)
+    moves = np.stack([p, 1 - np.array(p)], axis=-1).astype(np.float32)
+    next_state = np.array(transitions, np.int32).reshape(-1, 2, 2)
+    return Opponent(moves, next_state, np.array(first, np.int32), moves[first])
 
 
 def memoryless(p_cooperate: float) -> Opponent:
-    """An opponent that plays C with one probability, in the remembered round as well."""
-    return Opponent(
-        p_cooperate=np.array([p_cooperate], np.float32),
-        next_state=np.zeros((1, 2, 2), np.int32),
-        start_state=np.zeros((2, 2), np.int32),
-        p_remembered_cooperate=np.array(p_cooperate, np.float32),
-    )
+    """Plays C with one probability, whatever happened."""
+    return machine([p_cooperate], [[0, 0, 0, 0]])
+
+
+def memory_one(cc: float, cd: float, dc: float, dd: float, first: float = 1.0) -> Opponent:
+    """Plays C with a probability that depends on the last round, its own move named first.
+
+    Args:
+      cc, cd, dc, dd: the four probabilities.
+      first: the probability of C in the first round.
+    """
+    last_round = [[0, 1, 2, 3]] * 5
+    return machine([cc, cd, dc, dd, first], last_round, start=4)
+
+
+def noisy(opponent: Opponent, noise: float) -> Opponent:
+    """A trembling hand: each move comes out as the other one with probability `noise`."""
+    noise = check_number("noise", noise, 0.0, 1.0)
+    tremble = lambda moves: ((1 - noise) * moves + noise * moves[..., ::-1]).astype(np.float32)
+    return opponent._replace(moves=tremble(opponent.moves), opening=tremble(opponent.opening))
 
 
 def tit_for_tat() -> Opponent:
-    """Repeats the agent's last legal move; its first move answers the remembered round."""
-    agents_move = np.array([0, 1], np.int32)
-    return Opponent(
-        p_cooperate=np.array([1.0, 0.0], np.float32),
-        next_state=np.broadcast_to(agents_move, (2, 2, 2)).copy(),
-        start_state=np.broadcast_to(agents_move[:, None], (2, 2)).copy(),
-        p_remembered_cooperate=np.array(0.5, np.float32),
-    )
+    """Repeats the agent's last legal move; it begins with C, but remembers a coin."""
+    return machine([1, 0], [[0, 1, 0, 1]] * 2)._replace(opening=np.array([0.5, 0.5], np.float32))
+
+
+def generous_tit_for_tat(generosity: float = 1 / 3) -> Opponent:
+    """Tit-for-tat that forgives a D with a probability (Nowak & Sigmund 1992)."""
+    return memory_one(1, generosity, 1, generosity)
+
+
+def _zero_determinant(
+    game: Game, factor: float, cell: tuple[int, int], scale: float | None
+) -> Opponent:
+    """A zero-determinant strategy (Press & Dyson 2012), for a symmetric game Hilbe et al.'s (2013).
+
+    It enforces own points - baseline = factor * (the agent's points - baseline) between the means
+    of a long game, where a player's baseline is what it gets in `cell`. `scale` sets how fast; half
+    of the largest possible one by default.
+    """
+    factor = check_number("factor", factor, 1.0, 1e6)
+    theirs, own = game.payoffs.astype(float).transpose(0, 2, 1)  # [its own move, the agent's]
+    drift = (own - own[cell]) / factor - (theirs - theirs[cell])
+    room = np.abs(drift).max()
+    scale = 0.5 / max(room, 1e-9) if scale is None else check_number("scale", scale)
+    probabilities = np.array([[1.0], [0.0]]) + scale * drift  # after its own C and after its own D
+    possible = probabilities.min() > -1e-9 and probabilities.max() < 1 + 1e-9
+    if room == 0 or scale <= 0 or not possible:
+        raise UserError(
+            f"opponent: {game.name} has no zero-determinant strategy of factor {factor:g} and scale"
+            f" {scale:g}; choose a Prisoner's Dilemma or a smaller scale above 0"
+        )
+    return memory_one(*np.clip(probabilities, 0, 1).ravel())
+
+
+def extortionate(game: Game, factor: float = 3.0, scale: float | None = None) -> Opponent:
+    """Takes `factor` times the agent's surplus over P in the long run (Press & Dyson 2012)."""
+    return _zero_determinant(game, factor, (1, 1), scale)
+
+
+def generous_zero_determinant(
+    game: Game, factor: float = 2.0, scale: float | None = None
+) -> Opponent:
+    """Bears `factor` times the agent's loss against R in the long run (Stewart & Plotkin 2013)."""
+    return _zero_determinant(game, factor, (0, 0), scale)
 
 
 OPPONENTS: dict[str, Opponent] = {
+    # Rapoport's winner of Axelrod's tournaments (1980).
     "tit-for-tat": tit_for_tat(),
     "random": memoryless(0.5),
     "always-cooperate": memoryless(1.0),
     "always-defect": memoryless(0.0),
+    # Tit-for-tat that begins with D (Boyd & Lorberbaum 1987).
+    "suspicious-tit-for-tat": machine([1, 0], [[0, 1, 0, 1]] * 2, start=1),
+    # D only after two D in a row (Axelrod 1984).
+    "tit-for-two-tats": machine([1, 1, 0], [[0, 1, 0, 1], [0, 2, 0, 2], [0, 2, 0, 2]]),
+    # Two D for each D (Axelrod 1984).
+    "two-tits-for-tat": machine([1, 0, 0], [[0, 2, 0, 2], [0, 2, 0, 2], [1, 2, 1, 2]]),
+    # D for ever after one D (Friedman 1971).
+    "grim-trigger": machine([1, 0], [[0, 1, 0, 1], [1, 1, 1, 1]]),
+    # Pavlov: repeats its move if the agent played C, else changes it (Nowak & Sigmund 1993).
+    "win-stay-lose-shift": machine([1, 0], [[0, 1, 1, 0]] * 2),
+    # C, D, C, D, ... from its own last move.
+    "alternator": machine([1, 0], [[1, 1, 0, 0]] * 2),
+    # The opposite of the agent's last move (Axelrod library's AntiTitForTat).
+    "anti-tit-for-tat": machine([1, 0], [[1, 0, 1, 0]] * 2),
+    # Begins with D, then the opposite of the agent's last move (Nachbar 1992).
+    "bully": machine([1, 0], [[1, 0, 1, 0]] * 2, start=1),
+    # Tit-for-tat that takes advantage one time in ten (Joss in Axelrod 1980).
+    "joss": memory_one(0.9, 0, 0.9, 0),
+    # D after C met D; C again, two times in three, after both played D (Frean 1994).
+    "firm-but-fair": memory_one(1, 0, 1, 2 / 3),
+    # C, D opens a handshake; who played the same meets C for ever, others D (Robson 1990).
+    "handshake": machine(
+        [1, 0, 0, 1, 0],
+        [[1, 2, 1, 2], [4, 3, 4, 3], [4, 4, 4, 4], [3, 3, 3, 3], [4, 4, 4, 4]],
+    ),
+    # D, C, C, then D for ever if the agent's last two moves are C, else tit-for-tat (Li 2011).
+    "prober": machine(
+        [0, 1, 1, 1, 0, 1, 0],
+        [
+            [1, 1, 1, 1],
+            [2, 3, 2, 3],
+            [4, 6, 4, 6],
+            [5, 6, 5, 6],
+            [4, 4, 4, 4],
+            [5, 6, 5, 6],
+            [5, 6, 5, 6],
+        ],
+    ),
 }
 
 
-def get_opponent(name: str) -> Opponent:
-    """Looks an opponent up by name; raises UserError that lists the names when there is none."""
-    return choose("opponent", name, OPPONENTS)
+class Contributor(NamedTuple):
+    """One of several others in a game of N players; all of them are alike.
+
+    Attributes:
+      cooperate: `[2 (its own last move), N (co-operators among the rest)]` probability of C.
+      first: of C in the first round.
+    """
+
+    cooperate: np.ndarray
+    first: float
+
+
+def steady(num_players: int, p_cooperate: float) -> Contributor:
+    """Contributes with one probability, whatever happened."""
+    p = check_number("p_cooperate", p_cooperate, 0.0, 1.0)
+    return Contributor(np.full((2, num_players), p), p)
+
+
+def conditional(num_players: int, threshold: float | None = None) -> Contributor:
+    """Contributes first, and then if at least `threshold` of the rest did (by default, half)."""
+    needed = num_players // 2 if threshold is None else threshold
+    needed = check_whole("threshold", needed, 0, num_players - 1)
+    cooperates = (np.arange(num_players) >= needed) * 1.0
+    return Contributor(np.tile(cooperates, (2, 1)), 1.0)
+
+
+def noisy_contributor(num_players: int, name: str, noise: float) -> Contributor:
+    """Another kind of contributor with a trembling hand."""
+    plain = _get_contributor(num_players, name)
+    noise = check_number("noise", noise, 0.0, 1.0)
+    tremble = lambda p: (1 - noise) * p + noise * (1 - p)
+    return Contributor(tremble(plain.cooperate), tremble(plain.first))
+
+
+# What the others do in a game of more than two players (Fischbacher et al. 2001's types).
+CONTRIBUTORS: dict[str, Callable[..., Contributor]] = {
+    "always-cooperate": partial(steady, p_cooperate=1.0),
+    "always-defect": partial(steady, p_cooperate=0.0),
+    "random": lambda num_players, p_cooperate=0.5: steady(num_players, p_cooperate),
+    "conditional": conditional,
+    "noisy": noisy_contributor,
+}
+
+
+def _get_contributor(num_players: int, name: str) -> Contributor:
+    return build("opponent", name, {}, CONTRIBUTORS, (num_players,))
+
+
+def crowd(contributor: Contributor, num_players: int) -> Opponent:
+    """All the other players of a game together, exactly.
+
+    They are alike, so the state is what they saw last: the agent's move, and how many of them
+    defected. Those who co-operated saw one co-operator less than those who did not.
+    """
+    others = num_players - 1
+    moves = [_binomial_sum([(others, contributor.first)])]
+    for agent in (0, 1):
+        for defectors in range(num_players):
+            cooperators = others - defectors
+            seen = cooperators + (agent == 0)
+            kept = contributor.cooperate[0, max(seen - 1, 0)]
+            left = contributor.cooperate[1, min(seen, others)]
+            moves.append(_binomial_sum([(cooperators, kept), (defectors, left)]))
+    step = 1 + np.arange(2) * num_players + np.arange(num_players)[:, None]  # [defectors, agent]
+    table = np.array(moves, np.float32)
+    next_state = np.broadcast_to(step, (len(table), num_players, 2)).astype(np.int32)
+    return Opponent(table, next_state, np.array(0, np.int32), table[0])
+
+
+def _binomial_sum(parts: Sequence[tuple[int, float]]) -> np.ndarray:
+    """Distribution of the number of D among groups of `size` who each play C with probability p."""
+    total = np.ones(1)
+    for size, p in parts:
+        k = np.arange(size + 1)
+        ways = np.array([comb(size, int(j)) for j in k], float)
+        total = np.convolve(total, ways * (1 - p) ** k * p ** (size - k))
+    return total
+
+
+def noisy_named(game: Game, name: str, noise: float) -> Opponent:
+    """Another opponent with a trembling hand: "noisy(tit-for-tat, 0.1)"."""
+    return noisy(get_opponent(name, game), noise)
+
+
+# All get the game first.
+FAMILIES: dict[str, Callable[..., Opponent]] = {
+    "random": lambda game, p_cooperate: memoryless(p_cooperate),
+    "memory-one": lambda game, cc, cd, dc, dd, first=1.0: memory_one(cc, cd, dc, dd, first),
+    "generous-tit-for-tat": lambda game, generosity=1 / 3: generous_tit_for_tat(generosity),
+    "extortionate": extortionate,
+    "generous-zero-determinant": generous_zero_determinant,
+    "noisy": noisy_named,
+}
+
+
+def get_opponent(name: str, game: Game | None = None) -> Opponent:
+    """An opponent by name, or of a family, e.g. "random(0.3)" or "noisy(joss, 0.05)".
+
+    Args:
+      name: in `OPPONENTS` or `FAMILIES`; in a game of more than two players in `CONTRIBUTORS`.
+      game: that is played; the Prisoner's Dilemma by default.
+
+    Raises:
+      UserError: there is none of that name (the names are listed), or its arguments do not fit.
+    """
+    game = get_game("ipd") if game is None else game
+    if game.num_players > 2:
+        return crowd(_get_contributor(game.num_players, name), game.num_players)
+    return build("opponent", name, OPPONENTS, FAMILIES, (game,))
+
+
+def make_opponent(name: str, described: Mapping[str, Any]) -> Opponent:
+    """A machine from a configuration: `{cooperate, transitions, start}`; see `machine`.
+
+    Raises:
+      UserError: a key is missing or unknown, or `machine` refuses its value.
+    """
+    wanted = {"cooperate", "transitions", "start"}
+    missing = sorted(wanted - {"start"} - set(described))
+    if missing or set(described) - wanted:
+        raise UserError(f"opponents.{name}: needs cooperate, transitions and perhaps start")
+    try:
+        return machine(**described)
+    except UserError as error:
+        raise UserError(f"opponents.{name}.{error}") from None
+    except (TypeError, ValueError):
+        raise UserError(
+            f"opponents.{name}: needs a list of numbers (cooperate) and one of lists of states"
+            " (transitions)"
+        ) from None
+
+
+def register_opponent(name: str, opponent: Opponent) -> None:
+    """Adds a machine to the registry. Raises UserError if the name is taken by another one."""
+    known = OPPONENTS.setdefault(name, opponent)
+    same = [np.array_equal(a, b) for a, b in zip(known, opponent, strict=True)]
+    if not all(same):
+        raise UserError(f"opponents.{name}: the name is taken by another opponent")
 
 
 def stack(opponents: Sequence[Opponent]) -> Opponent:
@@ -72,12 +327,12 @@ def stack(opponents: Sequence[Opponent]) -> Opponent:
 
     Padding states are never entered: no real state leads to one.
     """
-    size = max(len(opponent.p_cooperate) for opponent in opponents)
+    size = max(len(opponent.moves) for opponent in opponents)
 
     def pad(opponent: Opponent) -> Opponent:
-        missing = size - len(opponent.p_cooperate)
+        missing = size - len(opponent.moves)
         return opponent._replace(
-            p_cooperate=np.pad(opponent.p_cooperate, (0, missing)),
+            moves=np.pad(opponent.moves, ((0, missing), (0, 0)), mode="edge"),
             next_state=np.pad(opponent.next_state, ((0, missing), (0, 0), (0, 0))),
         )
 

@@ -1,11 +1,12 @@
 """Policies: what maps parameters to the response distribution of every prompt, a `PolicyTable`.
 
 A policy holds only static facts. Its arrays travel as arguments: `frozen` (never trained), `inputs`
-(the prompts of one game; those of several games are stacked on a leading axis) and `trainable`.
-The trainer and the evaluation do not know which policy they have.
+(the prompts of one game or of a few that follow each other, in chunks of equal size on a leading
+axis) and `trainable`. The trainer and the evaluation do not know which policy they have.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxmoral import prompts
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.prompt_tree import PromptTree, ancestor_mask, chains
@@ -101,10 +101,11 @@ def reference_table(policy: Policy, frozen: PyTree, inputs: PyTree) -> jax.Array
 class TabularPolicy:
     """Free logits and a free value per prompt; its reference is uniform over the outcomes.
 
-    Its answers have one token, the outcome.
+    It plays every game alike: a chunk of its inputs is a game. Its answers have one token, the
+    outcome.
     """
 
-    num_prompts: int = prompts.NUM_PROMPTS
+    num_prompts: int
     dropout: bool = False
 
     def init(self, key: jax.Array) -> PyTree:
@@ -116,7 +117,9 @@ class TabularPolicy:
     def apply(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> PolicyTable:
-        return PolicyTable(jax.nn.log_softmax(trainable["logits"]), trainable["values"])
+        num_games = len(inputs)
+        log_probs = jnp.tile(jax.nn.log_softmax(trainable["logits"]), (num_games, 1))
+        return PolicyTable(log_probs, jnp.tile(trainable["values"], num_games))
 
     def apply_with_logits(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
@@ -150,7 +153,7 @@ class TabularPolicy:
 
 
 class PromptInputs(NamedTuple):
-    """The packed prompts of a game, with the legal responses' inner nodes.
+    """Packed prompts with the legal responses' inner nodes; each leaf has a leading chunk axis.
 
     Attributes:
       tree: the packed tokens.
@@ -191,16 +194,24 @@ class GemmaPolicy:
     def apply(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> PolicyTable:
-        return self.apply_with_logits(frozen, inputs, trainable, dropout_key)[0]
+        one = lambda chunk: self._apply(frozen, chunk, trainable, dropout_key)[0]
+        return _over_chunks(one, inputs)
 
     def apply_with_logits(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> tuple[PolicyTable, jax.Array]:
-        chex.assert_rank(inputs.nodes, 2)
-        hidden = self._hidden(frozen, inputs.tree, trainable, dropout_key)
-        rows = hidden[inputs.nodes]
+        return _over_chunks(
+            lambda chunk: self._apply(frozen, chunk, trainable, dropout_key), inputs
+        )
+
+    def _apply(
+        self, frozen: PyTree, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> tuple[PolicyTable, jax.Array]:
+        chex.assert_rank(chunk.nodes, 2)
+        hidden = self._hidden(frozen, chunk.tree, trainable, dropout_key)
+        rows = hidden[chunk.nodes]
         logits = nnx.merge(self.definition, frozen).logits(rows)
-        log_probs = outcome_log_probs(logits, inputs.trie)
+        log_probs = outcome_log_probs(logits, chunk.trie)
         return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
 
     def write(
@@ -216,7 +227,8 @@ class GemmaPolicy:
     ) -> jax.Array:
         model = nnx.merge(self.definition, frozen)
         key, tail_key = jax.random.split(key)
-        tokens, known = sample_answer(key, logits, inputs.trie, prompt, outcome)
+        trie = jax.tree.map(lambda leaf: leaf[0], inputs.trie)  # all chunks have the same labels
+        tokens, known = sample_answer(key, logits, trie, prompt, outcome)
         for place in range(1, tokens.shape[1]):  # what follows the part that decided
             hidden = self._read(frozen, inputs, trainable, prompt, tokens, dropout_key)
             drawn = jax.random.categorical(
@@ -250,8 +262,9 @@ class GemmaPolicy:
     ) -> jax.Array:
         """Hidden states before each answer token, `[num_samples, budget, embed_dim]`."""
         size, budget = tokens.shape
-        lengths = inputs.lengths[prompt][:, None]
-        room = jnp.pad(inputs.tokens[prompt], ((0, 0), (0, budget - 1)))
+        lengths = inputs.lengths.reshape(-1)[prompt][:, None]
+        known = inputs.tokens.reshape(-1, inputs.tokens.shape[-1])[prompt]
+        room = jnp.pad(known, ((0, 0), (0, budget - 1)))
         place = jnp.arange(room.shape[1])
         answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
         sequences = jnp.where(place < lengths, room, answers)
@@ -269,6 +282,17 @@ class GemmaPolicy:
         mask = (ancestor_mask(tree, self.config.sliding_window), ancestor_mask(tree))
         adapter = prepare(trainable["adapter"], self.config, self.lora, dropout_key)
         return model.hidden(tree.tokens, tree.positions, mask, adapter, self.remat)
+
+
+def _over_chunks(function: Callable, inputs: PyTree) -> PyTree:
+    """Applies a function to one chunk after the other and joins the results' leading axes.
+
+    Of several chunks the backward pass recomputes each, so that only one is in memory at a time.
+    """
+    if len(jax.tree.leaves(inputs)[0]) == 1:
+        return function(jax.tree.map(lambda leaf: leaf[0], inputs))
+    result = jax.lax.map(jax.checkpoint(function), inputs)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
 def _value(trainable: PyTree, hidden: jax.Array) -> jax.Array:

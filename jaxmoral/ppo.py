@@ -5,19 +5,27 @@ pullback of `policy.apply`. The forward pass that gives the behaviour policy is 
 first gradient step. Parameters, tables and trajectories carry a leading axis of players: one who
 meets a machine, or two who meet each other, each with everything of its own but the base.
 
+What a batch holds is either samples (`make_batch`) or every answer to every prompt, weighted by how
+often it comes and with its expected advantage (`exact_batch`). The loss is the same.
+
 PPO: Schulman et al., arXiv 1707.06347; GAE: arXiv 1506.02438; the KL's adaptive weight: Ziegler et
 al., arXiv 1909.08593.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxmoral import chain as chains
 from jaxmoral.config import PPOConfig
+from jaxmoral.memory import Memory, after_matrix
 from jaxmoral.policy import Policy, PolicyTable
 from jaxmoral.prompts import NUM_ORDERS
 from jaxmoral.rollout import Draws, Environment, Trajectories, rollout, rollout_pair
@@ -55,8 +63,9 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples of one gradient step, `[num_samples]` each."""
+    """Samples of one gradient step, `[num_samples]` each; the weights add up to 1."""
 
+    weight: jax.Array
     prompt: jax.Array
     outcome: jax.Array
     log_prob: jax.Array
@@ -83,17 +92,17 @@ def init_state(
     key: jax.Array,
     policy: Policy,
     optimiser: optax.GradientTransformation,
-    config: PPOConfig,
+    kl_coef: chex.Numeric,
     num_players: int,
 ) -> TrainState:
-    """The state before the first update."""
+    """The state before the first update; `kl_coef` is the first weight of the KL."""
     keys = [key] + [jax.random.fold_in(key, player) for player in range(1, num_players)]
     players = [policy.init(key) for key in keys]
     trainable = jax.tree.map(lambda *leaves: jnp.stack(leaves), *players)
     zeros = jnp.zeros(num_players)
-    kl_coef = jnp.full(num_players, config.kl_coef, jnp.float32)
     opt_state = jax.vmap(optimiser.init)(trainable)
-    return TrainState(jnp.int32(0), trainable, opt_state, kl_coef, Moments(zeros, zeros, zeros))
+    moments = Moments(zeros, zeros, zeros)
+    return TrainState(jnp.int32(0), trainable, opt_state, zeros + kl_coef, moments)
 
 
 def per_player(function: Callable, *arguments: PyTree) -> PyTree:
@@ -146,9 +155,16 @@ def scale_rewards(rewards: jax.Array, moments: Moments) -> tuple[jax.Array, Mome
     return (rewards - moments.mean) / (jnp.sqrt(variance) + 1e-6), moments
 
 
-def whiten(samples: jax.Array) -> jax.Array:
-    """Zero mean and unit variance; samples that are all alike become 0."""
-    return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=1) + 1e-8)
+def whiten(samples: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """Zero mean and unit variance; samples that are all alike become 0.
+
+    The variance is that of a sample (one degree of freedom less), or with weights that of a
+    distribution.
+    """
+    if weights is None:
+        return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=1) + 1e-8)
+    centred = samples - jnp.sum(weights * samples)
+    return centred * jax.lax.rsqrt(jnp.sum(weights * centred**2) + 1e-8)
 
 
 def exact_kl(log_probs: jax.Array, reference: jax.Array) -> jax.Array:
@@ -189,45 +205,84 @@ def ppo_loss(
       The loss and its parts.
     """
     chex.assert_equal_shape(batch)
+    mean = lambda values: jnp.sum(batch.weight * values)
     log_prob = table.log_probs[batch.prompt, batch.outcome]
     ratio = jnp.exp(log_prob - batch.log_prob)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    policy_loss = -jnp.mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
+    policy_loss = -mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
 
     value = table.values[batch.prompt]
     near = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
     errors = jnp.maximum((value - batch.value_target) ** 2, (near - batch.value_target) ** 2)
-    value_loss = 0.5 * jnp.mean(errors)
+    value_loss = 0.5 * mean(errors)
 
-    kl = jnp.mean(exact_kl(table.log_probs, reference)[batch.prompt])
-    entropy = jnp.mean(exact_entropy(table.log_probs)[batch.prompt])
+    kl = mean(exact_kl(table.log_probs, reference)[batch.prompt])
+    entropy = mean(exact_entropy(table.log_probs)[batch.prompt])
     loss = policy_loss + config.value_coef * value_loss + kl_coef * kl - entropy_coef * entropy
     return loss, {
         "loss": loss,
         "policy_loss": policy_loss,
         "value_loss": value_loss,
-        "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > config.clip),
+        "clip_fraction": mean(jnp.abs(ratio - 1) > config.clip),
     }
 
 
 def behaviour_metrics(
-    table: PolicyTable, trajectories: Trajectories, reference: jax.Array
+    table: PolicyTable,
+    shares: jax.Array,
+    reward_mean: jax.Array,
+    prompt: jax.Array,
+    weight: jax.Array,
+    reference: jax.Array,
+    memory: Memory,
 ) -> Metrics:
-    """What the behaviour policy did; `action_types` is `[3 (outcome), 2 (opponent's previous)]`."""
-    prompt, outcome = trajectories.prompt.astype(jnp.int32), trajectories.outcome
-    previous_other = (prompt // NUM_ORDERS) % 2
-    cell = outcome * 2 + previous_other
-    action_types = jnp.array([jnp.mean(cell == index) for index in range(6)]).reshape(3, 2)
-    p_cooperate, p_defect, p_illegal = action_types.sum(-1)
+    """What the behaviour policy did; "action_types" is `[3 (outcome), 2 (another player's previous
+    move)]`, with a third column for rounds without one before where there are such.
+
+    Args:
+      table: of the behaviour policy.
+      shares: `[num_previous, 3 (outcome)]` of the rounds.
+      reward_mean: `[]`.
+      prompt, weight: `[num_samples]`, how often each prompt was seen.
+      reference: `[num_prompts, 3]` log-probabilities.
+      memory: of the agent.
+    """
+    after = jnp.asarray(after_matrix(memory.num_moves), jnp.float32)
+    types = jnp.einsum("po,pc->oc", shares, after)[:, : 2 if memory.opening else 3]
+    p_cooperate, p_defect, p_illegal = types.sum(-1)
     return {
-        "reward_mean": trajectories.reward.mean(),
+        "reward_mean": reward_mean,
         "p_cooperate": p_cooperate,
         "p_defect": p_defect,
         "p_illegal": p_illegal,
-        "action_types": action_types,
-        "kl": jnp.mean(exact_kl(table.log_probs, reference)[prompt]),
-        "entropy": jnp.mean(exact_entropy(table.log_probs)[prompt]),
+        "action_types": types,
+        "kl": jnp.sum(weight * exact_kl(table.log_probs, reference)[prompt]),
+        "entropy": jnp.sum(weight * exact_entropy(table.log_probs)[prompt]),
     }
+
+
+def sampled_shares(trajectories: Trajectories, memory: Memory) -> jax.Array:
+    """`[num_previous, 3 (outcome)]` of the rounds."""
+    cell = trajectories.previous * 3 + trajectories.outcome
+    num_kinds = memory.num_previous - (1 if memory.opening else 0)
+    shares = jnp.array([jnp.mean(cell == index) for index in range(3 * num_kinds)])
+    return jnp.pad(shares, (0, 3 * (memory.num_previous - num_kinds))).reshape(-1, 3)
+
+
+def sampled_metrics(
+    table: PolicyTable, trajectories: Trajectories, reference: jax.Array, memory: Memory
+) -> Metrics:
+    """`behaviour_metrics` of sampled episodes."""
+    prompt = jnp.ravel(trajectories.prompt).astype(jnp.int32)
+    return behaviour_metrics(
+        table,
+        sampled_shares(trajectories, memory),
+        trajectories.reward.mean(),
+        prompt,
+        jnp.float32(1 / len(prompt)),
+        reference,
+        memory,
+    )
 
 
 def make_batch(
@@ -243,8 +298,78 @@ def make_batch(
     if config.normalise_advantages:
         advantage = whiten(advantage)
     log_prob = table.log_probs[prompt, outcome]
-    batch = Batch(prompt, outcome, log_prob, values, advantage, target)
+    weight = jnp.full(prompt.shape, config.minibatches / prompt.size)
+    batch = Batch(weight, prompt, outcome, log_prob, values, advantage, target)
     return jax.tree.map(jnp.ravel, batch)
+
+
+def exact_batch(
+    table: PolicyTable,
+    others_log_probs: jax.Array | None,
+    opponent: Any,
+    noise: chex.Array | None,
+    rewards: jax.Array,
+    memory: Memory,
+    num_rounds: int,
+    config: PPOConfig,
+) -> tuple[Batch, jax.Array, jax.Array]:
+    """Every answer to every prompt, with its probability and expected advantage.
+
+    Args:
+      table: the agent's.
+      others_log_probs: `[num_prompts, 3]` of another agent that is met, or None.
+      opponent: the machine that is met, or None.
+      noise: see `rollout.Environment`.
+      rewards: `[num_games, num_previous, 3, b]`.
+      memory: of the agent.
+      num_rounds: length of an episode.
+      config: the settings.
+
+    Returns:
+      The batch, the shares of rounds `[num_previous, 3, b]`, and the mean reward.
+    """
+    num_games = len(rewards)
+    games = lambda field: field.reshape(num_games, -1, *field.shape[1:])
+
+    def one(log_probs, values, others, rewards):
+        if others is None:
+            chain = chains.against(memory, opponent, noise)
+        else:
+            chain = chains.between(memory, chains.memory_policy(others), noise)
+        probs = jnp.exp(log_probs).reshape(-1, NUM_ORDERS, 3)
+        policy = chains.by_state(memory, probs)
+        rewards = chains.noisy_rewards(rewards, noise)
+        visited, advantage = chains.expected_advantages(
+            chain,
+            policy,
+            rewards,
+            chains.by_state(memory, values.reshape(-1, NUM_ORDERS)),
+            num_rounds,
+            config.gamma,
+            config.gae_lambda,
+        )
+        shares = chains.visits(chain, policy.mean(1), num_rounds)
+        # What the prompt does not show is averaged over: it is all the same to the policy.
+        shown = jnp.asarray(memory.shown)[: len(visited)]
+        seen = jnp.zeros(len(probs)).at[shown].add(visited)
+        mean = jnp.zeros_like(probs).at[shown].add(visited[:, None, None] * advantage)
+        mean = mean / jnp.maximum(seen, 1e-20)[:, None, None]
+        weight = seen[:, None, None] / NUM_ORDERS * probs
+        return weight.reshape(-1, 3), mean.reshape(-1, 3), shares, jnp.sum(shares * rewards)
+
+    others = None if others_log_probs is None else games(others_log_probs)
+    weight, advantage, shares, reward = jax.vmap(one)(
+        games(table.log_probs), games(table.values), others, rewards
+    )
+    num_prompts = len(table.values)
+    weight, advantage = weight.reshape(-1, 3) / num_games, advantage.reshape(-1, 3)
+    values = jnp.broadcast_to(table.values[:, None], (num_prompts, 3))
+    target = advantage + values
+    if config.normalise_advantages:
+        advantage = whiten(advantage, weight)
+    prompt, outcome = jnp.indices((num_prompts, 3))
+    batch = Batch(weight, prompt, outcome, table.log_probs, values, advantage, target)
+    return jax.tree.map(jnp.ravel, batch), shares.mean(0), reward.mean()
 
 
 def split_minibatches(key: jax.Array, batch: Batch, config: PPOConfig) -> Batch:
@@ -266,14 +391,16 @@ def play(
     key: jax.Array,
     log_probs: jax.Array,
     environment: Environment,
+    memory: Memory,
     num_episodes: int,
     num_rounds: int,
     draws: Draws | None,
 ) -> Trajectories:
     """One agent against a machine or two against each other, `[num_players, ...]` either way."""
+    sizes = (memory, num_episodes, num_rounds, draws)
     if environment.opponent is None:
-        return rollout_pair(key, log_probs, environment.rewards, num_episodes, num_rounds, draws)
-    alone = rollout(key, log_probs[0], environment, num_episodes, num_rounds, draws)
+        return rollout_pair(key, log_probs, environment, *sizes)
+    alone = rollout(key, log_probs[0], environment, *sizes)
     return jax.tree.map(lambda x: x[None], alone)
 
 
@@ -285,10 +412,33 @@ def step_players(
     return optax.apply_updates(trainable, step), opt_state, jax.vmap(optax.global_norm)(gradient)
 
 
+# Settings that are arrays of an update, so that they may differ between agents trained together.
+ADJUSTABLE = (
+    "learning_rate",
+    "max_grad_norm",
+    "clip",
+    "value_clip",
+    "value_coef",
+    "entropy_coef",
+    "final_entropy_coef",
+    "gamma",
+    "gae_lambda",
+    "kl_coef",
+    "kl_target",
+    "kl_gain",
+)
+Settings = dict[str, Any]  # name to array
+
+
+def adjustable(config: PPOConfig) -> Settings:
+    """The settings that an update takes as arrays."""
+    return {name: np.float32(getattr(config, name)) for name in ADJUSTABLE}
+
+
 def make_update(
     policy: Policy,
-    optimiser: optax.GradientTransformation,
     config: PPOConfig,
+    memory: Memory,
     num_updates: int,
     num_episodes: int,
     num_rounds: int,
@@ -296,13 +446,11 @@ def make_update(
     """Builds the pure update.
 
     Returns:
-      `update(state, seed_key, frozen, inputs, environment, reference, draws) -> (state, metrics)`,
-      to be jitted with the state donated. `inputs`, `reference` `[num_players, num_prompts, 3]` and
-      the metrics have a leading axis of players.
+      `update(state, seed_key, frozen, inputs, environment, reference, settings, draws) -> (state,
+      metrics)`, to be jitted with the state donated. `inputs`, `reference` `[num_players,
+      num_prompts, 3]` and the metrics have a leading axis of players; `settings` are `adjustable`.
     """
-    entropy_schedule = optax.linear_schedule(
-        config.entropy_coef, config.final_entropy_coef, num_updates
-    )
+    static = config
 
     def update(
         state: TrainState,
@@ -311,12 +459,17 @@ def make_update(
         inputs: PyTree,
         environment: Environment,
         reference: jax.Array,
+        settings: Settings,
         draws: Draws | None = None,
     ) -> tuple[TrainState, Metrics]:
+        config = dataclasses.replace(static, **settings)
+        optimiser = make_optimiser(config, num_updates)
         key = jax.random.fold_in(seed_key, state.update)
         rollout_key, order_key, dropout_key = jax.random.split(key, 3)
         num_players = len(reference)
-        entropy_coef = entropy_schedule(state.update)
+        entropy_coef = optax.linear_schedule(
+            config.entropy_coef, config.final_entropy_coef, num_updates
+        )(state.update)
 
         def apply(trainable, dropout_keys):
             one = lambda inputs, p, key: policy.apply(frozen, inputs, p, key)
@@ -337,19 +490,58 @@ def make_update(
             table, pullback = apply(carry[0], keys)
             return improve(carry, table, pullback, minibatch)
 
-        def prepare(key, table, trajectories, rewards):
-            return split_minibatches(key, make_batch(table, trajectories, rewards, config), config)
+        def sampled(table):
+            trajectories = play(
+                rollout_key, table.log_probs, environment, memory, num_episodes, num_rounds, draws
+            )
+            rewards, moments = trajectories.reward, state.moments
+            if config.normalise_rewards:
+                rewards, moments = jax.vmap(scale_rewards)(rewards, moments)
+            order_keys = jax.random.split(order_key, num_players)
+
+            def prepare(key, table, trajectories, rewards):
+                batch = make_batch(table, trajectories, rewards, config)
+                return split_minibatches(key, batch, config)
+
+            batches = jax.vmap(prepare)(order_keys, table, trajectories, rewards)
+            metrics = jax.vmap(partial(sampled_metrics, memory=memory))(
+                table, trajectories, reference
+            )
+            return jax.tree.map(lambda field: jnp.moveaxis(field, 1, 0), batches), metrics, moments
+
+        def exact(table):
+            def one(table, others, rewards, reference):
+                batch, shares, reward = exact_batch(
+                    table,
+                    others,
+                    environment.opponent,
+                    environment.noise,
+                    rewards,
+                    memory,
+                    num_rounds,
+                    config,
+                )
+                metrics = behaviour_metrics(
+                    table,
+                    shares.sum(-1),
+                    reward,
+                    batch.prompt,
+                    batch.weight,
+                    reference,
+                    memory,
+                )
+                return batch, metrics
+
+            alone = environment.opponent is not None
+            others = None if alone else table.log_probs[::-1]
+            rewards = environment.rewards[None] if alone else environment.rewards
+            batch, metrics = jax.vmap(one)(table, others, rewards, reference)
+            repeat = lambda field: jnp.broadcast_to(field, (config.epochs, *field.shape))
+            return jax.tree.map(repeat, batch), metrics, state.moments
 
         table, pullback = apply(state.trainable, None)
-        trajectories = play(
-            rollout_key, table.log_probs, environment, num_episodes, num_rounds, draws
-        )
-        rewards, moments = trajectories.reward, state.moments
-        if config.normalise_rewards:
-            rewards, moments = jax.vmap(scale_rewards)(rewards, moments)
-        order_keys = jax.random.split(order_key, num_players)
-        batches = jax.vmap(prepare)(order_keys, table, trajectories, rewards)
-        batches = jax.tree.map(lambda field: jnp.moveaxis(field, 1, 0), batches)
+        estimate = {"sampled": sampled, "exact": exact}[config.estimator]
+        batches, metrics, moments = estimate(table)
 
         carry = (state.trainable, state.opt_state)
         num_steps = config.epochs * config.minibatches
@@ -365,9 +557,8 @@ def make_update(
         if policy.dropout or num_steps > 1:
             carry, parts = jax.lax.scan(improve_afresh, carry, (batches, keys))
             history.append(parts)
-        parts = jax.tree.map(lambda *steps: jnp.concatenate(steps).mean(0), *history)
+        metrics |= jax.tree.map(lambda *steps: jnp.concatenate(steps).mean(0), *history)
 
-        metrics = jax.vmap(behaviour_metrics)(table, trajectories, reference) | parts
         metrics["param_norm"] = jax.vmap(optax.global_norm)(carry[0])
         metrics["kl_coef"] = state.kl_coef
         metrics["entropy_coef"] = jnp.full(num_players, entropy_coef)

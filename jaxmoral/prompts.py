@@ -1,13 +1,16 @@
 """The prompts: every text the agent can see in a game, and the index that finds each.
 
 With one remembered round and two independent label shuffles a game has 2 x 2 x 2 x 2 = 16
-prompts. Prompt index = `memory_index(own, other) * NUM_ORDERS + order`, where `order`'s high bit
-swaps the labels in the opening sentence and its low bit swaps them in the format line. A wording
-that leaves one of these out has equal texts among its 16, which cost nothing in a prompt tree.
+prompts. Prompt index = `history * NUM_ORDERS + order`, where `history` numbers what is remembered
+(`memory.Memory.histories`) and `order`'s high bit swaps the labels in the opening sentence, its low
+bit those in the format line. A wording that leaves one of these out has equal texts among its
+prompts, which cost nothing in a prompt tree.
 
 Wordings, personas and questions are text files beside this module (`wordings/`, `personas/`,
 `questions/`); a user's own file works as well. Their structure is that of arXiv 2410.01639 (its
-Fig. 6 to 11, 24, 26), the words are ours.
+Fig. 6 to 11, 24, 26), the words are ours. The line of a template that speaks of a remembered round
+stands once for each, the oldest first, and not at all when nothing is remembered. A wording for
+more than two players has the same name with "-group" at its end.
 """
 
 import itertools
@@ -18,10 +21,10 @@ from typing import NamedTuple
 
 from jaxmoral.errors import UserError, choose
 from jaxmoral.games import CELLS, Game
+from jaxmoral.memory import History, Memory, make_memory
 
-NUM_MEMORIES = 4
 NUM_ORDERS = 4
-NUM_PROMPTS = NUM_MEMORIES * NUM_ORDERS
+MAX_ROUNDS = 3  # that can be remembered
 
 # Which action comes first in the payoff table's columns and in its rows (arXiv 2410.01639, Fig. 9).
 TABLE_ORDERS = {
@@ -31,10 +34,10 @@ TABLE_ORDERS = {
     "reversed": ((1, 0), (1, 0)),
 }
 _POINTS = [f"{cell.lower()}_{player}" for cell in CELLS for player in ("own", "other")]
-PLACEHOLDERS = [
-    *("opening", "choices", "c", "d", "table", "own", "other", "own_points", "other_points"),
-    *_POINTS,
-]
+_ROUND = ("when", "own", "other", "own_points", "other_points", "others_c")
+_GROUP = ("num_players", "num_others")
+PLACEHOLDERS = ["opening", "choices", "c", "d", "table", *_ROUND, *_GROUP, *_POINTS]
+_WHEN = ("Last time", "The time before that", "Three times ago")
 
 
 def _read_folder(name: str) -> dict[str, str]:
@@ -55,17 +58,20 @@ class Presentation(NamedTuple):
       persona: a name in `PERSONAS`, or the text that comes before the prompt.
       labels: what C and D are called.
       table_order: a name in `TABLE_ORDERS`.
+      memory: how many past rounds are shown.
+      blank: whether episodes start without a remembered round.
     """
 
     wording: str = "structured"
     persona: str = "none"
     labels: tuple[str, str] = ("action1", "action2")
     table_order: str = "original"
+    memory: int = 1
+    blank: bool = False
 
-
-def memory_index(own, other):
-    """Index of the remembered round from both moves (ints or arrays, 0 for C and 1 for D)."""
-    return own * 2 + other
+    def remembers(self, game: Game) -> Memory:
+        """The memory an agent has in a game."""
+        return make_memory(self.memory, game.num_players, self.blank)
 
 
 def inline(key: str, value: str, known: dict[str, str]) -> str:
@@ -84,12 +90,16 @@ def inline(key: str, value: str, known: dict[str, str]) -> str:
         raise UserError(f"{key}: cannot read {value} ({error})") from None
 
 
-def check_wording(wording: str) -> str:
+def _fields(line: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(line) if name is not None}
+
+
+def check_wording(wording: str, memory: int = 1) -> str:
     """The template's text; raises UserError unless it can be filled in and names both labels."""
     text = WORDINGS.get(wording, wording)
     shown = wording if wording in WORDINGS else repr(text[:40])
     try:
-        names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        names = _fields(text)
     except ValueError as error:
         raise UserError(f"prompt.wording: {shown} has stray braces ({error})") from None
     unknown = sorted(names - set(PLACEHOLDERS))
@@ -103,6 +113,18 @@ def check_wording(wording: str) -> str:
             f"prompt.wording: {shown} does not name the labels; it needs {{choices}}, {{opening}},"
             " or both {c} and {d}"
         )
+    for line in text.splitlines() if memory != 1 else []:
+        of_round = _fields(line) & set(_ROUND)
+        if of_round and _fields(line) - set(_ROUND):
+            raise UserError(
+                f"prompt.wording: {shown} needs a line of its own for a remembered round (one with"
+                f" {', '.join(sorted(of_round))}), to show {memory} of them"
+            )
+        if memory > 1 and of_round and "when" not in of_round:
+            raise UserError(
+                f"prompt.wording: {shown} needs {{when}} in the line of a remembered round, to show"
+                f" {memory} of them"
+            )
     return text
 
 
@@ -124,25 +146,58 @@ def check_labels(labels: Sequence[str], key: str = "prompt.labels") -> tuple[str
 def check(presentation: Presentation) -> Presentation:
     """The presentation, files read in; raises UserError if no prompt can be made of it."""
     wording = inline("prompt.wording", presentation.wording, WORDINGS)
-    check_wording(wording)
+    check_wording(wording, 0 if presentation.blank else presentation.memory)
+    if presentation.blank:
+        check_wording(wording, presentation.memory)
     choose("prompt.table_order", presentation.table_order, TABLE_ORDERS)
-    return Presentation(
-        wording,
-        inline("prompt.persona", presentation.persona, PERSONAS),
-        check_labels(presentation.labels),
-        presentation.table_order,
+    return presentation._replace(
+        wording=wording,
+        persona=inline("prompt.persona", presentation.persona, PERSONAS),
+        labels=check_labels(presentation.labels),
     )
 
 
+def _template(game: Game, wording: str) -> str:
+    """The wording's text for so many players; raises UserError if it is for another number."""
+    if game.num_players > 2 and f"{wording}-group" in WORDINGS:
+        wording = f"{wording}-group"
+    text = WORDINGS.get(wording, wording)
+    for_group = bool(_fields(text) & {"others_c", *_GROUP})
+    for_two = bool(_fields(text) & {"other", *_POINTS})
+    if for_two if game.num_players > 2 else for_group:
+        shown = wording if wording in WORDINGS else repr(text[:40])
+        raise UserError(
+            f"prompt.wording: {shown} is not for the {game.num_players} players of {game.name}; use"
+            " structured"
+        )
+    return text
+
+
 def _number(points: float) -> str:
-    return f"{points:g}"
+    return f"{round(float(points), 2) + 0.0:g}"  # no negative zero
+
+
+def _table(game: Game, presentation: Presentation) -> str:
+    """The payoffs in Markdown: a column per what the others do, a row per own action."""
+    labels, others = presentation.labels, game.num_players - 1
+    first, rows = TABLE_ORDERS[presentation.table_order]
+    columns = list(range(others + 1))[:: -1 if first == (1, 0) else 1]
+    heads: tuple[str, ...] = labels
+    if others > 1:
+        heads = tuple(f"{others - d} of {others} others {labels[0]}" for d in range(others + 1))
+    lines = ["| | " + " | ".join(heads[column] for column in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in rows:
+        cells = [game.payoffs[:, row, column] for column in columns]
+        shown = [", ".join(map(_number, cell[: 1 if others > 1 else 2])) for cell in cells]
+        lines.append(f"| {labels[row]} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def prompt_text(
     game: Game,
     presentation: Presentation,
-    own: int,
-    other: int,
+    history: History,
     opening_swapped: int,
     format_swapped: int,
 ) -> str:
@@ -151,41 +206,56 @@ def prompt_text(
     Args:
       game: the game.
       presentation: checked.
-      own, other: the remembered moves of the agent and of the opponent.
+      history: remembered moves of the agent and of the opponent (of several, how many chose D),
+        the oldest round first.
       opening_swapped, format_swapped: 1 to name D's label first in that sentence.
+
+    Raises:
+      UserError: the wording is for another number of players.
     """
-    labels = presentation.labels
+    labels, others = presentation.labels, game.num_players - 1
 
     def pair(swapped: int) -> str:
         return f"{labels[swapped]} or {labels[1 - swapped]}"
 
-    points = [[tuple(map(_number, game.payoffs[:, row, col])) for col in (0, 1)] for row in (0, 1)]
-    columns, rows = TABLE_ORDERS[presentation.table_order]
-    table = [f"| | {labels[columns[0]]} | {labels[columns[1]]} |", "|---|---|---|"]
-    for row in rows:
-        cells = (", ".join(points[row][column]) for column in columns)
-        table.append(f"| {labels[row]} | " + " | ".join(cells) + " |")
     fields = {
         "opening": pair(opening_swapped),
         "choices": pair(format_swapped),
         "c": labels[0],
         "d": labels[1],
-        "table": "\n".join(table),
-        "own": labels[own],
-        "other": labels[other],
-        "own_points": points[own][other][0],
-        "other_points": points[own][other][1],
+        "table": _table(game, presentation),
+        "num_players": str(others + 1),
+        "num_others": str(others),
     }
-    for cell, (row, column) in zip(CELLS, itertools.product((0, 1), repeat=2), strict=True):
-        for player, name in enumerate(("own", "other")):
-            fields[f"{cell.lower()}_{name}"] = points[row][column][player]
-    wording = WORDINGS.get(presentation.wording, presentation.wording)
+    if others == 1:
+        for cell, (row, column) in zip(CELLS, itertools.product((0, 1), repeat=2), strict=True):
+            for player, name in enumerate(("own", "other")):
+                fields[f"{cell.lower()}_{name}"] = _number(game.payoffs[player, row, column])
+    lines = []
+    for line in _template(game, presentation.wording).splitlines():
+        if not _fields(line) & set(_ROUND):
+            lines.append(line.format_map(fields))
+            continue
+        for age, (own, other) in reversed(list(enumerate(reversed(history)))):
+            about = {
+                "when": _WHEN[age],
+                "own": labels[own],
+                "other": labels[other] if others == 1 else "",
+                "others_c": str(others - other),
+                "own_points": _number(game.payoffs[0, own, other]),
+                "other_points": _number(game.payoffs[1, own, other]),
+            }
+            lines.append(line.format_map(fields | about))
+    text = "\n".join(lines)
     persona = PERSONAS.get(presentation.persona, presentation.persona)
-    text = wording.format_map(fields)
     return f"{persona}\n\n{text}" if persona else text
 
 
 def all_prompts(game: Game, presentation: Presentation) -> list[str]:
-    """The `NUM_PROMPTS` texts of a game in index order."""
-    choices = itertools.product((0, 1), repeat=4)
-    return [prompt_text(game, presentation, *choice) for choice in choices]
+    """The texts of a game in index order."""
+    histories = presentation.remembers(game).histories
+    orders = itertools.product((0, 1), repeat=2)
+    return [
+        prompt_text(game, presentation, history, *order)
+        for history, order in itertools.product(histories, list(orders))
+    ]

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmoral.games import CELLS
-
 
 def rows(evaluation: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The evaluation as a tidy table: one row per condition, policy, opponent, protocol, metric."""
@@ -43,9 +41,13 @@ def table(evaluation: dict[str, Any]) -> str:
     opponent = evaluation["opponents"][0]
     names = [name for suite in evaluation["suites"].values() for name in suite]
     width = max(map(len, ("condition", *names))) + 2
+    some = next(iter(next(iter(evaluation["suites"].values())).values()))
+    cells = list(some["policies"]["base"]["remembered"])
+    shown = cells if len(cells) <= 5 else []  # more would not fit a line
     header = (
-        f"{'condition':{width}}{'policy':8}{'P(C|CC)':>9}{'P(C|CD)':>9}{'P(C|DC)':>9}"
-        f"{'P(C|DD)':>9}{'illegal':>9}{'De regret':>11}{'Ut regret':>11}"
+        f"{'condition':{width}}{'policy':8}"
+        + "".join(f"P(C|{cell})".rjust(9) for cell in shown)
+        + f"{'C':>9}{'illegal':>9}{'De regret':>11}{'Ut regret':>11}"
     )
     lines = []
     for suite, named in evaluation["suites"].items():
@@ -53,9 +55,10 @@ def table(evaluation: dict[str, Any]) -> str:
         for name, condition in named.items():
             for policy, result in condition["policies"].items():
                 exact = result["opponents"][opponent]["exact"]
-                cells = "".join(f"{result['remembered'][cell]['C']:9.1%}" for cell in CELLS)
+                parts = "".join(f"{result['remembered'][cell]['C']:9.1%}" for cell in shown)
                 lines.append(
-                    f"{name:{width}}{policy:8}{cells}{exact['outcomes']['illegal']:9.1%}"
+                    f"{name:{width}}{policy:8}{parts}{exact['outcomes']['C']:9.1%}"
+                    f"{exact['outcomes']['illegal']:9.1%}"
                     f"{exact['regret']['deontological']['points']:11.2f}"
                     f"{exact['regret']['utilitarian']['normalised']:11.3f}"
                 )

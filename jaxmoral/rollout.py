@@ -5,6 +5,7 @@ is inverted over the opponent's distribution first, and what is left of it over 
 agents draw a number each.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -12,22 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoral.memory import ILLEGAL, Memory
 from jaxmoral.opponents import Opponent
-from jaxmoral.prompts import NUM_ORDERS, memory_index
-from jaxmoral.rewards import ILLEGAL
+from jaxmoral.prompts import NUM_ORDERS
 
 
 class Environment(NamedTuple):
-    """A game as the agent is trained or tested on it.
+    """A game, or several with other payoffs, as the agent is trained or tested on it.
 
     Attributes:
       opponent: the machine that is played; None if two agents meet.
-      rewards: `[2, 2, 3, 2]` from `rewards.reward_table`; for two agents `[2 (player), 2, 2, 3, 3]`
-        from `rewards.add_illegal_opponent`.
+      rewards: `[num_games, num_previous, 3, num_moves]` from `rewards.reward_table`; for two agents
+        `[2 (player), num_games, num_previous, 3, 3]` from `rewards.add_illegal_opponent`. The
+        prompts of the games follow each other.
+      noise: `[]` probability that a legal answer comes out as the other move; None for never.
     """
 
     opponent: Opponent | None
     rewards: np.ndarray | jax.Array
+    noise: np.ndarray | jax.Array | None = None
 
 
 class Draws(NamedTuple):
@@ -49,14 +53,16 @@ class Trajectories(NamedTuple):
     """Rounds of many episodes, `[num_rounds, num_episodes]` each.
 
     Attributes:
-      prompt: int8 index of the prompt the agent saw.
-      outcome: int8, 0 for C, 1 for D, 2 for illegal.
+      prompt: int16 index of the prompt the agent saw.
+      previous: int8, the cell of the round before (see `memory.Memory.previous`).
+      outcome: int8, 0 for C, 1 for D, 2 for illegal, as the agent chose it.
       other_action: int8, the opponent's simultaneous move; 2 if it is an agent's illegal answer.
       reward: float32.
-      last_prompt: `[num_episodes]` int8, the prompt after the last round.
+      last_prompt: `[num_episodes]` int16, the prompt after the last round.
     """
 
     prompt: jax.Array
+    previous: jax.Array
     outcome: jax.Array
     other_action: jax.Array
     reward: jax.Array
@@ -69,80 +75,128 @@ def _uniform_and_order(key: jax.Array, num_episodes: int) -> tuple[jax.Array, ja
     return (bits >> 8).astype(jnp.float32) * 2.0**-24, (bits % NUM_ORDERS).astype(jnp.int32)
 
 
+def _invert(uniform: jax.Array, probs: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Inverts a distribution function.
+
+    Args:
+      uniform: numbers in [0, 1).
+      probs: of every choice but the last, shaped like `uniform`.
+
+    Returns:
+      What was chosen, and where in [0, 1) of that choice's part the number was.
+    """
+    choice = jnp.zeros(uniform.shape, jnp.int32)
+    low, width, upper = jnp.zeros_like(uniform), probs[0], probs[0]
+    for index in range(1, len(probs) + 1):
+        own = probs[index] if index < len(probs) else 1.0 - upper
+        past = uniform >= upper
+        choice += past
+        low = jnp.where(past, upper, low)
+        width = jnp.where(past, own, width)
+        upper = upper + own
+    return choice, (uniform - low) / width
+
+
+def _tremble(outcome: jax.Array, rest: jax.Array, noise: chex.Array | None) -> jax.Array:
+    """What a chosen outcome becomes; `rest` is what is left of the number that chose it."""
+    if noise is None:
+        return outcome
+    return jnp.where((outcome < ILLEGAL) & (rest < noise), 1 - outcome, outcome)
+
+
 def rollout(
     key: jax.Array,
     log_probs: jax.Array,
     environment: Environment,
+    memory: Memory,
     num_episodes: int,
     num_rounds: int,
     draws: Draws | None = None,
 ) -> Trajectories:
     """Plays episodes of the iterated game against a machine.
 
-    An episode begins with a remembered round drawn at random: the agent's move is a fair coin, the
-    opponent's follows `Opponent.p_remembered_cooperate`. An illegal answer leaves the agent's
-    remembered move as it was.
+    An episode begins with as many remembered rounds as the memory needs: the agent's moves are fair
+    coins, the machine's follow `Opponent.opening` and then its states. Of several games each is
+    played by every so manieth episode.
 
     Args:
       key: PRNG key.
-      log_probs: `[num_prompts, 3]` of the policy table.
+      log_probs: `[num_games * num_prompts, 3]` of the policy table.
       environment: the opponent and the rewards.
+      memory: of the agent.
       num_episodes, num_rounds: static sizes.
       draws: if given, only the agent's own choices come from the key.
     """
-    chex.assert_shape(log_probs, (None, 3))
-    chex.assert_shape(environment.rewards, (2, 2, 3, 2))
+    num_games, num_moves = len(environment.rewards), memory.num_moves
+    num_prompts = len(memory.histories) * NUM_ORDERS
+    chex.assert_shape(log_probs, (num_games * num_prompts, 3))
+    chex.assert_shape(environment.rewards, (num_games, memory.num_previous, 3, num_moves))
     opponent = environment.opponent
     assert opponent is not None
     probs = jnp.exp(log_probs)
-    up_to_c, up_to_d = probs[:, 0], probs[:, 0] + probs[:, 1]
-    rewards = jnp.ravel(environment.rewards)
-    next_state, start_state = jnp.ravel(opponent.next_state), jnp.ravel(opponent.start_state)
+    columns = [probs[:, 0], probs[:, 1]]
+    moves = [jnp.asarray(opponent.moves)[:, j] for j in range(num_moves - 1)]
+    rewards = jnp.ravel(jnp.asarray(environment.rewards)[:, memory.previous])
+    follows, machine_follows = jnp.ravel(memory.next_state), jnp.ravel(opponent.next_state)
+    previous, shown = jnp.asarray(memory.previous), jnp.asarray(memory.shown)
+    last_own = jnp.asarray(memory.last_own)
+    game = jnp.arange(num_episodes) % num_games
 
-    start_key, rounds_key = jax.random.split(key)
-    uniform, order = _uniform_and_order(start_key, num_episodes)
-    own = order % 2
-    other = (uniform >= opponent.p_remembered_cooperate).astype(jnp.int32)
-    if draws is not None:
-        own, other = jnp.asarray(draws.own), jnp.asarray(draws.other)
-    memory = memory_index(own, other)
+    def advance(state, machine, outcome, other):
+        state = follows[(state * 3 + outcome) * num_moves + other]
+        return state, machine_follows[(machine * num_moves + other) * 2 + last_own[state]]
+
+    def prompt_of(state, order):
+        return game * num_prompts + shown[state] * NUM_ORDERS + order
 
     def play(carry, xs):
-        memory, state = carry
+        state, machine = carry
         key, draw = xs
         uniform, order = _uniform_and_order(key, num_episodes)
-        p_cooperate = jnp.asarray(opponent.p_cooperate)[state]
+        chances = [move[machine] for move in moves]
         if draw is None:
-            defects = uniform >= p_cooperate
-            rest = jnp.where(
-                defects, (uniform - p_cooperate) / (1 - p_cooperate), uniform / p_cooperate
-            )
+            other, rest = _invert(uniform, chances)
         else:
             order, coin = draw
-            defects = 0.25 + 0.5 * coin >= p_cooperate  # a fair coin for p = 1/2, sure for 0 and 1
-            rest = uniform
-        prompt = memory * NUM_ORDERS + order
-        other = defects.astype(jnp.int32)
-        outcome = (rest >= up_to_c[prompt]).astype(jnp.int32) + (rest >= up_to_d[prompt])
-        reward = rewards[(memory * 3 + outcome) * 2 + other]
-        own = jnp.where(outcome == ILLEGAL, memory // 2, outcome)
-        state = next_state[(state * 2 + other) * 2 + own]
-        seen = (prompt, outcome, other)
-        return (memory_index(own, other), state), (*(x.astype(jnp.int8) for x in seen), reward)
+            # A fair coin for p = 1/2, sure for 0 and 1.
+            other, rest = (0.25 + 0.5 * coin >= chances[0]).astype(jnp.int32), uniform
+        prompt = prompt_of(state, order)
+        outcome, rest = _invert(rest, [column[prompt] for column in columns])
+        happened = _tremble(outcome, rest, environment.noise)
+        cell = (game * len(memory.previous) + state) * 3 + happened
+        reward = rewards[cell * num_moves + other]
+        seen = [x.astype(jnp.int8) for x in (previous[state], outcome, other)]
+        carry = advance(state, machine, happened, other)
+        return carry, (prompt.astype(jnp.int16), *seen, reward)
+
+    start_key, rounds_key = jax.random.split(key)
+    state = jnp.full(num_episodes, memory.start)
+    machine = jnp.broadcast_to(jnp.asarray(opponent.start), (num_episodes,))
+    for index in range(memory.opening):
+        one_key = jax.random.fold_in(start_key, index) if index else start_key
+        uniform, order = _uniform_and_order(one_key, num_episodes)
+        chances = [move[machine] for move in moves]
+        if index == 0:
+            chances = [jnp.full(num_episodes, opponent.opening[j]) for j in range(num_moves - 1)]
+        own, other = order % 2, _invert(uniform, chances)[0]
+        if draws is not None:
+            own, other = jnp.asarray(draws.own), jnp.asarray(draws.other)
+        state, machine = advance(state, machine, own, other)
 
     keys = jax.random.split(rounds_key, num_rounds + 1)
-    carry = (memory, start_state[memory])
     made = None if draws is None else (draws.order[0], draws.coin)
-    (memory, _), (prompt, outcome, other, reward) = jax.lax.scan(play, carry, (keys[:-1], made))
+    (state, _), history = jax.lax.scan(play, (state, machine), (keys[:-1], made))
     _, order = _uniform_and_order(keys[-1], num_episodes)
-    last_prompt = (memory * NUM_ORDERS + order).astype(jnp.int8)
-    return Trajectories(prompt, outcome, other, reward, last_prompt)
+    last_prompt = prompt_of(state, order).astype(jnp.int16)
+    prompt, before, outcome, other, reward = history
+    return Trajectories(prompt, before, outcome, other, reward, last_prompt)
 
 
 def rollout_pair(
     key: jax.Array,
     log_probs: jax.Array,
-    rewards: chex.Array,
+    environment: Environment,
+    memory: Memory,
     num_episodes: int,
     num_rounds: int,
     draws: Draws | None = None,
@@ -151,44 +205,61 @@ def rollout_pair(
 
     Args:
       key: PRNG key.
-      log_probs: `[2 (player), num_prompts, 3]` of the policy tables.
-      rewards: `[2 (player), 2, 2, 3, 3]` from `rewards.add_illegal_opponent`.
+      log_probs: `[2 (player), num_games * num_prompts, 3]` of the policy tables.
+      environment: without an opponent.
+      memory: of both.
       num_episodes, num_rounds: static sizes.
       draws: if given, only the agents' own choices come from the key.
 
     Returns:
       Trajectories with a leading `[2 (player)]` axis.
     """
-    chex.assert_shape(log_probs, (2, None, 3))
-    chex.assert_shape(rewards, (2, 2, 2, 3, 3))
+    num_games = environment.rewards.shape[1]
+    num_prompts = len(memory.histories) * NUM_ORDERS
+    chex.assert_shape(log_probs, (2, num_games * num_prompts, 3))
+    chex.assert_shape(environment.rewards, (2, num_games, memory.num_previous, 3, 3))
     probs = jnp.exp(log_probs)
-    up_to_c, up_to_d = probs[..., 0], probs[..., 0] + probs[..., 1]
-    rewards = jnp.asarray(rewards).reshape(2, -1)
+    rewards = jnp.asarray(environment.rewards)[:, :, memory.previous].reshape(2, -1)
+    follows, last_own = jnp.asarray(memory.next_state), jnp.asarray(memory.last_own)
+    previous, shown = jnp.asarray(memory.previous), jnp.asarray(memory.shown)
     player = jnp.arange(2)[:, None]
+    game = jnp.arange(num_episodes) % num_games
+
+    def draw_both(key):
+        return [x.reshape(2, -1) for x in _uniform_and_order(key, 2 * num_episodes)]
+
+    def advance(state, outcome):
+        legal = jnp.where(outcome == ILLEGAL, last_own[state], outcome)
+        return follows[state, outcome, legal[::-1]]
+
+    def prompt_of(state, order):
+        return game * num_prompts + shown[state] * NUM_ORDERS + order
+
+    def play(state, xs):
+        key, order = xs
+        uniform, drawn = draw_both(key)
+        prompt = prompt_of(state, drawn if order is None else order)
+        chances = probs[player, prompt]
+        outcome, rest = _invert(uniform, [chances[..., 0], chances[..., 1]])
+        happened = _tremble(outcome, rest, environment.noise)
+        other = happened[::-1]
+        cell = (game * len(memory.previous) + state) * 3 + happened
+        reward = rewards[player, cell * 3 + other]
+        seen = [x.astype(jnp.int8) for x in (previous[state], outcome, other)]
+        return advance(state, happened), (prompt.astype(jnp.int16), *seen, reward)
 
     start_key, rounds_key = jax.random.split(key)
-    _, order = _uniform_and_order(start_key, 2 * num_episodes)
-    moves = (order % 2).reshape(2, -1)
-    if draws is not None:
-        moves = jnp.stack([draws.own, draws.other])
-
-    def play(moves, xs):
-        key, order = xs
-        uniform, drawn = (x.reshape(2, -1) for x in _uniform_and_order(key, 2 * num_episodes))
-        memory = memory_index(moves, moves[::-1])
-        prompt = memory * NUM_ORDERS + (drawn if order is None else order)
-        outcome = (uniform >= up_to_c[player, prompt]).astype(jnp.int32)
-        outcome += uniform >= up_to_d[player, prompt]
-        other = outcome[::-1]
-        reward = rewards[player, (memory * 3 + outcome) * 3 + other]
-        seen = (prompt, outcome, other)
-        moves = jnp.where(outcome == ILLEGAL, moves, outcome)
-        return moves, (*(x.astype(jnp.int8) for x in seen), reward)
+    state = jnp.full((2, num_episodes), memory.start)
+    for index in range(memory.opening):
+        one_key = jax.random.fold_in(start_key, index) if index else start_key
+        moves = draw_both(one_key)[1] % 2
+        if draws is not None:
+            moves = jnp.stack([draws.own, draws.other])
+        state = advance(state, moves)
 
     keys = jax.random.split(rounds_key, num_rounds + 1)
     orders = None if draws is None else jnp.moveaxis(draws.order, 0, 1)
-    moves, history = jax.lax.scan(play, moves, (keys[:-1], orders))
-    _, order = _uniform_and_order(keys[-1], 2 * num_episodes)
-    last = memory_index(moves, moves[::-1]) * NUM_ORDERS + order.reshape(2, -1)
-    prompt, outcome, other, reward = (jnp.moveaxis(x, 1, 0) for x in history)
-    return Trajectories(prompt, outcome, other, reward, last.astype(jnp.int8))
+    state, history = jax.lax.scan(play, state, (keys[:-1], orders))
+    last_prompt = prompt_of(state, draw_both(keys[-1])[1]).astype(jnp.int16)
+    prompt, before, outcome, other, reward = (jnp.moveaxis(x, 1, 0) for x in history)
+    return Trajectories(prompt, before, outcome, other, reward, last_prompt)

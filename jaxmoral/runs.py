@@ -12,6 +12,7 @@ from jaxmoral import metrics
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.results import rows
+from jaxmoral.training import population_of
 
 
 class Run(NamedTuple):
@@ -53,7 +54,12 @@ def read_run(folder: Path) -> Run:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
     config = configs.load(folder / "config.yaml")
-    history = metrics.read(folder)
+    population = population_of(folder)
+    if population is None:
+        history = metrics.read(folder)
+    else:
+        home, _, index = population
+        history = [metrics.of_member(record, index) for record in metrics.read(home)]
     if not history:
         raise UserError(f"{folder} holds a run without a finished update")
     optional = {

@@ -6,6 +6,7 @@ advantages run over an answer's tokens, not over rounds. What an answer amounts 
 the exact distribution, and then its tokens given that, which together is plain sampling of tokens.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,15 +17,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxmoral.config import PPOConfig
+from jaxmoral.memory import Memory
 from jaxmoral.policy import Policy
 from jaxmoral.ppo import (
     Metrics,
+    Settings,
     TrainState,
     adapt_kl_coef,
-    behaviour_metrics,
     gae,
+    make_optimiser,
     per_player,
     play,
+    sampled_metrics,
     scale_rewards,
     step_players,
     whiten,
@@ -96,13 +100,14 @@ def token_loss(
 
 def make_update(
     policy: Policy,
-    optimiser: optax.GradientTransformation,
     config: PPOConfig,
+    memory: Memory,
     num_updates: int,
     num_episodes: int,
     num_rounds: int,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Builds the pure update; its arguments and results are those of `ppo.make_update`'s."""
+    static = config
 
     def update(
         state: TrainState,
@@ -111,8 +116,11 @@ def make_update(
         inputs: PyTree,
         environment: Environment,
         reference: jax.Array,
+        settings: Settings,
         draws: Draws | None = None,
     ) -> tuple[TrainState, Metrics]:
+        config = dataclasses.replace(static, **settings)
+        optimiser = make_optimiser(config, num_updates)
         key = jax.random.fold_in(seed_key, state.update)
         rollout_key, answer_key, dropout_key = jax.random.split(key, 3)
         num_players = len(reference)
@@ -123,7 +131,7 @@ def make_update(
         apply = partial(policy.apply_with_logits, frozen)
         table, logits = per_player(apply, *behaving)
         trajectories = play(
-            rollout_key, table.log_probs, environment, num_episodes, num_rounds, draws
+            rollout_key, table.log_probs, environment, memory, num_episodes, num_rounds, draws
         )
         flat = lambda field: field.reshape(num_players, -1).astype(jnp.int32)
         prompt, outcome = flat(trajectories.prompt), flat(trajectories.outcome)
@@ -171,7 +179,8 @@ def make_update(
             join = lambda first, rest: jnp.concatenate([first[None], rest]).mean(0)
             parts = jax.tree.map(join, parts, later)
 
-        metrics = jax.vmap(behaviour_metrics)(table, trajectories, reference) | parts
+        measured = jax.vmap(partial(sampled_metrics, memory=memory))
+        metrics = measured(table, trajectories, reference) | parts
         metrics["param_norm"] = jax.vmap(optax.global_norm)(trainable)
         metrics["kl_coef"] = state.kl_coef
         metrics["token_kl"] = jnp.mean(jnp.sum(scored[0] - token_reference, -1), -1)

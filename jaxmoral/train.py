@@ -10,14 +10,14 @@ from jaxmoral import figures
 from jaxmoral.errors import run_command
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.runs import read_run
-from jaxmoral.training import check_run_folder, train
+from jaxmoral.training import POPULATION, check_run_folder, member_names, train_population
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m jaxmoral.train",
-        description="Fine-tunes an agent. Every key of the configuration is also a flag, e.g."
-        " --reward.name utilitarian --ppo.learning_rate 1e-4.",
+        description="Fine-tunes an agent, or several at once where a key has a list of values."
+        " Every key of the configuration is a flag, e.g. --reward.name utilitarian --seed [0,1,2].",
     )
     parser.add_argument("--config", type=Path, help="a YAML file; defaults are used without one")
     parser.add_argument("--output-dir", type=Path, required=True, help="the run folder")
@@ -30,15 +30,24 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     folder = arguments.output_dir
     check_run_folder(folder, arguments.resume)
     path = arguments.config
-    if path is None and arguments.resume:
-        path = folder / "config.yaml"
-    config = configs.load(path, flags)
+    if path is None and arguments.resume and not flags and (folder / POPULATION).is_file():
+        names = member_names(folder)
+        members = {name: configs.load(folder / name / "config.yaml") for name in names}
+    else:
+        if path is None and arguments.resume:
+            path = folder / "config.yaml"
+        members = configs.load_members(path, flags)
     use_compilation_cache()
-    trained = train(config, folder, arguments.resume)
+    everyone = train_population(members, folder, arguments.resume)
+    trained = next(iter(everyone.values()))
     if trained.interrupted is not None:
         name = signal.Signals(trained.interrupted).name
         print(f"{name}: saved after update {int(trained.state.update)}; --resume goes on from here")
         sys.exit(128 + trained.interrupted)
+    if len(everyone) > 1:
+        print(f"trained {len(everyone)} members, each a run folder in {folder}")
+        print(f"next: python -m jaxmoral.evaluate --run {folder}")
+        return
     run = read_run(folder)
     picture = figures.save(figures.training_types({run.title: [run]}), folder / "action_types.png")
     print(f"trained; metrics, checkpoints and {picture.name} are in {folder}")

@@ -1,43 +1,34 @@
-"""The training loop around the jitted update: set-up, progress, checkpoints, interruption."""
+"""The training loop around the jitted update: progress, checkpoints, interruption, populations."""
 
 import dataclasses
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from jaxmoral import config as configs
-from jaxmoral import metrics, ppo, token_ppo
-from jaxmoral.agent import Agent, Condition, make_agent, settle
+from jaxmoral import metrics, ppo
+from jaxmoral.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.games import Game, get_game, make_game, mirror, register
-from jaxmoral.opponents import get_opponent
-from jaxmoral.policy import reference_table
-from jaxmoral.prompts import Presentation, check, check_labels
-from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
-from jaxmoral.rollout import Draws, Environment
-from jaxmoral.streams import Streams
-from jaxmoral.suites import check_suites
+from jaxmoral.experiment import Step, check_population, compile_update, resolve
 
-LEARNER = "learner"  # the opponent that is an agent itself
-Step = Callable[[ppo.TrainState, int], tuple[ppo.TrainState, ppo.Metrics]]
+POPULATION = "population.yaml"  # lists a population's members, whose folders are beside it
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedAgent:
-    """What a run ends with.
+    """What a run, or a member of a population, ends with.
 
     Attributes:
       config: resolved.
@@ -64,54 +55,9 @@ def first_player(state: ppo.TrainState) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], state.trainable)
 
 
-def resolve(config: Config) -> Config:
-    """Registers the configuration's games, checks its names, and settles what "auto" means."""
-    for name, pairs in config.games.items():
-        register(make_game(name, pairs))
-    get_game(config.env.game)
-    if config.env.opponent != LEARNER:
-        get_opponent(config.env.opponent)
-    get_reward(config.reward.name)
-    if config.reward.then is not None:
-        get_reward(config.reward.then, "reward.then")
-    for name in config.evaluation.opponents:
-        get_opponent(name)
-    for name in config.evaluation.games:
-        if name != "all":
-            get_game(name)
-    check_suites(config.evaluation.suites)
-    check_labels(config.evaluation.labels, "evaluation.labels")
-    prompt = config.prompt
-    check(Presentation(prompt.wording, prompt.persona, prompt.labels, prompt.table_order))
-    dtype = config.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    reward = config.reward
-    if reward.then is not None and reward.switch_at is None:
-        reward = dataclasses.replace(reward, switch_at=config.updates // 2)
-    model = dataclasses.replace(config.model, dtype=dtype)
-    return dataclasses.replace(config, model=model, reward=reward)
-
-
-def environment(config: Config, reward_name: str | None = None) -> Environment:
-    """The training game's opponent and rewards (by default of the first reward)."""
-    name = reward_name or config.reward.name
-    xi, illegal = config.reward.xi, config.reward.illegal
-    tables = [
-        reward_table(game.payoffs, get_reward(name), xi, illegal) for game in player_games(config)
-    ]
-    if config.env.opponent != LEARNER:
-        return Environment(get_opponent(config.env.opponent), tables[0])
-    rule = config.env.opponent_illegal
-    return Environment(
-        None, np.stack([add_illegal_opponent(table, rule, name, illegal) for table in tables])
-    )
-
-
-def player_games(config: Config) -> list[Game]:
-    """The training game as each learning player sees it."""
-    game = get_game(config.env.game)
-    return [game, mirror(game)] if config.env.opponent == LEARNER else [game]
+def member_state(state: ppo.TrainState, index: int) -> ppo.TrainState:
+    """One member's part of a population's state."""
+    return ppo.TrainState(state.update, *jax.tree.map(lambda leaf: leaf[index], state[1:]))
 
 
 def train(
@@ -132,148 +78,154 @@ def train(
       UserError: the configuration cannot be used, the folder holds a run already (or, when
         resuming, none of this configuration), or the loss stopped being a number.
     """
+    return train_population({"": config}, output_dir, resume, say)[""]
+
+
+def train_population(
+    members: Mapping[str, Config],
+    output_dir: Path | str | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, TrainedAgent]:
+    """Trains several agents at once on one frozen base, each as if it were alone.
+
+    Args:
+      members: the experiments by name; see `configs.load_members`.
+      output_dir: the population's folder, a run folder per member in it.
+      resume: continue from the newest checkpoint of the folder.
+      say: where lines for people go.
+
+    Raises:
+      UserError: as for `train`, or the members cannot share one compiled step.
+    """
     folder = None if output_dir is None else Path(output_dir)
     if folder:
         check_run_folder(folder, resume)
-    config = resolve(config)
+    resolved = {name: resolve(config) for name, config in members.items()}
+    check_population(list(resolved.values()))
     started = time.perf_counter()
-    agent = make_agent(config)
-    config = settle(config, agent)
+    first = make_agent(next(iter(resolved.values())))
+    agents = {
+        name: first._replace(presentation=make_presentation(config, first.model))
+        for name, config in resolved.items()
+    }
+    settled = {name: settle(config, agents[name]) for name, config in resolved.items()}
+    config = next(iter(settled.values()))
     env = config.env
-    say("\n".join(agent.summary))
+    say("\n".join(first.summary))
+    if len(settled) > 1:
+        say(f"members    {len(settled)}: {', '.join(list(settled)[:4])}, ...")
     say(
         f"game       {env.game} against {env.opponent}, {config.reward.name} reward;"
         f" {config.updates} updates of {env.episodes:,} episodes x {env.rounds} rounds"
     )
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
-    state, step = compile_update(config, agent)
+    state, step = compile_update([(settled[name], agents[name]) for name in settled])
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     if folder is None:
-        return _loop(config, agent, state, step, None, None)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        configs.save(config, folder / "config.yaml")
-    with Checkpoints(folder, config.reward.switch_at) as checkpoints:
-        if resume:
-            state = checkpoints.restore(state, config)
-        else:
-            checkpoints.save(0, state, config)
-        with metrics.MetricsLog(folder, int(state.update)) as log:
-            return _loop(config, agent, state, step, checkpoints, log)
+        state, history, interrupted = _loop(settled, state, step, None, None)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            _write_configs(settled, folder)
+        with Checkpoints(folder, config.reward.switch_at) as checkpoints:
+            if resume:
+                state = checkpoints.restore(state, settled)
+            else:
+                checkpoints.save(0, state, settled)
+            with metrics.MetricsLog(folder, int(state.update)) as log:
+                state, history, interrupted = _loop(settled, state, step, checkpoints, log)
+    alone = len(settled) == 1
+    return {
+        name: TrainedAgent(
+            config,
+            agents[name],
+            state if alone else member_state(state, index),
+            history if alone else [metrics.of_member(record, index) for record in history],
+            interrupted,
+        )
+        for index, (name, config) in enumerate(settled.items())
+    }
 
 
-def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[ppo.TrainState, jax.Array]]:
-    """A pure function from the seed to the first state and the PRNG key of the updates."""
-    optimiser = ppo.make_optimiser(config.ppo, config.updates)
-
-    def init(seed: jax.Array) -> tuple[ppo.TrainState, jax.Array]:
-        init_key, updates_key = jax.random.split(jax.random.key(seed))
-        num_players = len(player_games(config))
-        state = ppo.init_state(init_key, agent.policy, optimiser, config.ppo, num_players)
-        return state, updates_key
-
-    return init
+def _write_configs(members: Mapping[str, Config], folder: Path) -> None:
+    if len(members) == 1:
+        configs.save(next(iter(members.values())), folder / "config.yaml")
+        return
+    for name, config in members.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        configs.save(config, folder / name / "config.yaml")
+    (folder / POPULATION).write_text(yaml.safe_dump(list(members), sort_keys=False))
 
 
-def compile_update(config: Config, agent: Agent) -> tuple[ppo.TrainState, Step]:
-    """Returns the state before the first update, and the compiled update (it donates the state)."""
-    conditions = [Condition(game, agent.presentation) for game in player_games(config)]
-    rewards = [config.reward.name, config.reward.then or config.reward.name]
-    phases = [environment(config, name) for name in rewards]
-    inputs, phases = jax.device_put((agent.inputs(conditions), phases))
-    state, updates_key = jax.jit(initial_state(config, agent))(np.uint32(config.seed))
-    if agent.adapter is not None:
-        start = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(conditions)), agent.adapter)
-        state = state._replace(trainable=state.trainable | {"adapter": start})
-    one = lambda frozen, inputs: reference_table(agent.policy, frozen, inputs)
-    reference = jax.jit(lambda frozen, inputs: ppo.per_player(partial(one, frozen), inputs))(
-        agent.frozen, inputs
-    )
-    make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
-    update = make(
-        agent.policy,
-        ppo.make_optimiser(config.ppo, config.updates),
-        config.ppo,
-        config.updates,
-        config.env.episodes,
-        config.env.rounds,
-    )
-    draw = make_draws(config)
-
-    def arguments(update: int) -> tuple:
-        switch_at = config.reward.switch_at
-        phase = phases[switch_at is not None and update >= switch_at]
-        return updates_key, agent.frozen, inputs, phase, reference, draw(update)
-
-    compiled = jax.jit(update, donate_argnums=0).lower(state, *arguments(0)).compile()
-    return state, lambda state, update: compiled(state, *arguments(update))
+def population_of(folder: Path) -> tuple[Path, list[str], int] | None:
+    """The population a run folder belongs to, its members' names, and which of them it is."""
+    listed = folder.absolute().parent / POPULATION
+    if (folder / "checkpoints").exists() or not listed.is_file():
+        return None
+    names = member_names(listed.parent)
+    if folder.absolute().name not in names:
+        raise UserError(f"{folder} is no member of the population in {listed.parent}")
+    return listed.parent, names, names.index(folder.absolute().name)
 
 
-def make_draws(config: Config) -> Callable[[int], Draws | None]:
-    """The paper's random numbers of each update, or None for JAX's own.
-
-    Updates are asked for in ascending order; those skipped (made by an earlier session) are drawn
-    and thrown away, so that a resumed run goes on in the same stream.
-    """
-    env = config.env
-    if env.streams == "jax":
-        return lambda update: None
-    streams, made = Streams(config.seed), -1
-    newest: Draws | None = None
-    num_players = len(player_games(config))
-    fixed = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
-
-    def draw(update: int) -> Draws | None:
-        nonlocal made, newest
-        while made < update:
-            newest = streams.draw(
-                env.episodes, env.rounds, num_players, fixed, env.opponent == "random"
-            )
-            made += 1
-        return newest
-
-    return draw
+def member_names(folder: Path) -> list[str]:
+    """The names in a population's folder; raises UserError if they cannot be read."""
+    try:
+        names = yaml.safe_load((folder / POPULATION).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {folder / POPULATION} ({error})") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{folder / POPULATION} is damaged: it must list names")
+    return names
 
 
 def _loop(
-    config: Config,
-    agent: Agent,
+    members: Mapping[str, Config],
     state: ppo.TrainState,
     step: Step,
     checkpoints: Checkpoints | None,
     log: metrics.MetricsLog | None,
-) -> TrainedAgent:
+) -> tuple[ppo.TrainState, list[dict], int | None]:
+    """Updates until the end, or until a signal comes: the state, the records, the signal."""
+    config = next(iter(members.values()))
+    switches = {member.reward.switch_at for member in members.values()}
     history: list[dict] = []
     start = int(state.update)
-    bar = tqdm(total=config.updates, initial=start, desc=config.reward.name, unit="update")
+    title = config.reward.name if len(members) == 1 else f"{len(members)} members"
+    bar = tqdm(total=config.updates, initial=start, desc=title, unit="update")
+    lost: dict[str, int] = {}
     with bar, _signals() as received:
         for update in range(start + 1, config.updates + 1):
             began = time.perf_counter()
             state, values = step(state, update - 1)
             values = jax.device_get(values)
             seconds = time.perf_counter() - began
-            record = metrics.to_record(update, update * config.env.episodes, seconds, values)
-            if not metrics.is_finite(record):
+            record = metrics.to_record(
+                update, update * config.env.episodes, seconds, values, len(members)
+            )
+            bad = np.flatnonzero(~metrics.finite(values, len(members)))
+            if len(bad) == len(members):
                 raise UserError(_diverged(update, checkpoints))
+            for index in bad:
+                name = list(members)[index]
+                if lost.setdefault(name, update) == update:
+                    bar.write(f"{name}: not finite numbers from update {update} on")
             history.append(record)
             if log:
                 log.append(record)
-            bar.set_postfix_str(
-                f"reward {record['reward_mean']:.2f}, legal {1 - record['p_illegal']:.1%},"
-                f" KL {record['kl']:.2f}",
-                refresh=False,
-            )
+            bar.set_postfix_str(metrics.postfix(values), refresh=False)
             bar.update()
             stop = bool(received)
             last = update == config.updates or stop
             due = last or update % config.checkpoint_every == 0
-            if checkpoints and (due or update == config.reward.switch_at):
-                checkpoints.save(update, state, config)
+            if checkpoints and (due or update in switches):
+                checkpoints.save(update, state, members)
             if stop:
                 break
-    return TrainedAgent(config, agent, state, history, received[0] if received else None)
+    return state, history, received[0] if received else None
 
 
 def _diverged(update: int, checkpoints: Checkpoints | None) -> str:
@@ -309,7 +261,8 @@ def _signals() -> Iterator[list[int]]:
 
 def check_run_folder(folder: Path, resume: bool) -> None:
     """Raises UserError if a new run would overwrite one, or there is none to resume."""
-    holds_run = (folder / "config.yaml").exists() or (folder / "checkpoints").exists()
+    kept = ("config.yaml", "checkpoints", POPULATION)
+    holds_run = any((folder / name).exists() for name in kept)
     if holds_run and not resume:
         raise UserError(
             f"{folder} already holds a run; add --resume to go on with it, or choose another"

@@ -1,0 +1,353 @@
+"""From configurations to a compiled update: games, opponents, rewards, prompts, the first state.
+
+One configuration makes a run; several, which differ only in what may vary within one compiled step,
+make a population: their states, environments and settings are stacked on a leading axis over one
+frozen base.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoral import opponents, ppo, token_ppo
+from jaxmoral.agent import Agent, Condition, check_size
+from jaxmoral.config import Config, differences
+from jaxmoral.errors import UserError
+from jaxmoral.games import (
+    SETS,
+    Game,
+    draw_payoffs,
+    get_game,
+    make_game,
+    make_group_game,
+    mirror,
+    register,
+)
+from jaxmoral.opponents import get_opponent
+from jaxmoral.policy import reference_table
+from jaxmoral.prompts import Presentation, check, check_labels
+from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.rollout import Draws, Environment
+from jaxmoral.streams import Streams
+from jaxmoral.suites import check_suites
+
+LEARNER = "learner"  # the opponent that is an agent itself
+Step = Callable[[ppo.TrainState, int], tuple[ppo.TrainState, ppo.Metrics]]
+# What may differ within a population.
+VARYING = (
+    "seed",
+    "reward.",
+    "evaluation.",
+    "env.game",
+    "env.opponent",
+    "env.noise",
+    *(f"prompt.{name}" for name in ("labels", "random_labels", "wording", "persona")),
+    "prompt.table_order",
+    *(f"ppo.{name}" for name in ppo.ADJUSTABLE),
+)
+
+
+def resolve(config: Config) -> Config:
+    """Registers the configuration's games and opponents, checks its names, settles "auto"."""
+    for name, pairs in config.games.items():
+        if set(pairs) == {"C", "D"}:
+            register(make_group_game(name, [pairs["C"], pairs["D"]]))
+        else:
+            register(make_game(name, pairs))
+    for name, described in config.opponents.items():
+        opponents.register_opponent(name, opponents.make_opponent(name, described))
+    game = get_game(config.env.game)
+    if config.env.opponent == LEARNER:
+        if game.num_players > 2:
+            raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
+    else:
+        get_opponent(config.env.opponent, game)
+    rewards = [get_reward(config.reward.name)]
+    if config.reward.then is not None:
+        rewards.append(get_reward(config.reward.then, "reward.then"))
+    for reward in rewards:
+        reward_table(game, reward, config.reward.xi, config.reward.illegal)
+    if config.env.payoff_draws:
+        draw_payoffs(np.random.default_rng(0), game, *config.env.payoff_range)
+    for name in config.evaluation.opponents:
+        get_opponent(name, game)
+    for name in config.evaluation.games:
+        if name not in SETS:
+            get_game(name)
+    check_suites(config.evaluation.suites)
+    check_labels(config.evaluation.labels, "evaluation.labels")
+    prompt, env = config.prompt, config.env
+    shown = Presentation(
+        prompt.wording,
+        prompt.persona,
+        prompt.labels,
+        prompt.table_order,
+        env.memory,
+        env.blank_start,
+    )
+    check_size(config, check(shown))
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    schedule = config.reward
+    if schedule.then is not None and schedule.transition == "switch" and not schedule.switch_at:
+        schedule = dataclasses.replace(schedule, switch_at=config.updates // 2)
+    model = dataclasses.replace(config.model, dtype=dtype)
+    return dataclasses.replace(config, model=model, reward=schedule)
+
+
+def check_population(members: Sequence[Config]) -> None:
+    """Raises UserError if members differ in what cannot vary within one compiled step."""
+    first = members[0]
+    for other in members[1:]:
+        for key in differences(first, other):
+            if not key.startswith(VARYING):
+                raise UserError(
+                    f"{key}: cannot vary within one population, whose members share one compiled"
+                    " step; make a run of each value with python -m jaxmoral.sweep. What may vary:"
+                    f" {', '.join(VARYING)}"
+                )
+    kinds = {config.env.opponent == LEARNER for config in members}
+    if len(kinds) > 1:
+        raise UserError("env.opponent: learner cannot share a population with other opponents")
+    if len({get_game(config.env.game).num_players for config in members}) > 1:
+        raise UserError("env.game: games of a population must have the same number of players")
+
+
+def player_games(config: Config, update: int = 0) -> list[list[Game]]:
+    """The training games as each learning player sees them; drawn anew each update if asked for."""
+    games = [get_game(config.env.game)]
+    if config.env.payoff_draws:
+        random = np.random.default_rng([config.seed, update])
+        games = [
+            draw_payoffs(random, games[0], *config.env.payoff_range)
+            for _ in range(config.env.payoff_draws)
+        ]
+    if config.env.opponent == LEARNER:
+        return [games, [mirror(game) for game in games]]
+    return [games]
+
+
+def transition(config: Config, update: int) -> float:
+    """How far the reward has gone from the first to the second, 0 to 1, in this update."""
+    reward = config.reward
+    if reward.then is None:
+        return 0.0
+    if reward.transition == "linear":
+        return update / max(config.updates - 1, 1)
+    return float(reward.switch_at is not None and update >= reward.switch_at)
+
+
+def environment(config: Config, update: int = 0) -> Environment:
+    """The training game's opponent and rewards in an update."""
+    settings, env = config.reward, config.env
+    share = transition(config, update)
+    games = player_games(config, update)
+
+    def table(game: Game, name: str) -> np.ndarray:
+        rows = reward_table(
+            game, get_reward(name), settings.xi, settings.illegal, settings.normalise
+        )
+        if env.opponent != LEARNER:
+            return rows
+        return add_illegal_opponent(rows, env.opponent_illegal, name, settings.illegal)
+
+    def blended(game: Game) -> np.ndarray:
+        if share == 0:
+            return table(game, settings.name)
+        assert settings.then is not None
+        later = table(game, settings.then)
+        return later if share == 1 else (1 - share) * table(game, settings.name) + share * later
+
+    rewards = np.array([[blended(game) for game in player] for player in games], np.float32)
+    noise = np.array(env.noise, np.float32) if env.noise else None
+    if env.opponent == LEARNER:
+        return Environment(None, rewards, noise)
+    return Environment(get_opponent(env.opponent, get_game(env.game)), rewards[0], noise)
+
+
+def environments(members: Sequence[Config], update: int) -> Environment:
+    """The members' environments, stacked unless there is only one."""
+    each = [environment(config, update) for config in members]
+    if len(each) == 1:
+        return each[0]
+    if any(one.noise is not None for one in each):
+        silent = np.zeros((), np.float32)
+        each = [one._replace(noise=silent if one.noise is None else one.noise) for one in each]
+    machines = [one.opponent for one in each if one.opponent is not None]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(one._replace(opponent=None) for one in each))
+    return stacked._replace(opponent=opponents.stack(machines) if machines else None)
+
+
+def _longest(config: Config) -> Game:
+    """A game whose numbers take as much room as any that can be drawn."""
+    number = max(config.env.payoff_range, key=lambda n: len(str(n)))
+    game = get_game(config.env.game)
+    return game._replace(payoffs=np.full_like(game.payoffs, number))
+
+
+def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
+    """Every player's prompts, `[num_players, num_chunks, ...]`, stacked if members' prompts differ.
+
+    Returns:
+      The inputs, and whether they have a leading axis of members.
+    """
+    conditions = [
+        [
+            [Condition(game, agent.presentation) for game in player]
+            for player in player_games(config, update)
+        ]
+        for config, agent in members
+    ]
+    keys = [[[c.key for c in player] for player in players] for players in conditions]
+    shared = all(key == keys[0] for key in keys)
+    groups = [
+        player for players in (conditions[:1] if shared else conditions) for player in players
+    ]
+    config, agent = members[0]
+    if config.env.payoff_draws:  # so that every update's trees have one shape
+        widest = Condition(_longest(config), agent.presentation)
+        padded = agent.inputs([*groups, [widest] * len(groups[0])])
+        inputs = jax.tree.map(lambda leaf: leaf[:-1], padded)
+    else:
+        inputs = agent.inputs(groups)
+    if not shared:
+        num_players = len(conditions[0])
+        inputs = jax.tree.map(lambda x: x.reshape(-1, num_players, *x.shape[1:]), inputs)
+    return inputs, not shared
+
+
+def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[ppo.TrainState, jax.Array]]:
+    """A pure function from the seed and settings to the first state and the updates' PRNG key."""
+    optimiser = ppo.make_optimiser(config.ppo, config.updates)
+    num_players = len(player_games(config))
+
+    def init(seed: jax.Array, kl_coef: jax.Array) -> tuple[ppo.TrainState, jax.Array]:
+        init_key, updates_key = jax.random.split(jax.random.key(seed))
+        state = ppo.init_state(init_key, agent.policy, optimiser, kl_coef, num_players)
+        return state, updates_key
+
+    return init
+
+
+def first_states(members: Sequence[Config], agent: Agent) -> tuple[ppo.TrainState, jax.Array]:
+    """The state before the first update and the PRNG keys, stacked unless there is one member."""
+    init = initial_state(members[0], agent)
+    if len(members) == 1:
+        config = members[0]
+        return jax.jit(init)(np.uint32(config.seed), np.float32(config.ppo.kl_coef))
+    axes = (population_axes(), 0)
+    seeds = np.array([config.seed for config in members], np.uint32)
+    weights = np.array([config.ppo.kl_coef for config in members], np.float32)
+    return jax.jit(jax.vmap(init, out_axes=axes))(seeds, weights)
+
+
+def population_axes() -> Any:
+    """Where a population's state has its members: everywhere but in the number of updates."""
+    return ppo.TrainState(None, 0, 0, 0, 0)  # type: ignore[arg-type]
+
+
+def compile_update(
+    members: Sequence[tuple[Config, Agent]],
+) -> tuple[ppo.TrainState, Step]:
+    """Returns the state before the first update, and the compiled update (it donates the state).
+
+    Args:
+      members: resolved configurations, and the same agent for all but its presentation. With more
+        than one everything has a leading axis of members.
+    """
+    configs = [config for config, _ in members]
+    config, agent = members[0]
+    alone = len(members) == 1
+    state, updates_key = first_states(configs, agent)
+    if agent.adapter is not None:
+        lead = (1 if alone else len(members), len(player_games(config)))
+        spread = lambda leaf: jnp.broadcast_to(leaf, (*lead[alone:], *leaf.shape))
+        start = jax.tree.map(spread, agent.adapter)
+        state = state._replace(trainable=state.trainable | {"adapter": start})
+    packed, stacked = packed_prompts(members, 0)
+    inputs = jax.device_put(packed)
+
+    one = lambda frozen, inputs: reference_table(agent.policy, frozen, inputs)
+    refer = lambda frozen, inputs: ppo.per_player(partial(one, frozen), inputs)
+    if stacked:
+        refer_one = refer
+        refer = lambda frozen, inputs: jax.lax.map(partial(refer_one, frozen), inputs)
+    refer = jax.jit(refer)
+    reference = refer(agent.frozen, inputs)
+    make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
+    update = make(
+        agent.policy,
+        config.ppo,
+        agent.presentation.remembers(get_game(config.env.game)),
+        config.updates,
+        config.env.episodes,
+        config.env.rounds,
+    )
+    settings = ppo.adjustable(config.ppo)
+    if not alone:
+        each = [ppo.adjustable(config.ppo) for config in configs]
+        settings = {name: np.stack([one[name] for one in each]) for name in settings}
+        update = over_members(update, stacked)
+    draw = make_draws(configs)
+    constant = jax.device_put(environments(configs, 0))
+    changing = any(config.reward.then is not None for config in configs)
+    drawn = config.env.payoff_draws > 0
+
+    def arguments(update: int) -> tuple:
+        shown, expected = inputs, reference
+        if drawn and update:
+            shown = jax.device_put(packed_prompts(members, update)[0])
+            expected = refer(agent.frozen, shown)
+        arena = environments(configs, update) if changing or drawn else constant
+        return updates_key, agent.frozen, shown, arena, expected, settings, draw(update)
+
+    compiled = jax.jit(update, donate_argnums=0).lower(state, *arguments(0)).compile()
+    return state, lambda state, update: compiled(state, *arguments(update))
+
+
+def over_members(update: Callable, stacked: bool) -> Callable:
+    """An update of a whole population, given one member's.
+
+    Args:
+      update: of `ppo.make_update`.
+      stacked: whether prompts and reference differ between members.
+    """
+    where = 0 if stacked else None
+    axes = (population_axes(), 0, None, where, 0, where, 0, 0)
+    return jax.vmap(update, in_axes=axes, out_axes=(population_axes(), 0))
+
+
+def make_draws(members: Sequence[Config]) -> Callable[[int], Draws | None]:
+    """The paper's random numbers of each update, or None for JAX's own.
+
+    Updates are asked for in ascending order; those skipped (made by an earlier session) are drawn
+    and thrown away, so that a resumed run goes on in the same stream.
+    """
+    if members[0].env.streams == "jax":
+        return lambda update: None
+    each, made = [Streams(config.seed) for config in members], -1
+    newest: Draws | None = None
+
+    def next_draws() -> Draws:
+        drawn = []
+        for streams, config in zip(each, members, strict=True):
+            env = config.env
+            fixed = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
+            sizes = (env.episodes, env.rounds, len(player_games(config)))
+            drawn.append(streams.draw(*sizes, fixed, env.opponent == "random"))
+        return drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *x: np.stack(x), *drawn)
+
+    def draw(update: int) -> Draws | None:
+        nonlocal made, newest
+        while made < update:
+            newest = next_draws()
+            made += 1
+        return newest
+
+    return draw

@@ -1,0 +1,257 @@
+"""The command `python -m jaxmoral.tournament`: agents and strategies meet each other in every game.
+
+Everything is exact: payoffs and moral rewards of each side in an episode and in the long run, the
+most that anyone can get from each, and which of them would spread in a population.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoral.agent import Agent, Condition
+from jaxmoral.chain import memory_policy
+from jaxmoral.errors import UserError, check_number, run_command, split_outside
+from jaxmoral.evaluate import write_json
+from jaxmoral.evaluation import load_population, load_run
+from jaxmoral.evolution import fixation, replicator, stationary
+from jaxmoral.games import Game, choose_games, mirror
+from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.opponents import get_opponent, noisy
+from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
+from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.training import POPULATION
+
+FILE = "tournament.json"
+
+
+class Entrant(NamedTuple):
+    """Who takes part: a name, and its player in a game as either side sees it."""
+
+    name: str
+    players: dict[tuple[str, bool], Player]  # by the game's name and whether it is the second side
+
+
+def strategy(name: str, games: Sequence[Game], noise: float) -> Entrant:
+    """A classic strategy in every game."""
+    found = {}
+    for game in games:
+        for second, seen in ((False, game), (True, mirror(game))):
+            found[game.name, second] = machine_player(noisy(get_opponent(name, seen), noise))
+    return Entrant(name, found)
+
+
+def entrant(
+    name: str, agent: Agent, trainable: Any, games: Sequence[Game], noise: float
+) -> Entrant:
+    """A trained agent: its policy in every game, as either side is shown it."""
+    conditions = []
+    for game in games:
+        conditions += [Condition(seen, agent.presentation) for seen in (game, mirror(game))]
+    inputs = agent.inputs([[condition] for condition in conditions])
+    policies = _policies(agent.policy, agent.frozen, inputs, trainable)
+    memory = agent.presentation.remembers(games[0])
+    players = [agent_player(memory, policy, noise) for policy in np.asarray(policies)]
+    keys = [(game.name, second) for game in games for second in (False, True)]
+    return Entrant(name, dict(zip(keys, players, strict=True)))
+
+
+@jax.jit(static_argnums=0)
+def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Array:
+    def one(inputs):
+        return memory_policy(policy.apply(frozen, inputs, trainable, None).log_probs)
+
+    return jax.lax.map(one, inputs)
+
+
+def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entrant]:
+    """A run folder's agent, a population folder's members, or the strategy of that name."""
+    folder = Path(name)
+    if (folder / POPULATION).is_file():
+        return [
+            entrant(path.name, member.agent, member.trainable, games, noise)
+            for path, member in load_population(folder)
+        ]
+    if (folder / "config.yaml").is_file():
+        _, agent, trainable = load_run(folder)
+        return [entrant(folder.name, agent, trainable, games, noise)]
+    try:
+        return [strategy(name, games, noise)]
+    except UserError as error:
+        if folder.is_dir():
+            raise UserError(f"{folder} holds neither a run nor a population") from None
+        raise UserError(f"agents: {error}") from None
+
+
+def hold(
+    entrants: Sequence[Entrant],
+    games: Sequence[Game],
+    rewards: Sequence[str],
+    num_rounds: int,
+    xi: float,
+    r_illegal: float,
+) -> dict[str, Any]:
+    """Everyone meets everyone, itself included, in every game.
+
+    An illegal answer earns its giver `r_illegal`; for the other side the last legal move stands.
+
+    Args:
+      entrants: who takes part.
+      games: of two players; in asymmetric ones everyone plays both sides, and numbers are means.
+      rewards: names; "game" (the points) is always among the results.
+      num_rounds: length of an episode.
+      xi: the deontological penalty in points.
+      r_illegal: what an illegal answer earns.
+
+    Returns:
+      A dictionary for JSON: `{"agents", "rounds", "xi", "r_illegal", "games": {game: {"episode",
+      "long_run": {"cooperation", reward: [[row's against column]]}, "exploitability": [points a
+      round], "evolution": {"start", "path", "fixation", "stationary"}}}}`.
+    """
+    names = [one.name for one in entrants]
+    found: dict[str, Any] = {}
+    for game in games:
+        tables = {}
+        for second, seen in ((False, game), (True, mirror(game))):
+            tables[second] = {
+                name: reward_table(seen, get_reward(name, "rewards"), xi, r_illegal)
+                for name in dict.fromkeys(["game", *rewards])
+            }
+        sides = []
+        for second in (False, True):
+            ours = [one.players[game.name, second] for one in entrants]
+            theirs = [one.players[game.name, not second] for one in entrants]
+            sides.append(_side(ours, theirs, tables[second], num_rounds, r_illegal))
+            if np.array_equal(game.payoffs, mirror(game).payoffs) and _alike(ours, theirs):
+                break
+        measured = {
+            span: {
+                name: np.mean([side[span][name] for side in sides], axis=0).tolist()
+                for name in sides[0][span]
+            }
+            for span in ("episode", "long_run")
+        }
+        exploited = [
+            best_response(one.players[game.name, True], game.payoffs[0].astype(float), num_rounds)
+            for one in entrants
+        ]
+        payoffs = np.array(measured["long_run"]["game"])
+        start = np.full(len(names), 1 / len(names), np.float32)
+        chances = fixation(payoffs)
+        evolution = {
+            "path": np.asarray(replicator(jnp.asarray(payoffs, jnp.float32), start)).tolist(),
+            "fixation": chances.tolist(),
+            "stationary": stationary(chances).tolist(),
+        }
+        found[game.name] = measured | {"exploitability": exploited, "evolution": evolution}
+    return {
+        "agents": names,
+        "rounds": num_rounds,
+        "xi": xi,
+        "r_illegal": r_illegal,
+        "games": found,
+    }
+
+
+def _alike(ours: Sequence[Player], theirs: Sequence[Player]) -> bool:
+    """Whether everybody plays both sides of a symmetric game in the same way."""
+    pairs = zip(ours, theirs, strict=True)
+    return all(np.array_equal(one.outcomes, two.outcomes) for one, two in pairs)
+
+
+def _side(
+    ours: Sequence[Player],
+    theirs: Sequence[Player],
+    tables: Mapping[str, np.ndarray],
+    num_rounds: int,
+    r_illegal: float,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Cooperation and rewards of our side against theirs, `[num_entrants, num_entrants]` each."""
+    tables = {
+        name: add_illegal_opponent(table, "last-move", name, r_illegal)
+        for name, table in tables.items()
+    }
+    size = len(ours)
+    found = {
+        span: {name: np.zeros((size, size)) for name in ("cooperation", *tables)}
+        for span in ("episode", "long_run")
+    }
+    for rows in group_players(ours):
+        for columns in group_players(theirs):
+            meeting = meet([ours[i] for i in rows], [theirs[j] for j in columns], num_rounds)
+            place = np.ix_(rows, columns)
+            for span, shares in zip(found, meeting, strict=True):
+                outcomes, others = shares.shape[-2:]
+                found[span]["cooperation"][place] = shares[..., 0, :].sum((-1, -2))
+                for name, table in tables.items():
+                    known = table[:, :outcomes, :others]
+                    found[span][name][place] = np.einsum("ikpob,pob->ik", shares, known)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxmoral.tournament",
+        description="Lets agents and strategies meet each other in every game, exactly.",
+    )
+    parser.add_argument(
+        "agents", nargs="+", help="run folders, population folders, names like tit-for-tat"
+    )
+    parser.add_argument("--output-dir", type=Path, required=True, help="where the result goes")
+    parser.add_argument("--games", default="all", help="comma-separated names or sets")
+    parser.add_argument("--rewards", default="deontological,utilitarian", help="comma-separated")
+    parser.add_argument("--rounds", type=int, default=100, help="length of an episode")
+    parser.add_argument("--noise", type=float, default=0.0, help="of everybody's hand, 0 to 1")
+    parser.add_argument("--xi", type=float, default=3.0, help="deontological penalty")
+    parser.add_argument("--illegal", type=float, default=-6.0, help="what illegal answers earn")
+    arguments = parser.parse_args()
+    run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.rounds < 1:
+        raise UserError("--rounds: needs a whole number from 1")
+    noise = check_number("--noise", arguments.noise, 0.0, 1.0)
+    games = choose_games(_split(arguments.games))
+    larger = [game.name for game in games if game.num_players > 2]
+    if larger:
+        raise UserError(f"--games: {larger[0]} has more than two players; they meet in pairs")
+    rewards = _split(arguments.rewards)
+    for name in rewards:
+        get_reward(name, "--rewards")
+    use_compilation_cache()
+    entrants = [one for name in arguments.agents for one in read_entrants(name, games, noise)]
+    names = [one.name for one in entrants]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"agents: {twice[0]} takes part twice; names must differ")
+    result = hold(entrants, games, rewards, arguments.rounds, arguments.xi, arguments.illegal)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(result, arguments.output_dir / FILE)
+    print(standings(result))
+    print(f"wrote {arguments.output_dir / FILE}")
+    print(f"next: python -m jaxmoral.report {arguments.output_dir}")
+
+
+def _split(text: str) -> list[str]:
+    """Names separated by commas that are not inside brackets."""
+    return [part for part in split_outside(text, ",") if part]
+
+
+def standings(result: dict[str, Any]) -> str:
+    """A line per entrant: mean long-run points against all in each game."""
+    width = max(map(len, result["agents"])) + 2
+    lines = [" " * width + "".join(f"{game[:12]:>13}" for game in result["games"])]
+    means = [np.mean(found["long_run"]["game"], axis=1) for found in result["games"].values()]
+    for index, name in enumerate(result["agents"]):
+        lines.append(f"{name:{width}}" + "".join(f"{mean[index]:13.3f}" for mean in means))
+    lines.append("Points a round in the long run, the mean against everybody (itself included).")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
