@@ -2,8 +2,10 @@
 
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -46,7 +48,9 @@ def build(
     if text in known:
         return known[text]
     if name not in families:
-        choose(kind, name, {**known, **families})
+        if name in known:
+            raise UserError(f"{kind}: {name} takes no arguments, got {text!r}")
+        choose(kind, name, {**known, **families})  # raises
     if bracket and not rest.endswith(")"):
         raise UserError(f"{kind}: {text!r} lacks its closing bracket")
     inside = rest[:-1].strip()
@@ -86,7 +90,7 @@ def check_number(
     name: str, value: Any, low: float = float("-inf"), high: float = float("inf")
 ) -> float:
     """The number; raises UserError if it is none or not within [low, high]."""
-    if isinstance(value, str) or not low <= value <= high or value in (float("inf"), -float("inf")):
+    if not isinstance(value, Real) or not low <= value <= high or math.isinf(value):
         span = f" from {low:g} to {high:g}" if low > float("-inf") else ""
         raise UserError(f"{name}: needs a finite number{span}, got {value!r}")
     return float(value)
@@ -94,7 +98,7 @@ def check_number(
 
 def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """The whole number; raises UserError if it is none or not within [low, high]."""
-    if isinstance(value, str) or not low <= value <= high or value != round(value):
+    if not isinstance(value, Real) or not low <= value <= high or value % 1:
         raise UserError(f"{name}: needs a whole number from {low} to {high}, got {value!r}")
     return int(value)
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError("give either --run FOLDER or --model NAME")
     if arguments.run is not None and flags:
         raise UserError(f"a run's configuration is fixed; unknown flags {' '.join(flags)}")
-    split = lambda text: split_outside(text, ",") if text else None
+    split: Callable = lambda text: split_outside(text, ",") if text else None
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")

@@ -218,7 +218,8 @@ def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
         inputs = agent.inputs(groups)
     if not shared:
         num_players = len(conditions[0])
-        inputs = jax.tree.map(lambda x: x.reshape(-1, num_players, *x.shape[1:]), inputs)
+        lead = (len(members), num_players)
+        inputs = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), inputs)
     return inputs, not shared
 
 

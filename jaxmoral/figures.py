@@ -16,7 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from jaxmoral.config import Config
+from jaxmoral.games import get_game
 from jaxmoral.metrics import ACTION_TYPES
+from jaxmoral.rewards import bounds, get_reward, reward_table
 from jaxmoral.runs import Run, summarise
 
 INK = "#1a1b1c"  # of all text and lines; a page may replace it by its own
@@ -139,6 +142,12 @@ REWARD_SPANS = {
 }
 
 
+def _span(config: Config, name: str) -> tuple[float, float]:
+    reward, game = config.reward, get_game(config.env.game)
+    table = reward_table(game, get_reward(name), reward.xi, reward.illegal, reward.normalise)
+    return bounds(table)
+
+
 def normalised_rewards(run: Run) -> np.ndarray:
     """The run's mean reward by update, from 0 to 1."""
     reward = run.config.reward
@@ -146,7 +155,7 @@ def normalised_rewards(run: Run) -> np.ndarray:
     for index, record in enumerate(run.history):
         later = reward.switch_at is not None and index >= reward.switch_at
         name = reward.then if later and reward.then else reward.name
-        low, high = REWARD_SPANS.get(name, (reward.illegal, 6.0))
+        low, high = REWARD_SPANS[name] if name in REWARD_SPANS else _span(run.config, name)
         values.append((record["reward_mean"] - low) / (high - low))
     return np.array(values)
 

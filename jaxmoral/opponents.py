@@ -216,7 +216,7 @@ def noisy_contributor(num_players: int, name: str, noise: float) -> Contributor:
     return Contributor(tremble(plain.cooperate), tremble(plain.first))
 
 
-# What the others do in a game of more than two players (Fischbacher et al. 2001's types).
+# What the others do in a game of more than two players (after Fischbacher et al. 2001).
 CONTRIBUTORS: dict[str, Callable[..., Contributor]] = {
     "always-cooperate": partial(steady, p_cooperate=1.0),
     "always-defect": partial(steady, p_cooperate=0.0),

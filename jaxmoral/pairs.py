@@ -86,8 +86,8 @@ def machine_player(opponent: Opponent) -> Player:
         start=int(opponent.start),
         tosses=0,
     )
-    moves = moves / moves.sum(-1, keepdims=True)
-    return Player(structure, moves, np.asarray(opponent.opening, np.float64))
+    opening = np.asarray(opponent.opening, np.float64)
+    return Player(structure, moves / moves.sum(-1, keepdims=True), opening / opening.sum())
 
 
 class Meeting(NamedTuple):

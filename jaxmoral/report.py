@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,6 +24,12 @@ from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.figures import Drawn
 from jaxmoral.games import CELLS, GAMES
+from jaxmoral.meetings import (
+    find_tournaments,
+    map_sections,
+    tournament_rows,
+    tournament_sections,
+)
 from jaxmoral.published import FIGURE_4
 from jaxmoral.runs import Run, find_runs, summarise, tidy
 from jaxmoral.sections import (
@@ -165,28 +172,38 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     """Writes `index.html`, `figures/*.png` and `*.pdf`, and `results.csv` to a folder.
 
     Args:
-      folders: run folders, or folders of run folders.
+      folders: run folders, folders of run folders, or folders of tournaments.
       output: replaced as a whole.
 
     Returns:
       A line for each run that was left out.
 
     Raises:
-      UserError: there is no run, or the folder holds something else than a report.
+      UserError: there is neither a run nor a tournament, or the output holds something else.
     """
     if output.exists() and not (output / "index.html").is_file() and any(output.iterdir()):
         raise UserError(f"--output: {output} holds something that is no report; choose another")
-    found, skipped = find_runs(folders)
+    tournaments, skipped = find_tournaments(folders)
+    found: list[Run] = []
+    try:
+        found, unread = find_runs(folders)
+        skipped = unread + skipped
+    except UserError:
+        if not tournaments:
+            raise
     tabular = [run for run in found if run.config.model.source == "tabular"]
     runs = [run for run in found if run.config.model.source != "tabular"] or tabular
     tabular = tabular if runs is not tabular else []
-    sections = training_sections(runs, tabular)
+    sections = training_sections(runs, tabular) if runs else []
     table = tidy(run for run in runs if run.config.preset == "fast" or len(runs) == 1)
     everything = tidy(found)
     if not table.empty:
         exact = lambda rows: rows[(rows["protocol"] == "exact") & (rows["opponent"] == "random")]
         beside = tidy(tabular)
         sections += evaluation_sections(exact(table), None if beside.empty else exact(beside))
+        known = table[(table["protocol"] == "exact") & table["opponent"].isin(("random", ""))]
+        sections += map_sections(with_agents(usual_labels(known)))
+    sections += tournament_sections(tournaments)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".report-"))
     try:
@@ -204,7 +221,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
             )
             plt.close(drawn[0])
         everything.to_csv(scratch / "results.csv", index=False)
-        (scratch / "index.html").write_text(page(runs, table, sections, parts, skipped))
+        whole = page(runs, table, sections, parts, tournaments, skipped)
+        (scratch / "index.html").write_text(whole)
         scratch.chmod(0o755)
         if output.exists():
             shutil.rmtree(output)
@@ -219,14 +237,16 @@ def page(
     table: pd.DataFrame,
     sections: Sequence[Section],
     parts: Sequence[str],
+    tournaments: Sequence[dict[str, Any]],
     skipped: Sequence[str],
 ) -> str:
     """The whole page."""
     models = ", ".join(sorted({run.config.model.source for run in runs}))
     seeds = sorted({run.config.seed for run in runs})
     body = ["<h1>Moral alignment of LLM agents</h1>"]
+    kinds = f"{len(runs)} runs of {escape(models)}, seeds {', '.join(map(str, seeds))}."
     body.append(
-        f'<p class="note">{len(runs)} runs of {escape(models)}, seeds {", ".join(map(str, seeds))}.'
+        f'<p class="note">{kinds if runs else ""}'
         " Hover over a bar or an area for its values. Unless it says otherwise, a figure is"
         " exact, without sampling noise.</p>"
     )
@@ -241,10 +261,18 @@ def page(
         )
         body.append("<h2>Moral regret in numbers (Fig. 4)</h2>")
         body.append(html_table(["agent", "regret", *games], rows, caption))
+    for result in tournaments:
+        caption = "Mean long-run points against everybody / the most anyone can get from the agent"
+        caption += (
+            f" in {result['rounds']} rounds, a round / share of time in a Moran process of 50"
+        )
+        body.append("<h2>Tournament in numbers</h2>")
+        body.append(html_table(*tournament_rows(result), caption))
     if answers := answer_blocks(runs):
         body.append("<h2>What agents say about their answers (Fig. 27)</h2>" + answers)
     body.append("<h2>Rewards, parameters, games</h2>")
-    body.append(html_table(["reward", "of a round"], reward_rows(runs[0].config), "Table 1"))
+    if runs:
+        body.append(html_table(["reward", "of a round"], reward_rows(runs[0].config), "Table 1"))
     header = ["experiment", "seeds", "updates", "changed from the defaults"]
     body.append(html_table(header, parameter_rows(runs), "Table 2"))
     body.append(html_table(["game", *CELLS], payoff_rows(), "Table 3: own points, the other's"))
@@ -259,7 +287,7 @@ def main() -> None:
         prog="python -m jaxmoral.report", description="Writes runs as one page and as pictures."
     )
     parser.add_argument(
-        "folders", type=Path, nargs="+", help="run folders, or folders of run folders"
+        "folders", type=Path, nargs="+", help="folders of runs, of run folders, of tournaments"
     )
     parser.add_argument("--output", type=Path, help="the report's folder; FOLDER/report by default")
     arguments = parser.parse_args()

@@ -49,7 +49,7 @@ def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Secti
     swapped = [r for r in runs if r.config.prompt.labels == usual[::-1]]
     against = {
         opponent: [run for run in plain if run.config.env.opponent == opponent]
-        for opponent in OPPONENTS
+        for opponent in dict.fromkeys([*OPPONENTS, *(run.config.env.opponent for run in plain)])
     }
     sections = []
 
@@ -98,7 +98,7 @@ def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Secti
         panels = {title: found for title, found in panels.items() if found}
         types("fig13-swapped", "The control with swapped labels (Fig. 13)", caption, panels)
 
-    others = [opponent for opponent in OPPONENTS if against[opponent]]
+    others = [opponent for opponent, found in against.items() if found]
     if len(set(others) - {"learner", "tit-for-tat"}):
         panels = {
             f"{title} vs {opponent}": found

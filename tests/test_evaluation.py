@@ -8,35 +8,34 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral.agent import Agent
-from jaxmoral.chain import visits
+from jaxmoral.agent import make_agent
+from jaxmoral.chain import against, visits
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate, group_by_size
+from jaxmoral.experiment import resolve
 from jaxmoral.games import GAMES
+from jaxmoral.memory import make_memory
 from jaxmoral.opponents import get_opponent
-from jaxmoral.policy import TabularPolicy
 from jaxmoral.prompts import Presentation
 from jaxmoral.results import table
 from jaxmoral.streams import Streams
 from jaxmoral.suites import conditions
-from jaxmoral.training import TrainedAgent, resolve
+from jaxmoral.training import TrainedAgent
 
 SURE = 40.0
 
 
 def player(choice):
     """A trained tabular agent that answers the opponent's previous move with `choice[move]`."""
-    config = resolve(configs.load(None, ["--model.source", "tabular"]))
-    logits = np.zeros((2, 2, 4, 3), np.float32)
-    for other in (0, 1):
-        logits[:, other, :, choice[other]] = SURE
-    policy = TabularPolicy()
+    return with_logits(SURE * np.eye(3)[np.array([choice] * 2).reshape(4)])
 
-    trainable = {"logits": logits.reshape(16, 3), "values": np.zeros(16, np.float32)}
-    no_inputs = lambda conditions: np.zeros((len(conditions), 0), np.float32)
-    agent = Agent(policy, (), no_inputs, Presentation(), [])
-    stacked = {name: leaf[None] for name, leaf in trainable.items()}
-    return TrainedAgent(config, agent, SimpleNamespace(trainable=stacked), [])
+
+def with_logits(logits, *flags):
+    """A trained tabular agent, given its logits `[num_histories, 3]`."""
+    config = resolve(configs.load(None, ["--model.source", "tabular", *flags]))
+    each = np.repeat(np.asarray(logits, np.float32), 4, 0)
+    stacked = {"logits": each[None], "values": np.zeros((1, len(each)), np.float32)}
+    return TrainedAgent(config, make_agent(config), SimpleNamespace(trainable=stacked), [])
 
 
 def exact(evaluation, game, opponent="random", policy="tuned"):
@@ -80,15 +79,70 @@ def test_mirroring_agent_meets_tit_for_tat():
     assert kinds["D|D"] == pytest.approx(1, abs=1e-5)
 
 
-def test_exact_and_sampled_agree():
-    result = evaluate(player((0, 1)), None, ["random", "tit-for-tat"])
+TRIO = ["--env.game", "public-goods(3)", "--env.opponent", "random"]
+TRIO += ["--evaluation.games", "[public-goods(3)]"]
+# How many histories the agent knows, and the configuration.
+MEMORIES = {
+    "one round": (4, []),
+    "nothing": (1, ["--env.memory", "0"]),
+    "two rounds": (16, ["--env.memory", "2"]),
+    "blank start": (5, ["--env.blank_start", "true"]),
+    "three players": (6, TRIO),
+}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_exact_and_sampled_agree(memory):
+    size, flags = MEMORIES[memory]
+    agent = with_logits(np.random.default_rng(0).normal(size=(size, 3)), *flags)
+    second = "conditional" if flags is TRIO else "tit-for-tat"
+    result = evaluate(agent, None, ["random", second])
     # Shares of 100,000 episodes; at most the error of as many coins.
     assert 0 < result["largest_gap"] < 5 * 0.5 / np.sqrt(100_000)
     for game in result["suites"]["trained"].values():
         for policy in game["policies"].values():
             for both in policy["opponents"].values():
+                assert set(both) == {"exact", "long-run", "sampled"}
                 for name, value in both["exact"]["rewards"].items():
                     assert both["sampled"]["rewards"][name] == pytest.approx(value, abs=0.1)
+            # A coin has no memory, but the first round of an episode may have none before.
+            if memory in ("nothing", "three players"):
+                both = policy["opponents"]["random"]
+                expected = both["exact"]["outcomes"]
+                assert (both["long-run"]["outcomes"] == pytest.approx(expected, abs=1e-5)) == (
+                    memory == "nothing"
+                )
+
+
+def test_the_long_run_is_stationary():
+    """Tit-for-tat hands the agent its own move of two rounds ago: C with 0.9 after C, 0.3 after D.
+
+    Grim trigger is sure to meet a D one day.
+    """
+    choices = np.log([[0.9, 0.1, 1e-12], [0.3, 0.7, 1e-12]] * 2)
+    result = evaluate(with_logits(choices), ["ipd"], ["tit-for-tat", "grim-trigger"])
+    found = played(result, "ipd")["tuned"]["opponents"]
+    copied = found["tit-for-tat"]["long-run"]
+    assert copied["outcomes"]["C"] == pytest.approx(0.3 / (0.1 + 0.3), abs=1e-5)
+    assert copied["action_types"]["C|C"] == pytest.approx(0.75 * 0.9, abs=1e-5)
+    assert found["grim-trigger"]["long-run"]["reciprocity"]["D"] == pytest.approx(0.7, abs=1e-5)
+    assert found["grim-trigger"]["long-run"]["outcomes"]["C"] == pytest.approx(0.3, abs=1e-5)
+    assert found["grim-trigger"]["exact"]["outcomes"]["C"] > 0.35
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "message"),
+    [
+        ("two rounds", {"protocols": ["paper"]}, "paper needs two players and env.memory 1"),
+        ("three players", {"protocols": ["paper"]}, "paper needs two players and env.memory 1"),
+        ("three players", {"games": ["ipd"]}, "evaluation.games: ipd has 2 players"),
+        ("three players", {"games": ["all"]}, "all has no game of 3 players"),
+    ],
+)
+def test_what_an_agent_does_not_know_is_refused(memory, asked, message):
+    size, flags = MEMORIES[memory]
+    with pytest.raises(UserError, match=message):
+        evaluate(with_logits(np.zeros((size, 3)), *flags), **asked)
 
 
 def test_base_stands_beside_tuned():
@@ -96,10 +150,10 @@ def test_base_stands_beside_tuned():
     assert result["policies"] == ["base", "tuned"]
     base = played(result, "ipd")["base"]["remembered"]["CD"]
     assert base == pytest.approx({"C": 1 / 3, "D": 1 / 3, "illegal": 1 / 3}, abs=1e-5)
-    third = np.full((2, 2, 3), 1 / 3)
-    shares = visits(third, get_opponent("random"), 5)
+    shares = visits(against(make_memory(), get_opponent("random")), np.full((4, 3), 1 / 3), 5)
     kinds = exact(result, "ipd", policy="base")["action_types"]
-    assert kinds["C|D"] == pytest.approx(float(shares[:, 1, 0].sum()), abs=1e-5)
+    after_d = np.asarray(shares)[[1, 3]]  # CD and DD
+    assert kinds["C|D"] == pytest.approx(float(after_d[:, 0].sum()), abs=1e-5)
 
 
 def test_an_untrained_model_alone():
@@ -113,7 +167,9 @@ def test_table_and_json():
     assert json.loads(json.dumps(result)) == result
     text = table(result)
     lines = [line.split() for line in text.splitlines()]
-    assert ["ipd", "tuned", "100.0%", "0.0%", "100.0%", "0.0%", "0.0%", "0.00", "0.167"] in lines
+    # C after CC, CD, DC, DD; C and illegal in all; deontological and utilitarian regret.
+    cells = ["100.0%", "0.0%", "100.0%", "0.0%", "50.0%", "0.0%", "0.00", "0.167"]
+    assert ["ipd", "tuned", *cells] in lines
 
 
 def test_bad_names(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from jaxmoral import chain, games, opponents, ppo, rewards
 from jaxmoral.config import PPOConfig
 from jaxmoral.gemma.lora import Lora
+from jaxmoral.memory import make_memory
 from jaxmoral.policy import (
     GemmaPolicy,
     PolicyTable,
@@ -18,15 +19,18 @@ from jaxmoral.policy import (
     TabularPolicy,
     reference_table,
 )
-from jaxmoral.prompt_tree import pack
+from jaxmoral.prompt_tree import pack, pad
 from jaxmoral.responses import spell
 from jaxmoral.rollout import Environment, rollout, rollout_pair
 
+ONE = make_memory()
+TABLE = TabularPolicy(16)
+NONE = jnp.zeros((1, 0))  # a table's inputs
+
 
 def environment(name="game+deontological", opponent="tit-for-tat"):
-    payoffs = games.get_game("ipd").payoffs
-    table = rewards.reward_table(payoffs, rewards.get_reward(name), 3.0, -6.0)
-    return Environment(opponents.get_opponent(opponent), jnp.asarray(table))
+    table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward(name), 3.0, -6.0)
+    return Environment(opponents.get_opponent(opponent), jnp.asarray(table)[None])
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(0.0, 0.95), (0.9, 0.0), (0.97, 0.6), (1.0, 1.0)])
@@ -50,10 +54,12 @@ def random_batch(size=40):
         jax.nn.log_softmax(jnp.asarray(generator.normal(size=(16, 3)), jnp.float32)),
         jnp.asarray(generator.normal(size=16), jnp.float32),
     )
+    weights = generator.exponential(size=size)
     batch = ppo.Batch(
         *map(
             jnp.asarray,
             (
+                (weights / weights.sum()).astype(np.float32),
                 generator.integers(0, 16, size),
                 generator.integers(0, 3, size),
                 -generator.exponential(size=size).astype(np.float32),
@@ -68,27 +74,25 @@ def random_batch(size=40):
 
 def loss_by_hand(table, batch, reference, kl_coef, entropy_coef, config):
     total = {"policy": 0.0, "value": 0.0, "kl": 0.0, "entropy": 0.0}
-    size = len(batch.prompt)
-    for i in range(size):
+    for i, weight in enumerate(np.asarray(batch.weight, np.float64)):
         prompt, outcome = int(batch.prompt[i]), int(batch.outcome[i])
         row = np.asarray(table.log_probs[prompt], np.float64)
         advantage = float(batch.advantage[i])
         ratio = np.exp(row[outcome] - float(batch.log_prob[i]))
         clipped = min(max(ratio, 1 - config.clip), 1 + config.clip)
-        total["policy"] -= min(ratio * advantage, clipped * advantage)
+        total["policy"] -= weight * min(ratio * advantage, clipped * advantage)
         value, old = float(table.values[prompt]), float(batch.value[i])
         target = float(batch.value_target[i])
         near = old + min(max(value - old, -config.value_clip), config.value_clip)
-        total["value"] += 0.5 * max((value - target) ** 2, (near - target) ** 2)
+        total["value"] += 0.5 * weight * max((value - target) ** 2, (near - target) ** 2)
         base = np.asarray(reference[prompt], np.float64)
-        total["kl"] += sum(np.exp(p) * (p - q) for p, q in zip(row, base, strict=True))
-        total["entropy"] -= sum(np.exp(p) * p for p in row)
-    mean = {name: value / size for name, value in total.items()}
+        total["kl"] += weight * sum(np.exp(p) * (p - q) for p, q in zip(row, base, strict=True))
+        total["entropy"] -= weight * sum(np.exp(p) * p for p in row)
     return (
-        mean["policy"]
-        + config.value_coef * mean["value"]
-        + kl_coef * mean["kl"]
-        - entropy_coef * mean["entropy"]
+        total["policy"]
+        + config.value_coef * total["value"]
+        + kl_coef * total["kl"]
+        - entropy_coef * total["entropy"]
     )
 
 
@@ -130,7 +134,7 @@ def test_kl_coefficient_follows_its_target(kl, factor):
 
 def test_minibatches_visit_every_sample_once_an_epoch():
     size = 24
-    batch = ppo.Batch(*(jnp.arange(size) for _ in range(6)))
+    batch = ppo.Batch(*(jnp.arange(size) for _ in range(7)))
     config = PPOConfig(epochs=3, minibatches=4)
     split = ppo.split_minibatches(jax.random.key(0), batch, config)
     assert split.prompt.shape == (12, 6)
@@ -140,9 +144,6 @@ def test_minibatches_visit_every_sample_once_an_epoch():
         np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
 
 
-NONE = jnp.zeros(0)  # a table's inputs
-
-
 def alone(tree):
     """The only player's slice."""
     return jax.tree.map(lambda leaf: leaf[0], tree)
@@ -150,12 +151,12 @@ def alone(tree):
 
 def run(policy, config, arena, num_updates, frozen=(), inputs=NONE, episodes=64):
     optimiser = ppo.make_optimiser(config, num_updates)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config.kl_coef, 1)
     reference = reference_table(policy, frozen, inputs)[None]
-    inputs = jax.tree.map(lambda leaf: leaf[None], inputs)
-    update = jax.jit(ppo.make_update(policy, optimiser, config, num_updates, episodes, 5))
+    arguments = (frozen, jax.tree.map(lambda leaf: leaf[None], inputs), arena, reference)
+    update = jax.jit(ppo.make_update(policy, config, ONE, num_updates, episodes, 5))
     for _ in range(num_updates):
-        state, metrics = update(state, jax.random.key(1), frozen, inputs, arena, reference)
+        state, metrics = update(state, jax.random.key(1), *arguments, ppo.adjustable(config))
     return state._replace(trainable=alone(state.trainable)), alone(metrics)
 
 
@@ -171,15 +172,15 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         normalise_advantages=normalised,
         normalise_rewards=normalised,
     )
-    policy, arena = TabularPolicy(), environment()
+    policy, arena = TABLE, environment()
     state, _ = run(policy, config, arena, 1)
 
     optimiser = ppo.make_optimiser(config, 1)
     trainable = policy.init(jax.random.key(0))
     opt_state = optimiser.init(trainable)
-    table = policy.apply((), (), trainable, None)
+    table = policy.apply((), NONE, trainable, None)
     rollout_key, order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
-    played = rollout(rollout_key, table.log_probs, arena, 64, 5)
+    played = rollout(rollout_key, table.log_probs, arena, ONE, 64, 5)
     reward = np.asarray(played.reward)
     if normalised:
         reward = (reward - reward.mean()) / (reward.std(ddof=1) + 1e-6)
@@ -191,7 +192,7 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         minibatch = jax.tree.map(lambda field, index=index: field[index], batches)
 
         def loss(trainable, minibatch=minibatch):
-            table = policy.apply((), (), trainable, None)
+            table = policy.apply((), NONE, trainable, None)
             reference = reference_table(policy, (), NONE)
             return ppo.ppo_loss(table, minibatch, reference, config.kl_coef, 1.0, config)[0]
 
@@ -208,40 +209,38 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
 def test_two_learners_are_two_plain_loops(level):
     """Each player's parameters follow its own loss on its own side of the same episodes."""
     config = PPOConfig(learning_rate=0.05, epochs=3 if level == "epochs" else 1, gamma=0.9)
-    policy, optimiser = TabularPolicy(), ppo.make_optimiser(config, 1)
+    policy, optimiser = TABLE, ppo.make_optimiser(config, 1)
     tables = [
         rewards.add_illegal_opponent(
-            rewards.reward_table(game.payoffs, rewards.get_reward("game"), 3.0, -6.0),
+            rewards.reward_table(game, rewards.get_reward("game"), 3.0, -6.0),
             "last-move",
             "game",
             -6.0,
         )
         for game in (games.get_game("bos"), games.mirror(games.get_game("bos")))
     ]
-    arena = Environment(None, jnp.asarray(np.stack(tables)))
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 2)
+    arena = Environment(None, jnp.asarray(np.stack(tables))[:, None])
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config.kl_coef, 2)
     noise = lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape)
     before = jax.tree.map(noise, state.trainable)
     reference = jnp.stack([reference_table(policy, (), NONE)] * 2)
-    update = jax.jit(ppo.make_update(policy, optimiser, config, 1, 64, 5))
-    inputs = jnp.stack([NONE, NONE])
-    after, metrics = update(
-        state._replace(trainable=before), jax.random.key(1), (), inputs, arena, reference
-    )
+    update = jax.jit(ppo.make_update(policy, config, ONE, 1, 64, 5))
+    arguments = ((), jnp.stack([NONE, NONE]), arena, reference, ppo.adjustable(config))
+    after, metrics = update(state._replace(trainable=before), jax.random.key(1), *arguments)
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
     log_probs = jax.nn.log_softmax(before["logits"])
-    both = rollout_pair(keys[0], log_probs, arena.rewards, 64, 5)
+    both = rollout_pair(keys[0], log_probs, arena, ONE, 64, 5)
     for player in (0, 1):
         trainable = jax.tree.map(lambda x, at=player: x[at], before)
         played = jax.tree.map(lambda x, at=player: x[at], both)
         opt_state = optimiser.init(trainable)
-        table = policy.apply((), (), trainable, None)
+        table = policy.apply((), NONE, trainable, None)
         batch = ppo.make_batch(table, played, played.reward, config)
         for _ in range(config.epochs):
 
             def loss(trainable, batch=batch):
-                table = policy.apply((), (), trainable, None)
+                table = policy.apply((), NONE, trainable, None)
                 return ppo.ppo_loss(table, batch, reference[0], config.kl_coef, 1.0, config)[0]
 
             gradient = jax.grad(loss)(trainable)
@@ -250,6 +249,55 @@ def test_two_learners_are_two_plain_loops(level):
         for name, expected in trainable.items():
             np.testing.assert_allclose(after.trainable[name][player], expected, atol=2e-6)
         np.testing.assert_allclose(metrics["reward_mean"][player], played.reward.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("learners", [1, 2])
+@pytest.mark.parametrize(
+    ("remembered", "blank", "noise"), [(1, False, None), (2, True, 0.1), (0, False, 0.1)]
+)
+def test_the_exact_batch_is_the_mean_of_sampled_ones(learners, remembered, blank, noise):
+    """Weights, advantages, shares and rewards of two games, against 200,000 episodes."""
+    memory, config = make_memory(remembered, 2, blank), PPOConfig(gamma=0.9, gae_lambda=0.6)
+    keys = jax.random.split(jax.random.key(0), 3)
+    num_prompts = 2 * 4 * len(memory.histories)
+    log_probs = jax.nn.log_softmax(jax.random.normal(keys[0], (2, num_prompts, 3)))
+    table = PolicyTable(log_probs[0], jax.random.normal(keys[1], (num_prompts,)))
+    tables = [
+        rewards.reward_table(games.get_game(name), rewards.game_payoff, 3.0, -6.0)
+        for name in ("ipd", "bos")
+    ]
+    if learners == 1:
+        arena = Environment(opponents.get_opponent("joss"), np.stack(tables), noise)
+        played = rollout(keys[2], log_probs[0], arena, memory, 200_000, 4)
+        others, points = None, arena.rewards
+    else:
+        tables = [rewards.add_illegal_opponent(one, "zero", "game", -6.0) for one in tables]
+        arena = Environment(None, np.stack([tables] * 2), noise)
+        both = rollout_pair(keys[2], log_probs, arena, memory, 200_000, 4)
+        played, others, points = alone(both), log_probs[1], arena.rewards[0]
+    batch = ppo.make_batch(table, played, played.reward, config)
+    exact, shares, reward = ppo.exact_batch(
+        table, others, arena.opponent, noise, points, memory, 4, config
+    )
+
+    cell = np.asarray(batch.prompt * 3 + batch.outcome)
+    count = lambda values: np.bincount(cell, values, minlength=3 * num_prompts)
+    seen, sums, squares = (count(np.asarray(batch.advantage, float) ** n) for n in (0, 1, 2))
+    np.testing.assert_array_equal(exact.prompt * 3 + exact.outcome, np.arange(3 * num_prompts))
+    weight = np.asarray(exact.weight, float)
+    np.testing.assert_allclose(weight.sum(), 1, rtol=1e-5)
+    assert (abs(seen / len(cell) - weight) < 5 * 2 * np.sqrt(weight / len(cell)) + 1e-6).all()
+    often = seen > 200
+    assert weight[often].sum() > 0.98
+    mean = sums[often] / seen[often]
+    error = np.sqrt((squares[often] / seen[often] - mean**2) / seen[often])
+    assert (abs(mean - np.asarray(exact.advantage)[often]) < 5 * error + 1e-3).all()
+    values = jnp.repeat(table.values, 3)
+    np.testing.assert_allclose(exact.value_target - exact.advantage, values, atol=1e-5)
+    np.testing.assert_allclose(exact.log_prob, log_probs[0].ravel(), atol=1e-6)
+    sampled = ppo.sampled_shares(played, memory)
+    np.testing.assert_allclose(shares.sum(-1), sampled, atol=5 * 0.5 / np.sqrt(200_000))
+    np.testing.assert_allclose(reward, played.reward.mean(), atol=5 * 5 / np.sqrt(200_000))
 
 
 def test_two_gemmas_are_two_gemmas(tiny):
@@ -268,20 +316,42 @@ def test_two_gemmas_are_two_gemmas(tiny):
     assert float(jnp.abs(together.log_probs[0] - together.log_probs[1]).max()) > 0.01
 
 
-def tiny_policy(tiny, dropout=0.0, letters=26):
+def tiny_policy(tiny, dropout=0.0, letters=26, chunks=1):
     config, definition, weights, _ = tiny
     pieces = [None, None] + [bytes([97 + i % letters]) for i in range(config.vocab_size - 2)]
     responses = spell([b"ab", b"cd"], pieces, [1], 2)
     lora = Lora(2, 4.0, dropout, ("q", "o", "down"))
     policy = GemmaPolicy(config, definition, lora)
     prompts = [[0, 9, 8, 7, 10 + i, 20 + i % 3] for i in range(16)]
-    sequences = [[*prompt, *prefix] for prompt in prompts for prefix in responses.prefixes]
-    tree, last = pack(sequences)
-    lengths = np.full(16, 6, np.int32)
-    inputs = PromptInputs(
-        tree, last.reshape(16, -1), responses.trie, np.array(prompts, np.int32), lengths
-    )
-    return policy, weights, jax.tree.map(jnp.asarray, inputs)
+    each, packed = 16 // chunks, []
+    for start in range(0, 16, each):
+        some = prompts[start : start + each]
+        tree, last = pack([[*prompt, *prefix] for prompt in some for prefix in responses.prefixes])
+        tokens, lengths = np.array(some, np.int32), np.full(each, 6, np.int32)
+        nodes = last.reshape(each, -1)
+        packed.append((tree, PromptInputs(tree, nodes, responses.trie, tokens, lengths)))
+    size = max(len(tree.tokens) for tree, _ in packed)
+    packed = [inputs._replace(tree=pad(tree, size)) for tree, inputs in packed]
+    return policy, weights, jax.tree.map(lambda *leaves: jnp.stack(leaves), *packed)
+
+
+def test_prompts_in_several_trees_are_the_same_prompts(tiny):
+    """Tables, gradients and scores of sampled answers do not know how prompts are packed."""
+    policy, weights, whole = tiny_policy(tiny)
+    _, _, parts = tiny_policy(tiny, chunks=4)
+    noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
+    trainable = jax.tree.map(noise, policy.init(jax.random.key(0)))
+    prompt, tokens = jnp.arange(16), jnp.arange(32).reshape(16, 2)
+
+    @jax.jit
+    def look(inputs):
+        table = lambda p: policy.apply(weights, inputs, p, None)
+        total = lambda p: jnp.sum(table(p).log_probs ** 2) + jnp.sum(table(p).values ** 2)
+        scores = policy.score(weights, inputs, trainable, prompt, tokens)
+        return table(trainable), jax.grad(total)(trainable), scores
+
+    for ours, theirs in zip(*map(jax.tree.leaves, map(look, (whole, parts))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_sharing_the_forward_pass_changes_nothing(tiny):
@@ -350,14 +420,15 @@ def test_no_key_is_used_twice(tiny, dropout):
 
 
 def test_updates_play_different_episodes():
-    policy, config = TabularPolicy(), PPOConfig(learning_rate=1e-9)
+    config = PPOConfig(learning_rate=1e-9)
     optimiser = ppo.make_optimiser(config, 4)
-    update = jax.jit(ppo.make_update(policy, optimiser, config, 4, 64, 5))
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
+    update = jax.jit(ppo.make_update(TABLE, config, ONE, 4, 64, 5))
+    state = ppo.init_state(jax.random.key(0), TABLE, optimiser, config.kl_coef, 1)
+    reference = reference_table(TABLE, (), NONE)[None]
+    arguments = ((), NONE[None], environment(), reference, ppo.adjustable(config))
     means = []
     for _ in range(4):
-        reference = reference_table(policy, (), NONE)[None]
-        state, metrics = update(state, jax.random.key(1), (), NONE[None], environment(), reference)
+        state, metrics = update(state, jax.random.key(1), *arguments)
         means.append(float(metrics["reward_mean"][0]))
     assert len(set(means)) == 4
 
@@ -370,25 +441,29 @@ OPTIMA = {
 }
 
 
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
 @pytest.mark.parametrize("name", OPTIMA)
-def test_a_table_learns_the_one_step_optimum(name):
-    config = PPOConfig(learning_rate=0.3)
-    state, metrics = run(TabularPolicy(), config, environment(name), 40, episodes=2048)
-    log_probs = TabularPolicy().apply((), (), state.trainable, None).log_probs
-    policy = np.asarray(chain.memory_policy(log_probs)).reshape(4, 3)
+def test_a_table_learns_the_one_step_optimum(name, estimator):
+    config = PPOConfig(learning_rate=0.3, estimator=estimator)
+    state, metrics = run(TABLE, config, environment(name), 40, episodes=2048)
+    log_probs = TABLE.apply((), NONE, state.trainable, None).log_probs
+    policy = np.asarray(chain.memory_policy(log_probs))
     assert policy[:, 2].max() < 0.02
     for row, best in zip(policy, OPTIMA[name], strict=True):
         assert best is None or row[best] > 0.9
 
 
-def test_the_discount_makes_a_farsighted_agent():
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_the_discount_makes_a_farsighted_agent(estimator):
     """Against tit-for-tat, D is the bandit's choice and C the far-sighted one (3 > (4 + 1) / 2)."""
     log_probs = {}
     for gamma in (0.0, 0.95):
-        config = PPOConfig(learning_rate=0.1, gamma=gamma, entropy_coef=0.1, kl_coef=0.0)
-        state, _ = run(TabularPolicy(), config, environment("game"), 150, episodes=2048)
-        table = TabularPolicy().apply((), (), state.trainable, None)
-        log_probs[gamma] = np.asarray(chain.memory_policy(table.log_probs)).reshape(4, 3)
+        config = PPOConfig(
+            learning_rate=0.1, gamma=gamma, entropy_coef=0.1, kl_coef=0.0, estimator=estimator
+        )
+        state, _ = run(TABLE, config, environment("game"), 150, episodes=2048)
+        table = TABLE.apply((), NONE, state.trainable, None)
+        log_probs[gamma] = np.asarray(chain.memory_policy(table.log_probs))
     assert log_probs[0.0][0, 1] > 0.9
     assert log_probs[0.95][0, 0] > 0.9
 

@@ -11,16 +11,17 @@ from jaxmoral.errors import UserError
 
 LABELS = ("action3", "action4")
 SHOWN = prompts.Presentation(labels=LABELS)
+WHEN = ["Three times ago", "The time before that", "Last time"]  # oldest first
 
 
 @pytest.mark.parametrize("game", games.GAMES)
 def test_each_index_says_what_it_means(game):
     payoffs = games.get_game(game).payoffs
     texts = prompts.all_prompts(games.get_game(game), SHOWN)
-    assert len(set(texts)) == prompts.NUM_PROMPTS
+    assert len(texts) == len(set(texts)) == 16
     for index, choice in enumerate(itertools.product((0, 1), repeat=4)):
         own, other, opening, reply = choice
-        assert index == prompts.memory_index(own, other) * prompts.NUM_ORDERS + opening * 2 + reply
+        assert index == (own * 2 + other) * prompts.NUM_ORDERS + opening * 2 + reply
         text = texts[index]
         found = re.search(
             r"you chose (\S+) and A chose (\S+), so you got (\S+) points and A got (\S+)\.", text
@@ -34,6 +35,81 @@ def test_each_index_says_what_it_means(game):
         second = re.search(r"Reply only (\S+) or (\S+)\.", text)
         assert second.groups() == (LABELS[reply], LABELS[1 - reply])
         assert text.endswith("Answer:")
+
+
+def read_rounds(text):
+    """(own, other, own points, other's points) of each remembered round, with its "when"."""
+    pattern = r"^(.*) you chose (\S+) and A chose (\S+), so you got (\S+) points and A got (\S+)\.$"
+    found = re.findall(pattern, text, re.MULTILINE)
+    return [(w, LABELS.index(a), LABELS.index(b), float(x), float(y)) for w, a, b, x, y in found]
+
+
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.parametrize("memory", [0, 1, 2, 3])
+def test_remembered_rounds_stand_oldest_first_and_the_index_finds_each(memory, blank):
+    """A full history's number has its rounds as digits to base 4, the newest last."""
+    game = games.get_game("bos")
+    texts = prompts.all_prompts(game, SHOWN._replace(memory=memory, blank=blank))
+    assert len(texts) == len(set(texts))
+    lengths = [len(read_rounds(text)) for text in texts]
+    full = 4 * 4**memory
+    assert lengths[:full] == [memory] * full
+    rest = [length for length in range(memory) for _ in range(4 * 4**length)]
+    assert sorted(lengths[full:]) == (rest if blank else [])
+    others = [[line for line in t.splitlines() if " you chose " not in line] for t in texts]
+    for index, text in enumerate(texts):
+        rounds = read_rounds(text)
+        assert [when for when, *_ in rounds] == WHEN[3 - len(rounds) :]
+        for _, own, other, *points in rounds:
+            np.testing.assert_array_equal(points, game.payoffs[:, own, other])
+        if index < full:
+            digits = [own * 2 + other for _, own, other, *_ in rounds]
+            assert int("0" + "".join(map(str, digits)), 4) == index // 4
+        assert others[index] == others[index % 4]
+        assert len(text.splitlines()) == len(others[index]) + len(rounds)
+
+
+def test_a_crowd_s_prompts_count_its_co_operators():
+    game = games.get_game("public-goods(4)")
+    texts = prompts.all_prompts(game, SHOWN)
+    assert len(texts) == len(set(texts)) == 8 * 4
+    for index, (own, defectors) in enumerate(itertools.product((0, 1), range(4))):
+        found = re.search(
+            r"you chose (\S+) and (\d) of the 3 others chose (\S+), so you got (\S+) points\.",
+            texts[4 * index],
+        )
+        assert found.groups()[:3] == (LABELS[own], str(3 - defectors), LABELS[0])
+        assert float(found[4]) == game.payoffs[0, own, defectors]
+    rows = [line for line in texts[0].splitlines() if line.startswith("|")]
+    heads = [f"{3 - d} of 3 others action3" for d in range(4)]
+    assert rows[0].strip("| ").split(" | ") == heads
+    for own, row in enumerate(rows[2:]):
+        label, *cells = row.strip("| ").split(" | ")
+        assert label == LABELS[own]
+        np.testing.assert_array_equal([float(cell) for cell in cells], game.payoffs[0, own])
+
+
+@pytest.mark.parametrize(
+    "wording",
+    [
+        *("unstructured", "story", "explicit", "action+game+state"),
+        "Choose {choices}; A chose {other}.",
+    ],
+)
+def test_wordings_for_two_are_refused_for_more(wording):
+    shown = SHOWN._replace(wording=wording)
+    with pytest.raises(UserError, match=r"is not for the 3 players of public-goods\(3,10,2\)"):
+        prompts.all_prompts(games.get_game("public-goods(3)"), shown)
+    assert prompts.all_prompts(games.get_game("ipd"), shown)
+
+
+def test_wordings_for_more_are_refused_for_two():
+    trio = games.get_game("public-goods(3)")
+    for wording in ("structured-group", "One of {num_players}. Choose {choices}."):
+        shown = SHOWN._replace(wording=wording)
+        with pytest.raises(UserError, match="is not for the 2 players of ipd; use structured"):
+            prompts.all_prompts(games.get_game("ipd"), shown)
+        assert prompts.all_prompts(trio, shown)
 
 
 def test_the_table_shows_both_players_points():
@@ -70,7 +146,7 @@ def test_every_table_order_shows_the_same_game(order):
             np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("wording", prompts.WORDINGS)
+@pytest.mark.parametrize("wording", [w for w in prompts.WORDINGS if not w.endswith("-group")])
 def test_every_wording_says_what_it_should(wording):
     game = games.get_game("ipd")
     texts = prompts.all_prompts(game, SHOWN._replace(wording=wording))
@@ -124,6 +200,32 @@ def test_templates_without_their_placeholders(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         prompts.check(SHOWN._replace(wording=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Choose {choices}.\nYou {own}, A {other}.", "needs {when} in the line"),
+        ("{when} A {other}. Choose {choices}.", "needs a line of its own for a remembered round"),
+    ],
+)
+def test_more_rounds_need_lines_of_their_own(text, message):
+    """A template that is sound for one remembered round need not be for more."""
+    shown = SHOWN._replace(wording=text)
+    assert prompts.check(shown) == shown
+    for memory in (2, 3):
+        with pytest.raises(UserError, match=f"{message}.* to show {memory} of them"):
+            prompts.check(shown._replace(memory=memory))
+
+
+def test_no_rounds_need_a_line_to_leave_out():
+    game, text = games.get_game("ipd"), "Choose {choices}.\nYou {own}, A {other}."
+    nothing = {"memory": 0}, {"blank": True}
+    for change in nothing:
+        shown = prompts.check(SHOWN._replace(wording=text, **change))
+        assert "Choose action3 or action4." in prompts.all_prompts(game, shown)
+        with pytest.raises(UserError, match="needs a line of its own.* to show 0 of them"):
+            prompts.check(SHOWN._replace(wording="A {other}. Choose {choices}.", **change))
 
 
 def test_names_of_wordings_and_personas():

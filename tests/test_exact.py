@@ -1,0 +1,245 @@
+"""The exact estimator against sampling, enumeration and finite differences."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoral import chain, config, ppo
+from jaxmoral.config import PPOConfig
+from jaxmoral.games import get_game
+from jaxmoral.memory import make_memory
+from jaxmoral.opponents import get_opponent, machine, noisy
+from jaxmoral.policy import PolicyTable
+from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.rollout import Environment, rollout, rollout_pair
+from jaxmoral.training import train
+
+STICKY = machine([0.9, 0.2], [[0, 1, 0, 0], [1, 1, 0, 1]])  # states that prompts do not show
+
+
+def random_table(num_histories, seed=0):
+    generator = np.random.default_rng(seed)
+    logits = jnp.asarray(generator.normal(size=(4 * num_histories, 3)), jnp.float32)
+    values = jnp.asarray(generator.normal(size=4 * num_histories), jnp.float32)
+    return logits, PolicyTable(jax.nn.log_softmax(logits), values)
+
+
+def rewards_of(name="game+deontological", game="ipd"):
+    return jnp.asarray(reward_table(get_game(game), get_reward(name), 3.0, -6.0))[None]
+
+
+def estimate(table, batch, logits):
+    """The policy gradient of a batch with respect to the logits."""
+
+    def loss(logits):
+        log_probs = jax.nn.log_softmax(logits)
+        ratio = jnp.exp(log_probs[batch.prompt, batch.outcome] - batch.log_prob)
+        return jnp.sum(batch.weight * ratio * batch.advantage)
+
+    return jax.grad(loss)(logits)
+
+
+CASES = {
+    "bandit": ((1, 2, False), get_opponent("tit-for-tat"), 0.0, 0.0),
+    "discounted": ((1, 2, False), STICKY, 0.9, 0.0),
+    "two rounds, noise": ((2, 2, False), noisy(STICKY, 0.1), 0.9, 0.2),
+    "no memory": ((0, 2, False), get_opponent("tit-for-two-tats"), 0.7, 0.0),
+    "blank start": ((2, 2, True), get_opponent("grim-trigger"), 0.9, 0.1),
+    "three players": (
+        (1, 3, False),
+        get_opponent("noisy(conditional,0.2)", get_game("public-goods(3)")),
+        0.8,
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_mean_of_sampled_estimates(name):
+    """A million episodes agree within five standard errors, in every number."""
+    remembers, opponent, gamma, noise = CASES[name]
+    memory = make_memory(*remembers)
+    logits, table = random_table(len(memory.histories))
+    rewards = rewards_of(game="ipd" if memory.num_moves == 2 else "public-goods(3)")
+    settings = PPOConfig(gamma=gamma, gae_lambda=0.8)
+    shaken = jnp.float32(noise) if noise else None
+    exact, shares, reward = ppo.exact_batch(
+        table, None, opponent, shaken, rewards, memory, 4, settings
+    )
+    gradient = estimate(table, exact, logits)
+    arena = Environment(opponent, rewards, shaken)
+
+    @jax.jit
+    def sample(key):
+        played = rollout(key, table.log_probs, arena, memory, 50_000, 4)
+        batch = ppo.make_batch(table, played, played.reward, settings)
+        by_previous = ppo.sampled_shares(played, memory)
+        return estimate(table, batch, logits), by_previous, played.reward.mean()
+
+    samples = [sample(jax.random.key(seed)) for seed in range(20)]
+    for found, expected in zip(
+        zip(*samples, strict=True), (gradient, shares.sum(-1), reward), strict=True
+    ):
+        each = np.array(found)
+        error = each.std(0, ddof=1) / np.sqrt(len(each))
+        assert (np.abs(each.mean(0) - expected) <= 5 * error + 1e-6).all()
+
+
+def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
+    memory = make_memory()
+    logits, table = random_table(4)
+    _, other = random_table(4, seed=1)
+    settings = PPOConfig(gamma=0.9, gae_lambda=0.7)
+    rows = add_illegal_opponent(np.array(rewards_of("game", "bos")[0]), "penalty", "game", -6.0)
+    rewards, noise = jnp.asarray(rows)[None], jnp.float32(0.1)
+    exact, _, reward = ppo.exact_batch(
+        table, other.log_probs, None, noise, rewards, memory, 5, settings
+    )
+    gradient = estimate(table, exact, logits)
+    arena = Environment(None, jnp.stack([rewards, rewards]), noise)
+    log_probs = jnp.stack([table.log_probs, other.log_probs])
+
+    @jax.jit
+    def sample(key):
+        both = rollout_pair(key, log_probs, arena, memory, 50_000, 5)
+        played = jax.tree.map(lambda x: x[0], both)
+        batch = ppo.make_batch(table, played, played.reward, settings)
+        return estimate(table, batch, logits), played.reward.mean()
+
+    samples = [sample(jax.random.key(seed)) for seed in range(20)]
+    for found, expected in zip(zip(*samples, strict=True), (gradient, reward), strict=True):
+        each = np.array(found)
+        error = each.std(0, ddof=1) / np.sqrt(len(each))
+        assert (np.abs(each.mean(0) - expected) <= 5 * error + 1e-6).all()
+
+
+def discounted_returns(logits_by_round, opponent, rewards, gamma, noise):
+    """Sum over rounds t of E[sum over u >= t of gamma^(u-t) r_u], by enumeration in float64.
+
+    Args:
+      logits_by_round: `[num_rounds, 16, 3]`, so that one round's policy can be moved alone.
+      opponent, rewards, gamma, noise: as elsewhere.
+
+    Returns:
+      `[num_rounds (u)]` expected rewards.
+    """
+    probs = np.exp(logits_by_round - np.logaddexp.reduce(logits_by_round, -1)[..., None])
+    policy = probs.reshape(-1, 4, 4, 3).mean(2)
+    expected = np.zeros(len(policy))
+
+    def play(own, other, state, weight, t):
+        if t == len(policy) or weight == 0:
+            return
+        for chosen, move in itertools.product(range(3), range(2)):
+            p = policy[t, own * 2 + other, chosen] * float(opponent.moves[state, move])
+            for outcome in range(3):
+                happens = 1.0 if chosen == outcome == 2 else 0.0
+                if chosen < 2 and outcome < 2:
+                    happens = 1 - noise if chosen == outcome else noise
+                if happens == 0:
+                    continue
+                share = weight * p * happens
+                expected[t] += share * float(rewards[own * 2 + other, outcome, move])
+                legal = own if outcome == 2 else outcome
+                following = int(opponent.next_state[state, move, legal])
+                play(legal, move, following, share, t + 1)
+
+    for own, other in itertools.product(range(2), range(2)):
+        state = int(opponent.next_state[int(opponent.start), other, own])
+        play(own, other, state, 0.5 * float(opponent.opening[other]), 0)
+    return expected
+
+
+@pytest.mark.parametrize(("gamma", "noise"), [(0.0, 0.0), (0.6, 0.0), (1.0, 0.15)])
+def test_its_gradient_is_that_of_finite_differences(gamma, noise):
+    """In float64, moving one round's policy at a time, as the policy gradient theorem has it."""
+    with jax.enable_x64(True):
+        memory, num_rounds, opponent = make_memory(), 3, noisy(STICKY, 0.05)
+        generator = np.random.default_rng(3)
+        logits = generator.normal(size=(16, 3))
+        table = PolicyTable(jax.nn.log_softmax(jnp.asarray(logits)), jnp.zeros(16))
+        rewards = jnp.asarray(np.array(rewards_of(), np.float64))
+        settings = PPOConfig(gamma=gamma, gae_lambda=1.0)
+        shaken = jnp.asarray(noise) if noise else None
+        batch, _, _ = ppo.exact_batch(
+            table, None, opponent, shaken, rewards, memory, num_rounds, settings
+        )
+        gradient = np.asarray(estimate(table, batch, jnp.asarray(logits)))
+        assert gradient.dtype == np.float64
+    discounts = gamma ** np.arange(num_rounds)
+    table = np.asarray(rewards[0])
+    every = np.stack([logits] * num_rounds)
+    for prompt, outcome in [(0, 0), (3, 1), (6, 2), (9, 0), (13, 1), (15, 2)]:
+        total = 0.0
+        for t in range(num_rounds):
+            moved = []
+            for step in (1e-5, -1e-5):
+                changed = every.copy()
+                changed[t, prompt, outcome] += step
+                returns = discounted_returns(changed, opponent, table, gamma, noise)
+                moved.append(returns[t:] @ discounts[: num_rounds - t])
+            total += (moved[0] - moved[1]) / 2e-5
+        assert gradient[prompt, outcome] == pytest.approx(total / num_rounds, abs=2e-6)
+
+
+def test_without_discount_it_is_the_gradient_of_the_expected_reward():
+    memory, opponent = make_memory(2), get_opponent("win-stay-lose-shift")
+    logits, table = random_table(16)
+    table = table._replace(values=jnp.zeros(64))
+    rewards = rewards_of("utilitarian")
+    settings = PPOConfig(gamma=1.0, gae_lambda=1.0)
+    batch, _, _ = ppo.exact_batch(table, None, opponent, None, rewards, memory, 5, settings)
+
+    def expected(logits):
+        policy = chain.by_state(memory, chain.memory_policy(jax.nn.log_softmax(logits)))
+        shares = chain.visits(chain.against(memory, opponent), policy, 5)
+        return jnp.sum(shares * rewards[0])
+
+    gradient = estimate(table, batch, logits)
+    np.testing.assert_allclose(gradient, jax.grad(expected)(logits), atol=2e-6)
+
+
+def test_weights_are_visits_and_add_up():
+    memory = make_memory(1, 2, True)
+    _, table = random_table(len(memory.histories))
+    opponent = get_opponent("tit-for-tat")
+    batch, shares, _ = ppo.exact_batch(
+        table, None, opponent, None, rewards_of(), memory, 4, PPOConfig()
+    )
+    assert float(batch.weight.sum()) == pytest.approx(1, abs=1e-6)
+    # The first of four rounds has none before it.
+    assert float(shares[-1].sum()) == pytest.approx(0.25, abs=1e-6)
+    blank = batch.weight.reshape(-1, 4, 3)[-1].sum()
+    assert float(blank) == pytest.approx(0.25, abs=1e-6)
+
+
+OPTIMA = {  # what each reward makes of C after CC, CD, DC, DD against tit-for-tat
+    "game": [0, 0, 0, 0],
+    "utilitarian": [1, 1, 1, 1],
+    "deontological": [1, None, 1, None],
+    "game+deontological": [1, 0, 1, 0],
+}
+
+
+@pytest.mark.parametrize("name", OPTIMA)
+def test_it_learns_every_reward_and_repeats_itself(name):
+    tree = {
+        "model": {"source": "tabular"},
+        "reward": {"name": name},
+        "ppo": {"estimator": "exact", "learning_rate": 0.3, "entropy_coef": 0.3},
+        "updates": 150,
+    }
+    trained = train(config.parse(tree), say=lambda line: None)
+    policy = jax.nn.softmax(trained.trainable["logits"]).reshape(4, 4, 3).mean(1)
+    for cell, best in zip(policy, OPTIMA[name], strict=True):
+        assert best is None or abs(float(cell[0]) - best) < 0.1
+        assert float(cell[2]) < 0.01
+    # The seed does not matter: nothing is sampled and the table starts at zero.
+    other = train(config.parse(tree | {"seed": 5}), say=lambda line: None)
+    for ours, theirs in zip(
+        jax.tree.leaves(trained.trainable), jax.tree.leaves(other.trainable), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,213 @@
+"""Populations: members are what they would be alone, have names, and are checked."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from jaxmoral import config as configs
+from jaxmoral import ppo
+from jaxmoral.checkpoint import Checkpoints
+from jaxmoral.config import PPOConfig
+from jaxmoral.errors import UserError
+from jaxmoral.evaluation import evaluate, load_run
+from jaxmoral.experiment import over_members
+from jaxmoral.games import get_game
+from jaxmoral.gemma.lora import Lora
+from jaxmoral.memory import make_memory
+from jaxmoral.opponents import get_opponent, stack
+from jaxmoral.policy import GemmaPolicy, PromptInputs, reference_table
+from jaxmoral.prompt_tree import pack
+from jaxmoral.responses import spell
+from jaxmoral.rewards import get_reward, reward_table
+from jaxmoral.rollout import Environment
+from jaxmoral.runs import read_run
+from jaxmoral.training import train, train_population
+
+TABULAR = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--updates", "6"]
+SMALL = [*TABULAR, "--env.episodes", "64"]
+quiet = lambda line: None
+
+
+def members(*flags):
+    return configs.load_members(None, flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--reward.name", "[game, deontological]", "--env.opponent", "[tit-for-tat, prober]"],
+        ["--ppo.learning_rate", "[0.1, 0.3]", "--reward.xi", "[1, 4]", "--ppo.gamma", "[0, 0.9]"],
+        ["--ppo.estimator", "exact", "--env.game", "[ipd, bos]", "--env.noise", "[0, 0.1]"],
+        ["--env.opponent", "learner", "--ppo.kl_coef", "[0.01, 0.5]", "--env.game", "bos"],
+        ["--reward.then", "game", "--reward.switch_at", "[2, 4]", "--ppo.epochs", "2"],
+        ["--ppo.level", "token", "--ppo.normalise_rewards", "true", "--ppo.entropy_coef", "[0, 1]"],
+        ["--env.payoff_draws", "4", "--env.memory", "2", "--reward.then", "[utilitarian, game]"],
+        ["--reward.transition", "linear", "--reward.then", "[utilitarian, game]"],
+    ],
+)
+def test_each_member_is_bit_for_bit_what_it_is_alone(flags):
+    configurations = members(*SMALL, "--seed", "[0, 3]", *flags)
+    assert len(configurations) in (4, 8, 16)
+    together = train_population(configurations, say=quiet)
+    for name in list(configurations)[::3]:
+        alone = train(configurations[name], say=quiet)
+        for ours, theirs in zip(
+            jax.tree.leaves(together[name].state), jax.tree.leaves(alone.state), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+        # Means over samples are only logged; their last digit depends on the order of a sum.
+        last, expected = together[name].history[-1], alone.history[-1]
+        for key in ("reward_mean", "loss", "kl", "entropy", "p_illegal"):
+            assert last[key] == pytest.approx(expected[key], rel=1e-5), key
+        assert last["action_types"] == pytest.approx(expected["action_types"], rel=1e-5)
+
+
+def test_members_on_a_gemma_equal_the_same_alone(tiny):
+    """Three updates of four adapters with different settings on one base: 1e-4 relative."""
+    config, definition, weights, _ = tiny
+    policy = GemmaPolicy(config, definition, Lora(3, 6.0, 0.0, ("q", "v", "down")))
+    prompts = [[2, 5, 6, 7 + own, 20 + order] for own in range(4) for order in range(4)]
+    responses = spell([b"x", b"y"], [None] * 40 + [b"x", b"y"] + [None] * 54, [1], 1)
+    branches = [[*ids, *prefix] for ids in prompts for prefix in responses.prefixes]
+    tree, last = pack(branches)
+    inputs = PromptInputs(
+        tree, last.reshape(16, -1), responses.trie, np.array(prompts, np.int32), np.full(16, 5)
+    )
+    inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], inputs)
+    settings = PPOConfig(learning_rate=1e-2)
+    memory = make_memory()
+    update = ppo.make_update(policy, settings, memory, 3, 256, 5)
+    optimiser = ppo.make_optimiser(settings, 3)
+    game = get_game("ipd")
+    names = ["tit-for-tat", "random", "prober", "grim-trigger"]
+    kinds = ["game", "deontological", "utilitarian", "game+deontological"]
+    tables = [reward_table(game, get_reward(kind), 3.0, -6.0)[None] for kind in kinds]
+    rates = [1e-2, 3e-3, 1e-2, 2e-2]
+    reference = jax.vmap(lambda one: reference_table(policy, weights, one))(inputs)
+    keys = jax.random.split(jax.random.key(0), 4)
+    adjusted = [ppo.adjustable(settings) | {"learning_rate": np.float32(rate)} for rate in rates]
+
+    def start(key):
+        return ppo.init_state(key, policy, optimiser, 0.02, 1)
+
+    alone = []
+    step = jax.jit(update)
+    for index in range(4):
+        state = start(keys[index])
+        arena = Environment(get_opponent(names[index]), tables[index])
+        for _ in range(3):
+            state, metrics = step(
+                state, keys[index], weights, inputs, arena, reference, adjusted[index], None
+            )
+        alone.append((state.trainable, metrics))
+
+    every = jax.vmap(start, out_axes=ppo.TrainState(None, 0, 0, 0, 0))(keys)
+    arena = Environment(stack([get_opponent(name) for name in names]), np.stack(tables))
+    joined = {name: np.stack([one[name] for one in adjusted]) for name in adjusted[0]}
+    step = jax.jit(over_members(update, stacked=False))
+    for _ in range(3):
+        every, metrics = step(every, keys, weights, inputs, arena, reference, joined, None)
+    for index, (trainable, expected) in enumerate(alone):
+        for ours, theirs in zip(
+            jax.tree.leaves((every.trainable, metrics)),
+            jax.tree.leaves((trainable, expected)),
+            strict=True,
+        ):
+            scale = float(np.max(np.abs(theirs))) + 1e-9
+            np.testing.assert_allclose(ours[index] / scale, theirs / scale, atol=1e-4)
+
+
+def test_a_folder_holds_runs_by_name(tmp_path):
+    folder = tmp_path / "many"
+    flags = ["--seed", "[0, 1]", "--reward.name", "[game, utilitarian]"]
+    together = train_population(members(*SMALL, *flags), folder, say=quiet)
+    name = "seed=1,reward.name=utilitarian"
+    config, _, trainable = load_run(folder / name)
+    assert (config.seed, config.reward.name) == (1, "utilitarian")
+    for ours, theirs in zip(
+        jax.tree.leaves(trainable), jax.tree.leaves(together[name].trainable), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    run = read_run(folder / name)
+    assert [record["update"] for record in run.history] == [1, 2, 3, 4, 5, 6]
+    assert run.history == together[name].history
+    by_folder = evaluate(folder / name, ["ipd"], protocols=["exact"])
+    in_memory = evaluate(together[name], ["ipd"], protocols=["exact"])
+    assert by_folder["suites"] == in_memory["suites"]
+
+
+def test_a_population_is_resumed_with_nothing_lost(tmp_path):
+    flags = [*SMALL, "--checkpoint_every", "2", "--seed", "[0, 1, 2]"]
+    whole = train_population(members(*flags), tmp_path / "whole", say=quiet)
+    cut = tmp_path / "cut"
+    train_population(members(*flags), cut, say=quiet)
+    # Go back to the checkpoint of update 4, as if the rest had been lost.
+    shutil.rmtree(cut / "checkpoints" / "6")
+    resumed = train_population(members(*flags), cut, resume=True, say=quiet)
+    for name, agent in whole.items():
+        for ours, theirs in zip(
+            jax.tree.leaves(resumed[name].state), jax.tree.leaves(agent.state), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+        assert len(read_run(cut / name).history) == 6
+
+
+def test_one_lost_member_does_not_take_the_others_along(capsys):
+    flags = [*SMALL, "--ppo.value_coef", "[0.1, 3e38]", "--ppo.max_grad_norm", ".inf"]
+    found = train_population(members(*flags), say=quiet)
+    lost, kept = found["ppo.value_coef=3e38"], found["ppo.value_coef=0.1"]
+    assert not np.isfinite(lost.history[-1]["param_norm"])
+    assert np.isfinite(kept.history[-1]["param_norm"])
+    assert "ppo.value_coef=3e38: not finite numbers from update" in capsys.readouterr().out
+    alone = train(members(*SMALL, "--ppo.max_grad_norm", ".inf")[""], say=quiet)
+    assert kept.history[-1]["loss"] == alone.history[-1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lora.rank", "[4, 8]"], r"lora\.rank: cannot vary .* jaxmoral\.sweep"),
+        (["--env.episodes", "[64, 128]"], r"env\.episodes: cannot vary"),
+        (["--env.opponent", "[learner, random]"], "learner cannot share"),
+        (["--env.game", "['public-goods(3)', ipd]", "--env.opponent", "random"], "same number of"),
+        (["--seed", "[]"], "seed: the list of values is empty"),
+        (["--seed", "[1, 1]"], "stands twice"),
+        (["--seed", str(list(range(100))), "--reward.xi", str(list(range(50)))], "5,000 comb"),
+        (["--reward.name", "[game, nonsense]"], "unknown name 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_a_population_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        train_population(members(*TABULAR, *flags), say=quiet)
+
+
+def test_a_list_is_a_value_where_the_key_is_a_list():
+    one = members("--prompt.labels", "[A, B]", "--evaluation.suites", "[trained]")
+    assert list(one) == [""]
+    two = members("--prompt.labels", "[[A, B], [X, Y]]")
+    assert list(two) == ["prompt.labels=A+B", "prompt.labels=X+Y"]
+    assert two["prompt.labels=X+Y"].prompt.labels == ("X", "Y")
+
+
+def test_a_damaged_list_of_members_is_one_line(tmp_path):
+    folder = tmp_path / "many"
+    train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
+    (folder / "population.yaml").write_text(yaml.safe_dump({"not": "names"}))
+    with pytest.raises(UserError, match="damaged: it must list names"):
+        load_run(folder / "seed=0")
+    (folder / "population.yaml").write_text(yaml.safe_dump(["seed=1"]))
+    with pytest.raises(UserError, match="is no member"):
+        load_run(folder / "seed=0")
+
+
+def test_a_checkpoint_of_other_members_is_refused(tmp_path):
+    folder = tmp_path / "many"
+    train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
+    other = members(*SMALL, "--seed", "[0, 1]", "--reward.xi", "5")
+    with pytest.raises(UserError, match=r"differs in reward\.xi"):
+        train_population(other, folder, resume=True, say=quiet)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest() == 6

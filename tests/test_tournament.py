@@ -1,0 +1,175 @@
+"""Tournaments against matches played by hand, and their page."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral.errors import UserError
+from jaxmoral.games import choose_games, get_game
+from jaxmoral.meetings import find_tournaments
+from jaxmoral.report import write_report
+from jaxmoral.tournament import entrant, hold, read_entrants, strategy
+from jaxmoral.training import train, train_population
+
+NAMES = ["tit-for-tat", "always-defect", "always-cooperate", "grim-trigger", "alternator"]
+quiet = lambda line: None
+
+
+def tabular(*flags):
+    base = ["--model.source", "tabular", "--updates", "2", "--env.episodes", "64"]
+    return configs.load_members(None, [*base, *flags])
+
+
+@pytest.fixture(scope="module")
+def classic():
+    games = choose_games(["ipd", "bos"])
+    entrants = [strategy(name, games, 0.0) for name in NAMES]
+    return hold(entrants, games, ["deontological"], 10, 3.0, -6.0)
+
+
+PLAIN = {
+    "tit-for-tat": lambda mine, theirs: theirs[-1] if theirs else 0,
+    "always-defect": lambda mine, theirs: 1,
+    "always-cooperate": lambda mine, theirs: 0,
+    "grim-trigger": lambda mine, theirs: int(1 in theirs),
+    "alternator": lambda mine, theirs: len(mine) % 2,
+}
+
+
+@pytest.mark.parametrize("game", ["ipd", "bos"])
+def test_matches_are_those_of_plain_loops(classic, game):
+    payoffs = get_game(game).payoffs
+    found = classic["games"][game]["episode"]
+    for i, one in enumerate(NAMES):
+        for j, two in enumerate(NAMES):
+            points, duty, cooperation = [], [], []
+            for side in (0, 1):  # of an asymmetric game everyone plays both
+                mine, theirs = [], []
+                for _ in range(10):
+                    a, b = PLAIN[one](mine, theirs), PLAIN[two](theirs, mine)
+                    cell = (a, b) if side == 0 else (b, a)
+                    points.append(payoffs[(side, *cell)])
+                    duty.append(-3.0 if a == 1 and theirs and theirs[-1] == 0 else 0.0)
+                    cooperation.append(a == 0)
+                    mine.append(a)
+                    theirs.append(b)
+            assert found["game"][i][j] == pytest.approx(np.mean(points)), (one, two)
+            assert found["deontological"][i][j] == pytest.approx(np.mean(duty)), (one, two)
+            assert found["cooperation"][i][j] == pytest.approx(np.mean(cooperation)), (one, two)
+
+
+def test_a_trained_agent_plays_as_its_policy_says(tmp_path):
+    """An agent whose table is set to tit-for-tat gets what tit-for-tat gets, after its coin."""
+    (trained,) = [train(config, say=quiet) for config in tabular().values()]
+    logits = jnp.full((4, 4, 3), -40.0)
+    for own in (0, 1):
+        for other in (0, 1):
+            logits = logits.at[own * 2 + other, :, other].set(0.0)
+    table = {"logits": logits.reshape(16, 3), "values": jnp.zeros(16)}
+    games = choose_games(["ipd"])
+    agent = entrant("copy", trained.agent, table, games, 0.0)
+    others = [strategy(name, games, 0.0) for name in ("always-defect", "always-cooperate")]
+    found = hold([agent, *others], games, [], 10, 3.0, -6.0)["games"]["ipd"]
+    # The remembered move of always-defect is D, so the agent never co-operates with it.
+    assert found["episode"]["game"][0][1:] == pytest.approx([1, 3])
+    assert found["episode"]["game"][1][0] == pytest.approx(1)
+    # Two copies remember two coins: CC, DD, or turns of CD and DC.
+    assert found["long_run"]["game"][0][0] == pytest.approx((3 + 1 + 2 + 2) / 4, abs=1e-6)
+
+
+def test_illegal_answers_cost_their_giver_only():
+    (trained,) = [train(config, say=quiet) for config in tabular().values()]
+    silent = jnp.tile(jnp.array([-40.0, -40.0, 0.0]), (16, 1))
+    table = {"logits": silent, "values": jnp.zeros(16)}
+    games = choose_games(["ipd"])
+    agent = entrant("silent", trained.agent, table, games, 0.0)
+    found = hold([agent, strategy("always-cooperate", games, 0.0)], games, [], 4, 3.0, -6.0)
+    points = found["games"]["ipd"]["episode"]["game"]
+    assert points[0][1] == pytest.approx(-6)
+    # It repeats its remembered coin: C or D for ever.
+    assert points[1][0] == pytest.approx((3 + 0) / 2)
+
+
+def test_populations_runs_and_names_take_part(tmp_path):
+    train_population(tabular("--seed", "[0, 1]"), tmp_path / "many", say=quiet)
+    train(tabular()[""], tmp_path / "one", say=quiet)
+    games = choose_games(["ipd"])
+    found = [
+        one.name
+        for name in (str(tmp_path / "many"), str(tmp_path / "one"), "joss")
+        for one in read_entrants(name, games, 0.0)
+    ]
+    assert found == ["seed=0", "seed=1", "one", "joss"]
+    with pytest.raises(UserError, match="agents: opponent: unknown name 'jos'.*'joss'"):
+        read_entrants("jos", games, 0.0)
+    with pytest.raises(UserError, match="neither a run nor a population"):
+        read_entrants(str(tmp_path), games, 0.0)
+
+
+def test_the_command_and_its_page(tmp_path):
+    train_population(
+        tabular("--seed", "[0, 1]", "--evaluation.games", "[ipd, plane]"),
+        tmp_path / "many",
+        say=quiet,
+    )
+    command = [sys.executable, "-m", "jaxmoral.tournament", str(tmp_path / "many"), *NAMES]
+    command += ["--output-dir", str(tmp_path / "meet"), "--games", "ipd,ish", "--noise", "0.01"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "tit-for-tat" in done.stdout
+    result = json.loads((tmp_path / "meet" / "tournament.json").read_text())
+    assert len(result["agents"]) == 7
+    write_report([tmp_path / "meet"], tmp_path / "page")
+    page = (tmp_path / "page" / "index.html").read_text()
+    value = result["games"]["ipd"]["long_run"]["game"][2][3]
+    assert f"IPD: tit-for-tat against always-defect: {value:.3f}" in page
+    assert "Tournament: who spreads" in page
+    assert (tmp_path / "page" / "figures" / "tournament-game.png").is_file()
+
+    evaluate = [sys.executable, "-m", "jaxmoral.evaluate", "--run", str(tmp_path / "many")]
+    assert subprocess.run(evaluate, capture_output=True, check=False).returncode == 0
+    write_report([tmp_path / "many", tmp_path / "meet"], tmp_path / "both")
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert "Fingerprints" in page
+    assert "S=-10 T=20: C 33" in page  # of the base, which is uniform
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tit-for-tat", "tit-for-tat"], "takes part twice"),
+        (["nobody"], "unknown name 'nobody'"),
+        (["joss", "--games", "public-goods"], "more than two players"),
+        (["joss", "--games", "ipdd"], "did you mean 'ipd'"),
+        (["joss", "--noise", "2"], "--noise: needs a finite number from 0 to 1"),
+        (["joss", "--rounds", "0"], "--rounds: needs a whole number"),
+        (["joss", "--rewards", "nonsense"], "--rewards: unknown name 'nonsense'"),
+        (["extortionate(3)", "--games", "harmony"], "no zero-determinant strategy"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    from jaxmoral import tournament
+
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "--output-dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        tournament.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_tournament_is_left_out(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "tournament.json").write_text("{")
+    found, skipped = find_tournaments([tmp_path])
+    assert not found
+    assert "is damaged" in skipped[0]
+    with pytest.raises(UserError, match="no run in"):
+        write_report([tmp_path], tmp_path / "page")
