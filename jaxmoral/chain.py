@@ -165,7 +165,17 @@ def memory_policy(log_probs: jax.Array) -> jax.Array:
 
 def by_state(memory: Memory, values: jax.Array) -> jax.Array:
     """`[num_histories, ...]` by what the prompt shows to `[h, ...]` by the agent's history."""
+    if len(values) == playable(memory):  # it shows all there is
+        return values
     return values[jnp.asarray(memory.shown)[: playable(memory)]]
+
+
+def by_shown(memory: Memory, values: jax.Array) -> jax.Array:
+    """Sums of `[h, ...]` over the histories that look alike, `[num_histories, ...]`."""
+    if len(values) == len(memory.histories):
+        return values
+    shown = jnp.asarray(memory.shown)[: len(values)]
+    return jnp.zeros((len(memory.histories), *values.shape[1:])).at[shown].add(values)
 
 
 def distributions(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array:

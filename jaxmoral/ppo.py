@@ -63,11 +63,14 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples of one gradient step, `[num_samples]` each; the weights add up to 1."""
+    """Samples of one gradient step, `[num_samples]` each; the weights add up to 1.
+
+    Without `prompt` and `outcome` the samples are the policy table's cells, in its order.
+    """
 
     weight: jax.Array
-    prompt: jax.Array
-    outcome: jax.Array
+    prompt: jax.Array | None
+    outcome: jax.Array | None
     log_prob: jax.Array
     value: jax.Array
     advantage: jax.Array
@@ -204,20 +207,24 @@ def ppo_loss(
     Returns:
       The loss and its parts.
     """
-    chex.assert_equal_shape(batch)
     mean = lambda values: jnp.sum(batch.weight * values)
-    log_prob = table.log_probs[batch.prompt, batch.outcome]
+    if batch.prompt is None:  # no need to look anything up
+        log_prob, at = table.log_probs.ravel(), lambda rows: jnp.repeat(rows, 3)
+    else:
+        log_prob = table.log_probs[batch.prompt, batch.outcome]
+        at = lambda rows: rows[batch.prompt]
+    chex.assert_equal_shape([log_prob, *jax.tree.leaves(batch)])
     ratio = jnp.exp(log_prob - batch.log_prob)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     policy_loss = -mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
 
-    value = table.values[batch.prompt]
+    value = at(table.values)
     near = batch.value + jnp.clip(value - batch.value, -config.value_clip, config.value_clip)
     errors = jnp.maximum((value - batch.value_target) ** 2, (near - batch.value_target) ** 2)
     value_loss = 0.5 * mean(errors)
 
-    kl = mean(exact_kl(table.log_probs, reference)[batch.prompt])
-    entropy = mean(exact_entropy(table.log_probs)[batch.prompt])
+    kl = mean(at(exact_kl(table.log_probs, reference)))
+    entropy = mean(at(exact_entropy(table.log_probs)))
     loss = policy_loss + config.value_coef * value_loss + kl_coef * kl - entropy_coef * entropy
     return loss, {
         "loss": loss,
@@ -231,8 +238,7 @@ def behaviour_metrics(
     table: PolicyTable,
     shares: jax.Array,
     reward_mean: jax.Array,
-    prompt: jax.Array,
-    weight: jax.Array,
+    seen: Callable[[jax.Array], jax.Array],
     reference: jax.Array,
     memory: Memory,
 ) -> Metrics:
@@ -243,7 +249,7 @@ def behaviour_metrics(
       table: of the behaviour policy.
       shares: `[num_previous, 3 (outcome)]` of the rounds.
       reward_mean: `[]`.
-      prompt, weight: `[num_samples]`, how often each prompt was seen.
+      seen: the mean over visits of something known per prompt, `[num_prompts]`.
       reference: `[num_prompts, 3]` log-probabilities.
       memory: of the agent.
     """
@@ -256,8 +262,8 @@ def behaviour_metrics(
         "p_defect": p_defect,
         "p_illegal": p_illegal,
         "action_types": types,
-        "kl": jnp.sum(weight * exact_kl(table.log_probs, reference)[prompt]),
-        "entropy": jnp.sum(weight * exact_entropy(table.log_probs)[prompt]),
+        "kl": seen(exact_kl(table.log_probs, reference)),
+        "entropy": seen(exact_entropy(table.log_probs)),
     }
 
 
@@ -278,8 +284,7 @@ def sampled_metrics(
         table,
         sampled_shares(trajectories, memory),
         trajectories.reward.mean(),
-        prompt,
-        jnp.float32(1 / len(prompt)),
+        lambda rows: rows[prompt].mean(),
         reference,
         memory,
     )
@@ -350,9 +355,8 @@ def exact_batch(
         )
         shares = chains.visits(chain, policy.mean(1), num_rounds)
         # What the prompt does not show is averaged over: it is all the same to the policy.
-        shown = jnp.asarray(memory.shown)[: len(visited)]
-        seen = jnp.zeros(len(probs)).at[shown].add(visited)
-        mean = jnp.zeros_like(probs).at[shown].add(visited[:, None, None] * advantage)
+        seen = chains.by_shown(memory, visited)
+        mean = chains.by_shown(memory, visited[:, None, None] * advantage)
         mean = mean / jnp.maximum(seen, 1e-20)[:, None, None]
         weight = seen[:, None, None] / NUM_ORDERS * probs
         return weight.reshape(-1, 3), mean.reshape(-1, 3), shares, jnp.sum(shares * rewards)
@@ -367,8 +371,7 @@ def exact_batch(
     target = advantage + values
     if config.normalise_advantages:
         advantage = whiten(advantage, weight)
-    prompt, outcome = jnp.indices((num_prompts, 3))
-    batch = Batch(weight, prompt, outcome, table.log_probs, values, advantage, target)
+    batch = Batch(weight, None, None, table.log_probs, values, advantage, target)
     return jax.tree.map(jnp.ravel, batch), shares.mean(0), reward.mean()
 
 
@@ -377,7 +380,7 @@ def split_minibatches(key: jax.Array, batch: Batch, config: PPOConfig) -> Batch:
 
     An epoch visits every sample once, in an order of its own.
     """
-    size = len(batch.prompt)
+    size = len(batch.weight)
     if config.minibatches == 1:
         order = jnp.broadcast_to(jnp.arange(size), (config.epochs, size))
     else:
@@ -525,8 +528,7 @@ def make_update(
                     table,
                     shares.sum(-1),
                     reward,
-                    batch.prompt,
-                    batch.weight,
+                    lambda rows: jnp.sum(batch.weight.reshape(-1, 3).sum(1) * rows),
                     reference,
                     memory,
                 )

@@ -23,11 +23,12 @@ import numpy as np
 from jaxmoral import config as configs
 from jaxmoral import games, opponents, rewards
 from jaxmoral.agent import Agent, Condition, Prompter, make_agent
+from jaxmoral.experiment import compile_update, resolve
 from jaxmoral.gemma.load import load
+from jaxmoral.memory import make_memory
 from jaxmoral.policy import GemmaPolicy, PromptInputs
 from jaxmoral.prompt_tree import PromptTree, ancestor_mask, pack
 from jaxmoral.rollout import Environment, rollout
-from jaxmoral.training import compile_update, resolve
 
 
 def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
@@ -55,7 +56,7 @@ def matmul_rate() -> float:
 
 
 def useful_flops(policy: GemmaPolicy, inputs: PromptInputs, rank: int) -> float:
-    """Forward and backward of one packed tree: no recomputation, visible pairs only.
+    """Forward and backward of the packed trees: no recomputation, visible pairs only.
 
     The base is frozen, so a linear layer costs one product forward and one backward; an adapter
     matrix costs one forward and two backward; attention one forward and two backward.
@@ -65,8 +66,9 @@ def useful_flops(policy: GemmaPolicy, inputs: PromptInputs, rank: int) -> float:
     shapes = config.linear_shapes.values()
     linear = 2 * 2 * nodes * sum(i * o for i, o in shapes)
     adapters = 3 * 2 * nodes * sum((i + o) * rank for i, o in shapes)
-    near = int(ancestor_mask(inputs.tree, config.sliding_window).sum())
-    pairs = {True: int(ancestor_mask(inputs.tree).sum()), False: near}
+    trees = [jax.tree.map(lambda x, at=at: x[at], inputs.tree) for at in range(len(inputs.nodes))]
+    near = sum(int(ancestor_mask(tree, config.sliding_window).sum()) for tree in trees)
+    pairs = {True: sum(int(ancestor_mask(tree).sum()) for tree in trees), False: near}
     width = config.num_heads * config.head_dim
     attention = sum(3 * 4 * pairs[is_global] * width for is_global in config.global_layers)
     head = 2 * 2 * inputs.nodes.size * config.embed_dim * config.vocab_size
@@ -79,7 +81,7 @@ def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, c
     for _ in range(2):
         jax.clear_caches()
         start = time.perf_counter()
-        state, step = compile_update(config, agent)
+        state, step = compile_update([(config, agent)])
         compile_times.append(time.perf_counter() - start)
     show("set-up and compile, cold", f"{compile_times[0]:.1f} s", "<= 25 s")
     show("the same from the persistent cache", f"{compile_times[1]:.1f} s", "faster")
@@ -104,7 +106,7 @@ def measure_learners(config: configs.Config, agent: Agent) -> None:
     """An update of two learners beside one of a single one, taken in turns."""
     other = dataclasses.replace(config.env, opponent="learner")
     kinds = [config, dataclasses.replace(config, env=other)]
-    runs = [compile_update(kind, agent) for kind in kinds]
+    runs = [compile_update([(kind, agent)]) for kind in kinds]
     states, steps = [state for state, _ in runs], [step for _, step in runs]
     times: list[list[float]] = [[], []]
     for update in range(7):
@@ -127,14 +129,14 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
     prompter = Prompter(model, config.prompt.template)
     condition = Condition(games.get_game(config.env.game), agent.presentation)
     branches = prompter.sequences(condition)
-    width = tree_inputs.nodes.shape[1]
+    width = tree_inputs.nodes.shape[-1]
     rows = [pack(branches[start : start + width]) for start in range(0, len(branches), width)]
     flat = PromptInputs(
         tree=PromptTree(*map(np.stack, zip(*(tree for tree, _ in rows), strict=True))),
         nodes=np.stack([last[None] for _, last in rows]),
-        trie=jax.tree.map(lambda leaf: np.stack([leaf] * len(rows)), tree_inputs.trie),
-        tokens=tree_inputs.tokens[:, None],
-        lengths=tree_inputs.lengths[:, None],
+        trie=jax.tree.map(lambda leaf: np.stack([leaf[0]] * len(rows)), tree_inputs.trie),
+        tokens=tree_inputs.tokens.reshape(len(rows), 1, -1),
+        lengths=tree_inputs.lengths.reshape(-1, 1),
     )
     trainable = jax.jit(policy.init)(jax.random.key(0))
 
@@ -142,8 +144,8 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
         return policy.apply(frozen, inputs, trainable, None).log_probs
 
     def from_flat(trainable, frozen, inputs):
-        one = lambda inputs: policy.apply(frozen, inputs, trainable, None).log_probs[0]
-        return jax.vmap(one)(inputs)
+        one = lambda row: policy.apply(frozen, row, trainable, None).log_probs[0]
+        return jax.vmap(one)(jax.tree.map(lambda leaf: leaf[:, None], inputs))
 
     times = []
     for function, inputs in ((from_tree, tree_inputs), (from_flat, flat)):
@@ -159,12 +161,12 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
 
 
 def measure_rollout() -> None:
-    payoffs = games.get_game("ipd").payoffs
-    table = rewards.reward_table(payoffs, rewards.get_reward("game"), 3.0, -6.0)
-    arena = jax.device_put(Environment(opponents.get_opponent("tit-for-tat"), table))
+    table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward("game"), 3.0, -6.0)
+    arena = jax.device_put(Environment(opponents.get_opponent("tit-for-tat"), table[None]))
+    memory = make_memory()
     log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (16, 3)))
     for episodes in (100_000, 1_000_000):
-        play = jax.jit(lambda key, p, a, n=episodes: rollout(key, p, a, n, 5))
+        play = jax.jit(lambda key, p, a, n=episodes: rollout(key, p, a, memory, n, 5))
         taken = seconds(play, jax.random.key(0), log_probs, arena, repeats=10)
         rate = episodes * 5 / taken / 1e6
         show(f"rollout of {episodes:,} x 5 rounds", f"{rate:.0f} million rounds/s", ">= 40 million")
@@ -192,7 +194,7 @@ def main() -> None:
     agent = make_agent(config)
     jax.block_until_ready(agent.frozen)
     show("model and tokenizer, from the cache", f"{time.perf_counter() - start:.1f} s", "<= 10 s")
-    packed = agent.inputs([Condition(games.get_game(config.env.game), agent.presentation)])
+    packed = agent.inputs([[Condition(games.get_game(config.env.game), agent.presentation)]])
     inputs = jax.tree.map(lambda field: field[0], packed)
     with tempfile.TemporaryDirectory() as cache:
         measure_update(dataclasses.replace(config, updates=40), agent, inputs, cache)

@@ -16,23 +16,28 @@ import numpy as np
 import jaxmoral
 from jaxmoral import config as configs
 from jaxmoral import figures
-from jaxmoral.chain import visits
+from jaxmoral.chain import against, visits
 from jaxmoral.errors import run_command
+from jaxmoral.experiment import environment
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.memory import make_memory
+from jaxmoral.rewards import PAPER_REWARDS
 from jaxmoral.rollout import Environment
 from jaxmoral.runs import Run
-from jaxmoral.training import environment
 
 
 def one_step_values(arena: Environment) -> np.ndarray:
-    """Expected reward of C and D after each remembered round, `[4, 2]`.
+    """Expected reward of C and D after each remembered round, `[2N, 2]`.
 
     The opponent is in the state that the remembered round put it in, as in a first round.
     """
-    opponent, rewards = arena.opponent, np.asarray(arena.rewards)
+    opponent, rewards = arena.opponent, np.asarray(arena.rewards)[0]
     assert opponent is not None
-    p = np.asarray(opponent.p_cooperate)[np.asarray(opponent.start_state)][..., None]
-    return (rewards[:, :, :2, 0] * p + rewards[:, :, :2, 1] * (1 - p)).reshape(4, 2)
+    num_moves = rewards.shape[-1]
+    own, other = np.divmod(np.arange(2 * num_moves), num_moves)
+    state = np.asarray(opponent.next_state)[opponent.start, other, own]
+    moves = np.asarray(opponent.moves)[state]
+    return (rewards[:-1, :2] * moves[:, None]).sum(-1)
 
 
 def main() -> None:
@@ -53,7 +58,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     ]
     print("\n".join(lines), flush=True)
     histories: dict[str, list[Run]] = {}
-    for reward in jaxmoral.REWARDS:
+    for reward in dict.fromkeys([*PAPER_REWARDS, *jaxmoral.REWARDS]):
         for seed in arguments.seeds.split(","):
             config = configs.load(None, [*flags, "--reward.name", reward, "--seed", seed])
             trained = jaxmoral.train(config, say=lambda line: None)
@@ -75,14 +80,14 @@ def row(trained: jaxmoral.TrainedAgent) -> str:
     tuned = evaluation["suites"]["trained"][config.env.game]["policies"]["tuned"]
     exact = tuned["opponents"][config.env.opponent]["exact"]
     policy = np.array([list(cell.values()) for cell in tuned["remembered"].values()])
-    legal = 1 - exact["action_types"]["illegal|C"] - exact["action_types"]["illegal|D"]
+    legal = 1 - exact["outcomes"]["illegal"]
 
     arena = environment(config)
     values = one_step_values(arena)
     defects = values.argmax(-1)
-    best_policy = jnp.eye(3)[defects].reshape(2, 2, 3)
+    memory = make_memory(num_moves=arena.rewards.shape[-1])
     assert arena.opponent is not None
-    shares = visits(best_policy, arena.opponent, config.env.rounds)
+    shares = visits(against(memory, arena.opponent), jnp.eye(3)[defects], config.env.rounds)
     best, worst = float((shares * arena.rewards).sum()), float(np.min(arena.rewards))
     mean = exact["rewards"][reward]
     share = mean / best if best > 0 else (mean - worst) / (best - worst)

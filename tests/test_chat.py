@@ -8,6 +8,7 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.chat import Match
+from jaxmoral.memory import make_memory
 from jaxmoral.training import train
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "150"]
@@ -30,8 +31,8 @@ def test_a_match_follows_the_rules_of_training():
     log_probs = np.full((16, 3), -50.0)
     for prompt in range(16):
         log_probs[prompt, (prompt // 4) % 2] = 0.0
-    match = Match(configs.Config(), log_probs, 0)
-    previous = match.users_last
+    match = Match(configs.Config(), make_memory(), log_probs, 0)
+    ((_, previous),) = match.history
     for move in (0, 1, 1, 0, 1):
         played = match.play(move)
         assert played.agents_move == previous
@@ -41,11 +42,30 @@ def test_a_match_follows_the_rules_of_training():
 
     silent = np.full((16, 3), -50.0)
     silent[:, 2] = 0.0
-    match = Match(configs.Config(), silent, 0)
-    before = match.agents_last
+    match = Match(configs.Config(), make_memory(), silent, 0)
+    ((before, _),) = match.history
     played = match.play(1)
     assert played[1:] == (2, 1, 0.0, 0.0)
-    assert (match.agents_last, match.users_last) == (before, 1)
+    assert match.history == ((before, 1),)
+
+
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.parametrize("memory", [0, 2, 3])
+def test_a_match_remembers_as_long_as_the_agent(memory, blank):
+    """The prompt it is asked with shows the newest rounds, and it answers that prompt."""
+    machine = make_memory(memory, 2, blank)
+    logits = np.random.default_rng(0).integers(0, 3, 4 * len(machine.histories))
+    match = Match(configs.Config(), machine, np.log(np.eye(3)[logits] + 1e-30), 0)
+    rounds = list(match.history)
+    assert len(rounds) == (0 if blank else memory)
+    for move in (0, 1, 1, 0, 1):
+        played = match.play(move)
+        assert machine.histories[played.prompt // 4] == tuple(rounds)
+        assert played.agents_move == logits[played.prompt]
+        if memory:
+            own = (0, 1, rounds[-1][0] if rounds else 0)[played.agents_move]
+            rounds = [*rounds, (own, move)][-memory:]
+        assert match.history == tuple(rounds)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import yaml
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
+from jaxmoral.experiment import resolve
 
 
 def test_yaml_then_flags_then_defaults(tmp_path):
@@ -50,7 +51,7 @@ def test_every_shipped_configuration_loads():
             ["--ppo.learning_rat", "1"],
             "unknown key 'ppo.learning_rat'; did you mean 'ppo.learning_",
         ),
-        (["--ppo.zzz", "1"], "the keys are ppo.level, ppo.sample_with_dropout"),
+        (["--ppo.zzz", "1"], "the keys are ppo.level, ppo.estimator, ppo.sample_with_dropout"),
         (["--wrong.key", "1"], "unknown key 'wrong'; the keys are preset, model.source"),
         (["--lora.rank", "eight"], "lora.rank: input should be a valid integer.* got 'eight'"),
         (["--lora.rank", "0"], "lora.rank: input should be greater than 0, got 0"),
@@ -65,13 +66,45 @@ def test_every_shipped_configuration_loads():
         (["--seed"], "every flag needs a value"),
         (["seed", "1"], "expected a flag"),
         (["--seed.x", "1"], "seed"),
-        (["--games.mine", "{CC: [1]}"], "games.mine.CC"),
+        (["--games.mine", "{CC: [one, 1]}"], "games.mine.CC"),
         (["--updates", "true"], "updates"),
+        (["--env.memory", "4"], "env.memory: input should be less than or equal to 3, got 4"),
+        (["--env.noise", "1.1"], "env.noise: input should be less than or equal to 1"),
+        (["--env.payoff_draws", "3"], "env.payoff_draws: 3 does not divide env.episodes = 4096"),
+        (["--env.payoff_range", "[5, 5]"], "env.payoff_range: needs two rising numbers"),
+        (["--env.streams", "numpy", "--env.memory", "2"], "env.streams: numpy needs env.memory 1"),
+        (["--reward.transition", "linear"], "reward.transition: linear needs reward.then"),
+        (["--ppo.estimator", "exact", "--ppo.minibatches", "2"], "exact needs ppo.minibatches 1"),
+        (["--ppo.estimator", "exact", "--ppo.level", "token"], "exact needs ppo.level outcome"),
     ],
 )
 def test_bad_values_get_one_line_that_names_the_key(flags, message):
     with pytest.raises(UserError, match=message) as caught:
         configs.load(None, flags)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--games.mine", "{CC: [1], CD: [0, 4], DC: [4, 0], DD: [1, 1]}"], "games.mine.CC: needs"),
+        (["--games.mine", "{CC: [1, 1]}"], "games.mine: needs exactly the keys CC, CD, DC, DD"),
+        (["--games.mine", "{C: [0, 1], D: [1]}"], "games.mine: needs two rows"),
+        (["--games.ipd", "{C: [0, 1], D: [1, 2]}"], "games.ipd: the name is taken by a game with"),
+        (["--opponents.mine", "{cooperate: [1]}"], "opponents.mine: needs cooperate, transitions"),
+        (
+            ["--opponents.mine", "{cooperate: [2], transitions: [[0, 0, 0, 0]]}"],
+            "opponents.mine.cooperate: ",
+        ),
+        (["--env.memory", "3", "--env.max_prompts", "255"], "env.memory: 3 remembered rounds of"),
+        (["--env.payoff_range", "[1, 2]", "--env.payoff_draws", "2"], "env.payoff_range: 1 to 2"),
+        (["--env.game", "public-goods(3)", "--env.opponent", "learner"], "learner needs a game of"),
+        (["--env.game", "public-goods(3)"], "opponent: unknown name 'tit-for-tat'"),
+    ],
+)
+def test_what_a_configuration_describes_is_checked_before_a_model_is_loaded(flags, message):
+    with pytest.raises(UserError, match=message) as caught:
+        resolve(configs.load(None, flags))
     assert "\n" not in str(caught.value)
 
 

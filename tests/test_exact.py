@@ -36,7 +36,10 @@ def estimate(table, batch, logits):
 
     def loss(logits):
         log_probs = jax.nn.log_softmax(logits)
-        ratio = jnp.exp(log_probs[batch.prompt, batch.outcome] - batch.log_prob)
+        chosen = log_probs.ravel()  # of an exact batch
+        if batch.prompt is not None:
+            chosen = log_probs[batch.prompt, batch.outcome]
+        ratio = jnp.exp(chosen - batch.log_prob)
         return jnp.sum(batch.weight * ratio * batch.advantage)
 
     return jax.grad(loss)(logits)

@@ -10,11 +10,12 @@ from scipy.stats import norm
 
 from jaxmoral import config as configs
 from jaxmoral.evaluation import evaluate
+from jaxmoral.experiment import resolve
 from jaxmoral.export import save_merged
 from jaxmoral.gemma import quantise as q
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.gemma.sizes import num_parameters, weight_bytes
-from jaxmoral.training import resolve, train
+from jaxmoral.training import train
 
 
 def test_the_codebook_holds_quantiles_of_a_normal_distribution():

@@ -19,12 +19,13 @@ from jaxmoral.agent import Condition, Prompter, make_agent, random_labels
 from jaxmoral.ask import ask
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate
+from jaxmoral.experiment import resolve
 from jaxmoral.export import export
 from jaxmoral.gemma.load import load
 from jaxmoral.policy import GemmaPolicy, reference_table
 from jaxmoral.prompt_tree import pack
 from jaxmoral.results import rows
-from jaxmoral.training import resolve, train
+from jaxmoral.training import train
 
 LABELS = ("action1", "action2")
 SHOWN = prompts.Presentation(labels=LABELS)
@@ -55,7 +56,7 @@ def test_deontological_training_works_within_five_updates(trained):
 
 def test_the_reference_is_the_base_and_the_adapter_moved(trained):
     agent = trained.agent
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([IPD]))
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[IPD]]))
     fresh = agent.policy.init(jax.random.key(0))
     base = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None))(agent.frozen, fresh)
     reference = jax.jit(partial(reference_table, agent.policy))(agent.frozen, inputs)
@@ -141,10 +142,10 @@ def test_labels_of_different_shapes_share_a_program(real):
     shown = [Condition(IPD.game, SHOWN._replace(labels=pair)) for pair in pairs]
     fresh = agent.policy.init(jax.random.key(0))
     apply = jax.jit(lambda w, i: agent.policy.apply(w, i, fresh, None).log_probs)
-    together = agent.inputs(shown)
+    together = agent.inputs([[condition] for condition in shown])
     for index, condition in enumerate(shown):
         inputs = jax.tree.map(lambda x, at=index: x[at], together)
-        alone = jax.tree.map(lambda x: x[0], agent.inputs([condition]))
+        alone = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
         np.testing.assert_allclose(
             apply(agent.frozen, inputs), apply(agent.frozen, alone), atol=2e-4
         )
@@ -198,7 +199,7 @@ def torch_log_probs(twin, tokens):
 def test_exports_give_the_same_log_probabilities(trained, run_folder, torch_real, tmp_path):
     """Issue: a PEFT export and a merged export serve our log-probabilities elsewhere (<= 1e-3)."""
     agent, trainable = trained.agent, trained.trainable
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([IPD]))
+    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[IPD]]))
     log_probs = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None).log_probs)
     ours = np.asarray(log_probs(agent.frozen, trainable))[:, 0]
     export(run_folder, "peft", tmp_path / "peft")

@@ -9,9 +9,10 @@ import numpy as np
 from jaxmoral import config as configs
 from jaxmoral import games, ppo
 from jaxmoral.agent import Condition, make_agent
+from jaxmoral.experiment import environment, initial_state, resolve
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
-from jaxmoral.training import environment, initial_state, resolve
+from jaxmoral.memory import make_memory
 
 MODELS = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "size_table.py"))["MODELS"]
 
@@ -32,12 +33,14 @@ def test_the_papers_adapter():
 def test_activations_are_what_the_compiler_reserves(real):
     config = resolve(configs.load(None, ["--env.episodes", "64"]))
     agent = make_agent(config)
-    inputs = agent.inputs([Condition(games.get_game("ipd"), agent.presentation)])
-    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0))
+    inputs = agent.inputs([[Condition(games.get_game("ipd"), agent.presentation)]])
+    init = initial_state(config, agent)
+    state, key = jax.eval_shape(init, np.uint32(0), np.float32(config.ppo.kl_coef))
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
-    update = ppo.make_update(agent.policy, ppo.make_optimiser(config.ppo, 4), config.ppo, 4, 64, 5)
+    update = ppo.make_update(agent.policy, config.ppo, make_memory(), 4, 64, 5)
+    settings = ppo.adjustable(config.ppo)
     lowered = jax.jit(update, donate_argnums=0).lower(
-        state, key, agent.frozen, inputs, environment(config), reference
+        state, key, agent.frozen, inputs, environment(config), reference, settings
     )
     reserved = lowered.compile().memory_analysis().temp_size_in_bytes
     nodes, rows = inputs.tree.tokens.size, inputs.nodes.size

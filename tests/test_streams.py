@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxmoral import games, opponents, rewards
+from jaxmoral.memory import make_memory
 from jaxmoral.rollout import Environment, rollout, rollout_pair
 from jaxmoral.streams import Streams
 
@@ -60,27 +61,24 @@ def test_the_papers_ppo_seeds():
 
 
 def test_rollouts_follow_the_draws():
-    draws = Streams(1).draw(50, 5)
-    table = rewards.reward_table(
-        games.get_game("ipd").payoffs, rewards.get_reward("game"), 3.0, -6.0
-    )
-    arena = Environment(opponents.get_opponent("random"), table)
+    draws, memory = Streams(1).draw(50, 5), make_memory()
+    table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward("game"), 3.0, -6.0)
+    arena = Environment(opponents.get_opponent("random"), table[None])
     log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (16, 3)))
-    played = jax.device_get(rollout(jax.random.key(1), log_probs, arena, 50, 5, draws))
+    played = jax.device_get(rollout(jax.random.key(1), log_probs, arena, memory, 50, 5, draws))
     np.testing.assert_array_equal(played.other_action, draws.coin)
     np.testing.assert_array_equal(played.prompt % 4, draws.order[0])
     np.testing.assert_array_equal(played.prompt[0] // 4, draws.own * 2 + draws.other)
     np.testing.assert_array_equal((played.prompt[1:] // 4) % 2, draws.coin[:-1])
     # Tit-for-tat takes nothing from the coin.
-    mirror = Environment(opponents.get_opponent("tit-for-tat"), table)
-    played = jax.device_get(rollout(jax.random.key(1), log_probs, mirror, 50, 5, draws))
+    mirror = Environment(opponents.get_opponent("tit-for-tat"), table[None])
+    played = jax.device_get(rollout(jax.random.key(1), log_probs, mirror, memory, 50, 5, draws))
     np.testing.assert_array_equal(played.other_action, played.prompt // 8)
 
     draws = Streams(1).draw(20, 3, 2)
-    pair = np.stack([rewards.add_illegal_opponent(table, "last-move", "game", -6.0)] * 2)
-    both = jax.device_get(
-        rollout_pair(jax.random.key(1), np.stack([log_probs] * 2), pair, 20, 3, draws)
-    )
+    pair = np.stack([rewards.add_illegal_opponent(table, "last-move", "game", -6.0)[None]] * 2)
+    arena, log_probs = Environment(None, pair), np.stack([log_probs] * 2)
+    both = jax.device_get(rollout_pair(jax.random.key(1), log_probs, arena, memory, 20, 3, draws))
     np.testing.assert_array_equal(both.prompt % 4, draws.order)
     np.testing.assert_array_equal(both.prompt[0, 0] // 4, draws.own * 2 + draws.other)
     np.testing.assert_array_equal(both.prompt[1, 0] // 4, draws.other * 2 + draws.own)

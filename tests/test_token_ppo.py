@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from test_ppo import NONE, alone, environment, tiny_policy
+from test_ppo import NONE, ONE, TABLE, alone, environment, tiny_policy
 from test_responses import PIECES, STOP
 
 from jaxmoral import config as configs
 from jaxmoral import ppo, token_ppo
 from jaxmoral.gemma.huggingface import LINEAR_NAMES
 from jaxmoral.gemma.peft import save_peft
-from jaxmoral.policy import TabularPolicy, reference_table
+from jaxmoral.policy import reference_table
 from jaxmoral.responses import outcome_log_probs, sample_answer, spell
 
 PAPER = configs.load(None, ["--preset", "paper", "--ppo.learning_rate", "1e-3"]).ppo
@@ -58,6 +58,18 @@ def perturbed(policy):
     return jax.tree.map(noise, policy.init(jax.random.key(0)))
 
 
+def prepare(policy, config, num_updates, num_episodes, num_rounds, arena, frozen=(), inputs=NONE):
+    """The first state, and the update given only a state and a key."""
+    optimiser = ppo.make_optimiser(config, num_updates)
+    state = ppo.init_state(jax.random.key(0), policy, optimiser, config.kl_coef, 1)
+    reference = reference_table(policy, frozen, inputs)[None]
+    stacked = jax.tree.map(lambda leaf: leaf[None], inputs)
+    sizes = (num_updates, num_episodes, num_rounds)
+    update = jax.jit(token_ppo.make_update(policy, config, ONE, *sizes))
+    arguments = (frozen, stacked, arena, reference, ppo.adjustable(config))
+    return state, lambda state, key: update(state, key, *arguments)
+
+
 def torch_twin(tiny, policy, trainable, folder):
     """The same model in PEFT, float64, with a value head."""
     save_peft(folder, trainable["adapter"], policy.lora, "tiny")
@@ -96,7 +108,7 @@ def test_tails_of_illegal_answers_come_from_the_model(tiny, tmp_path):
     surplus = []
     for seed in range(40):
         tokens = np.asarray(write(jax.random.key(seed)))
-        prompts = np.asarray(inputs.tokens)[np.asarray(prompt)]
+        prompts = np.concatenate(inputs.tokens)[np.asarray(prompt)]
         ids = torch.tensor(np.concatenate([prompts, tokens[:, :1]], axis=1))
         with torch.no_grad():
             rows = twin(input_ids=ids).logits[:, -1].log_softmax(-1).numpy()
@@ -114,30 +126,26 @@ def test_tails_of_illegal_answers_come_from_the_model(tiny, tmp_path):
 PREFIXES = [(2 + i,) for i in range(94) if i % 26 in (0, 2)]
 
 
-@pytest.mark.parametrize("epochs", [1, 4])
-def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs):
+@pytest.mark.parametrize(("epochs", "trees"), [(1, 1), (4, 1), (1, 4)])
+def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs, trees):
     """Loss, advantages, KL weight and parameters, from float64 formulas and torch's gradients."""
-    policy, weights, inputs = tiny_policy(tiny, letters=4)
+    policy, weights, inputs = tiny_policy(tiny, letters=4, chunks=trees)
     config = dataclasses.replace(PAPER, epochs=epochs, sample_with_dropout=False)
-    optimiser = ppo.make_optimiser(config, 10)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
+    arena, seed_key = environment("game"), jax.random.key(3)
+    state, update = prepare(policy, config, 10, 4, 5, arena, weights, inputs)
     trainable = perturbed(policy)
     state = state._replace(trainable=jax.tree.map(lambda leaf: leaf[None], trainable))
-    reference = reference_table(policy, weights, inputs)[None]
-    arena, seed_key = environment("game"), jax.random.key(3)
-    stacked = jax.tree.map(lambda leaf: leaf[None], inputs)
-    update = jax.jit(token_ppo.make_update(policy, optimiser, config, 10, 4, 5))
-    after, metrics = update(state, seed_key, weights, stacked, arena, reference)
+    after, metrics = update(state, seed_key)
 
     # What was played and said, from the same keys.
     keys = jax.random.split(jax.random.fold_in(seed_key, 0), 3)
     table, logits = policy.apply_with_logits(weights, inputs, trainable, None)
-    played = alone(ppo.play(keys[0], table.log_probs[None], arena, 4, 5, None))
+    played = alone(ppo.play(keys[0], table.log_probs[None], arena, ONE, 4, 5, None))
     prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
     answer_key = jax.random.split(keys[1], 1)[0]
     tokens = policy.write(weights, inputs, trainable, None, logits, answer_key, prompt, outcome)
     tokens = np.asarray(tokens)
-    prompts = np.asarray(inputs.tokens)[np.asarray(prompt)].tolist()
+    prompts = np.concatenate(inputs.tokens)[np.asarray(prompt)].tolist()
 
     twin, head = torch_twin(tiny, policy, trainable, tmp_path)
     log_prob, value = torch_scores(twin, head, prompts, tokens)
@@ -194,28 +202,18 @@ def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs):
 
 def test_the_kl_weight_follows_the_papers_schedule():
     """While the KL is small, 0.2 shrinks by the factor 1 - 1e-4 an episode of five rounds."""
-    policy, config = TabularPolicy(), PAPER
-    optimiser = ppo.make_optimiser(config, 50)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
-    update = jax.jit(token_ppo.make_update(policy, optimiser, config, 50, 1, 5))
-    reference = reference_table(policy, (), NONE)[None]
+    state, update = prepare(TABLE, PAPER, 50, 1, 5, environment())
     for _ in range(50):
-        state, _ = update(state, jax.random.key(1), (), NONE[None], environment(), reference)
+        state, _ = update(state, jax.random.key(1))
     np.testing.assert_allclose(state.kl_coef[0], 0.2 * (1 - 1e-4) ** 50, rtol=1e-5)
 
 
 def test_a_table_learns_from_tokens_too():
     """With many episodes an update, the token level finds the one-step optimum as well."""
     config = dataclasses.replace(PAPER, learning_rate=0.1)
-    policy = TabularPolicy()
-    optimiser = ppo.make_optimiser(config, 60)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
-    update = jax.jit(token_ppo.make_update(policy, optimiser, config, 60, 1024, 5))
-    reference = reference_table(policy, (), NONE)[None]
+    state, update = prepare(TABLE, config, 60, 1024, 5, environment("utilitarian"))
     for _ in range(60):
-        state, metrics = update(
-            state, jax.random.key(1), (), NONE[None], environment("utilitarian"), reference
-        )
+        state, metrics = update(state, jax.random.key(1))
     assert metrics["p_cooperate"][0] > 0.95
 
 
@@ -227,13 +225,9 @@ def test_dropout_while_sampling_is_used(tiny):
     tables = {}
     for on in (False, True):
         config = dataclasses.replace(PAPER, sample_with_dropout=on)
-        optimiser = ppo.make_optimiser(config, 1)
-        state = ppo.init_state(jax.random.key(0), policy, optimiser, config, 1)
+        state, update = prepare(policy, config, 1, 400, 1, environment(), weights, inputs)
         state = state._replace(trainable=jax.tree.map(lambda leaf: leaf[None], trainable))
-        update = jax.jit(token_ppo.make_update(policy, optimiser, config, 1, 400, 1))
-        stacked = jax.tree.map(lambda leaf: leaf[None], inputs)
-        reference = reference_table(policy, weights, inputs)[None]
-        _, metrics = update(state, jax.random.key(1), weights, stacked, environment(), reference)
+        _, metrics = update(state, jax.random.key(1))
         tables[on] = float(metrics["entropy"][0])
     expected = float(ppo.exact_entropy(plain).mean())
     assert abs(tables[False] - expected) < 0.02

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import games, metrics, training
+from jaxmoral import games, metrics, opponents, training
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate
@@ -128,6 +128,14 @@ VARIANTS = {
     ],
     "paper": ["--preset", "paper", "--ppo.minibatches", "1", "--env.opponent", "random"],
     "paper learner": ["--preset", "paper", "--ppo.minibatches", "1", "--env.opponent", "learner"],
+    "payoff draws": ["--env.payoff_draws", "4", "--reward.name", "game"],
+    "linear": ["--reward.then", "utilitarian", "--reward.transition", "linear"],
+    "memory": ["--env.memory", "2", "--env.blank_start", "true", "--env.noise", "0.1"],
+    "crowd": ["--env.game", "public-goods(3)", "--env.opponent", "noisy(conditional, 0.1)"],
+    "exact": [
+        *("--ppo.estimator", "exact", "--ppo.minibatches", "1"),
+        *("--ppo.normalise_rewards", "false", "--ppo.gamma", "0.9"),
+    ],
 }
 
 
@@ -183,7 +191,7 @@ def test_the_whole_state_is_restored(whole):
     folder, trained = whole
     config, state = trained.config, trained.state
     with Checkpoints(folder) as checkpoints:
-        restored = checkpoints.restore(jax.eval_shape(lambda: state), config)
+        restored = checkpoints.restore(jax.eval_shape(lambda: state), {"": config})
     assert np.abs(np.asarray(restored.trainable["values"])).max() > 0.01
     assert float(restored.moments.seen[0]) == 12 * 256 * 5
     assert float(restored.kl_coef[0]) != config.ppo.kl_coef
@@ -230,7 +238,7 @@ def test_a_run_killed_before_its_first_checkpoint_resumes(whole, tmp_path, monke
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "is_finite", die)
+        patch.setattr(metrics, "finite", die)
         with pytest.raises(RuntimeError, match="power cut"):
             train(make_config(), folder, say=quiet)
     train(make_config(), folder, resume=True, say=quiet)
@@ -244,13 +252,15 @@ def test_nothing_to_resume(tmp_path):
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
-    to_record = metrics.to_record
+    finite, spoiled = metrics.finite, []
 
-    def spoil(update, episodes, seconds, values):
-        values = values | {"loss": np.array([np.nan])} if update == 4 else values
-        return to_record(update, episodes, seconds, values)
+    def spoil(values, num_members):
+        spoiled.append(values["loss"])
+        if len(spoiled) == 4:
+            values = values | {"loss": np.array([np.nan])}
+        return finite(values, num_members)
 
-    monkeypatch.setattr(metrics, "to_record", spoil)
+    monkeypatch.setattr(metrics, "finite", spoil)
     folder = tmp_path / "run"
     with pytest.raises(
         UserError, match="update 4: .* not finite numbers; the checkpoint of update 3 is kept"
@@ -284,13 +294,35 @@ def test_bad_names_leave_no_folder(tmp_path, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_games_from_the_configuration():
-    flags = ["--games.mine", "{CC: [1, 2], CD: [0, 0.5], DC: [3, 0], DD: [1, 1]}"]
+@pytest.mark.parametrize(
+    ("mine", "opponent"),
+    [
+        ("{CC: [1, 2], CD: [0, 0.5], DC: [3, 0], DD: [1, 1]}", "tit-for-tat"),
+        ("{C: [0, 2, 3], D: [1, 4, 5]}", "conditional"),
+    ],
+)
+def test_games_from_the_configuration(mine, opponent):
+    flags = ["--games.mine", mine, "--env.game", "mine", "--env.opponent", opponent]
     try:
-        trained = train(make_config(*flags, "--env.game", "mine", "--updates", "1"), say=quiet)
+        trained = train(make_config(*flags, "--updates", "1"), say=quiet)
         assert "mine" in evaluate(trained)["suites"]["trained"]
     finally:
         games.GAMES.pop("mine", None)
+
+
+def test_opponents_from_the_configuration():
+    """The alternator under another name is met in training and in evaluation."""
+    described = "{cooperate: [1, 0], transitions: [[1, 1, 0, 0], [1, 1, 0, 0]]}"
+    flags = ["--opponents.mine", described, "--updates", "2"]
+    try:
+        mine = train(make_config(*flags, "--env.opponent", "mine"), say=quiet)
+        known = train(make_config("--updates", "2", "--env.opponent", "alternator"), say=quiet)
+        assert mine.history[-1]["loss"] == known.history[-1]["loss"]
+        found = evaluate(mine, ["ipd"], ["mine", "alternator"], protocols=["exact"])
+        met = found["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"]
+        assert met["mine"] == met["alternator"]
+    finally:
+        opponents.OPPONENTS.pop("mine", None)
 
 
 def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
