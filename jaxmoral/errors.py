@@ -90,17 +90,19 @@ def check_number(
     name: str, value: Any, low: float = float("-inf"), high: float = float("inf")
 ) -> float:
     """The number; raises UserError if it is none or not within [low, high]."""
-    if not isinstance(value, Real) or not low <= value <= high or math.isinf(value):
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not low <= number <= high or math.isinf(number):
         span = f" from {low:g} to {high:g}" if low > float("-inf") else ""
         raise UserError(f"{name}: needs a finite number{span}, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """The whole number; raises UserError if it is none or not within [low, high]."""
-    if not isinstance(value, Real) or not low <= value <= high or value % 1:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not low <= number <= high or number % 1:
         raise UserError(f"{name}: needs a whole number from {low} to {high}, got {value!r}")
-    return int(value)
+    return int(number)
 
 
 def run_command(command: Callable[[], None]) -> None:

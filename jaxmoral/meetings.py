@@ -15,7 +15,7 @@ from jaxmoral.figures import BASE, CURVE_COLOURS, Drawn, Tips
 from jaxmoral.measures import fingerprint
 from jaxmoral.runs import read_json
 from jaxmoral.sections import Section, agents_in
-from jaxmoral.tournament import FILE
+from jaxmoral.tournament import FILE, RATES
 
 KINDS = ("C", "D", "illegal")
 _MOST_NAMED = 40  # rows of a heat map that still have names beside them
@@ -127,6 +127,14 @@ def tournament_sections(results: Sequence[dict[str, Any]]) -> list[Section]:
             caption = f"In the long run, exact: the row's {label} against the column."
             heading = f"Tournament: {label}"
             sections.append(Section(f"{name}-{kind}", heading, caption, draw))
+        game = next(iter(games))
+        curves = dict(zip(agents, map(np.array, some["fingerprint"]), strict=True))
+        caption = (
+            f"Exact, in {titles[game]}: the agent's rate of C by that of a memoryless opponent."
+        )
+        heading = "Tournament: fingerprints"
+        draw = partial(fingerprints, curves)
+        sections.append(Section(f"{name}-fingerprints", heading, caption, draw))
         draw = partial(evolution_curves, {titles[game]: games[game] for game in games}, agents)
         caption = "Replicator dynamics from equal shares, on the long-run points."
         sections.append(Section(f"{name}-evolution", "Tournament: who spreads", caption, draw))
@@ -148,24 +156,24 @@ def tournament_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     return ["agent", *games], lines
 
 
-def fingerprints(policies: Mapping[str, np.ndarray]) -> Drawn:
+def fingerprints(curves: Mapping[str, np.ndarray]) -> Drawn:
     """Cooperation in the long run by how often a memoryless opponent plays C, a line per agent.
 
     Args:
-      policies: an agent to its `[num_runs, 4, 3]` outcome probabilities.
+      curves: an agent to its shares of C by `tournament.RATES`.
     """
-    rates = np.linspace(0, 1, 41)
-    figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 3.4), layout="constrained")
     tips = Tips()
-    styles = [(colour, line) for line in ("-", "--", ":") for colour in CURVE_COLOURS]
-    for (agent, runs), (colour, style) in zip(policies.items(), styles, strict=False):
-        curve = np.mean([fingerprint(policy, rates) for policy in runs], axis=0)
+    styles = [(colour, line) for line in ("-", "--", ":", "-.") for colour in CURVE_COLOURS]
+    for index, (agent, curve) in enumerate(curves.items()):
+        colour, style = styles[index % len(styles)]
         colour = "#A9A9A9" if agent == BASE else colour
-        (line,) = axes.plot(rates, curve, style, color=colour, label=agent, linewidth=1.5)
-        shown = ", ".join(f"{curve[i]:.2f} at {rates[i]:.1f}" for i in (0, 20, 40))
+        (line,) = axes.plot(RATES, curve, style, color=colour, label=agent, linewidth=1.5)
+        shown = ", ".join(f"{curve[i]:.2f} at {RATES[i]:.1f}" for i in (0, 10, 20))
         tips.add(line, f"{agent}: P(C) {shown}")
     axes.set(xlabel="opponent's rate of C", ylabel="agent's rate of C", ylim=(-0.03, 1.03))
-    figure.legend(loc="outside right center")
+    if len(curves) <= _MOST_NAMED:
+        figure.legend(loc="outside right center", fontsize=8 if len(curves) < 14 else 5)
     return figure, tips
 
 
@@ -228,15 +236,16 @@ def map_sections(rows: pd.DataFrame) -> list[Section]:
     known = trained[trained["metric"].isin(cells)]
     # Each agent in the first game it was tested in.
     known = known[known["condition"] == known["condition"].iloc[0]] if len(known) else known
-    policies = {}
+    curves = {}
     for agent in agents_in(known) if len(known) else []:
         own = known[known["agent"] == agent].pivot_table("value", "run", "metric")
         if set(cells) <= set(own.columns):
-            policies[agent] = own[cells].to_numpy().reshape(-1, 4, 3)
-    if policies:
+            policies = own[cells].to_numpy().reshape(-1, 4, 3)
+            curves[agent] = np.mean([fingerprint(policy, RATES) for policy in policies], axis=0)
+    if curves:
         text = f"Exact, in {known['condition'].iloc[0].upper()} with the labels of training; mean"
         text += " over runs. Unconditional agents are flat, a reciprocal one is the diagonal."
-        draw = partial(fingerprints, policies)
+        draw = partial(fingerprints, curves)
         sections.append(Section("fingerprints", "Fingerprints", text, draw))
     places = trained["condition"].str.extract(_PLANE.pattern).astype(float)
     plane = trained.assign(sucker=places[0], temptation=places[1])

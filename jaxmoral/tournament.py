@@ -13,20 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.agent import Agent, Condition
+from jaxmoral.agent import Agent, Condition, make_agent
 from jaxmoral.chain import memory_policy
+from jaxmoral.config import parse
 from jaxmoral.errors import UserError, check_number, run_command, split_outside
 from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_population, load_run
 from jaxmoral.evolution import fixation, replicator, stationary
+from jaxmoral.experiment import resolve
 from jaxmoral.games import Game, choose_games, mirror
 from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.opponents import get_opponent, noisy
+from jaxmoral.opponents import get_opponent, memoryless, noisy
 from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.runs import read_json
 from jaxmoral.training import POPULATION
 
 FILE = "tournament.json"
+RATES = np.linspace(0, 1, 21)  # of C, at which fingerprints are taken
 
 
 class Entrant(NamedTuple):
@@ -69,7 +73,7 @@ def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Arra
 
 
 def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entrant]:
-    """A run folder's agent, a population folder's members, or the strategy of that name."""
+    """A run's or an adapter folder's agent, a population's members, or a named strategy."""
     folder = Path(name)
     if (folder / POPULATION).is_file():
         return [
@@ -79,11 +83,17 @@ def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entran
     if (folder / "config.yaml").is_file():
         _, agent, trainable = load_run(folder)
         return [entrant(folder.name, agent, trainable, games, noise)]
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        tree = {"model": {"source": base}, "lora": {"adapter": str(folder)}}
+        agent = make_agent(resolve(parse(tree)))
+        trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
+        return [entrant(folder.name, agent, trainable, games, noise)]
     try:
         return [strategy(name, games, noise)]
     except UserError as error:
         if folder.is_dir():
-            raise UserError(f"{folder} holds neither a run nor a population") from None
+            raise UserError(f"{folder} holds no run, population or adapter") from None
         raise UserError(f"agents: {error}") from None
 
 
@@ -110,9 +120,11 @@ def hold(
     Returns:
       A dictionary for JSON: `{"agents", "rounds", "xi", "r_illegal", "games": {game: {"episode",
       "long_run": {"cooperation", reward: [[row's against column]]}, "exploitability": [points a
-      round], "evolution": {"start", "path", "fixation", "stationary"}}}}`.
+      round], "fingerprint": [[long-run cooperation by `RATES`]], "evolution": {"path",
+      "fixation", "stationary"}}}}`.
     """
     names = [one.name for one in entrants]
+    machines = [machine_player(memoryless(float(rate))) for rate in RATES]
     found: dict[str, Any] = {}
     for game in games:
         tables = {}
@@ -139,6 +151,11 @@ def hold(
             best_response(one.players[game.name, True], game.payoffs[0].astype(float), num_rounds)
             for one in entrants
         ]
+        prints = np.zeros((len(names), len(RATES)))
+        players = [one.players[game.name, False] for one in entrants]
+        for rows in group_players(players):
+            meeting = meet([players[row] for row in rows], machines, 1)
+            prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
         payoffs = np.array(measured["long_run"]["game"])
         start = np.full(len(names), 1 / len(names), np.float32)
         chances = fixation(payoffs)
@@ -147,7 +164,11 @@ def hold(
             "fixation": chances.tolist(),
             "stationary": stationary(chances).tolist(),
         }
-        found[game.name] = measured | {"exploitability": exploited, "evolution": evolution}
+        found[game.name] = measured | {
+            "exploitability": exploited,
+            "fingerprint": prints.tolist(),
+            "evolution": evolution,
+        }
     return {
         "agents": names,
         "rounds": num_rounds,

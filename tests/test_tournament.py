@@ -107,7 +107,7 @@ def test_populations_runs_and_names_take_part(tmp_path):
     assert found == ["seed=0", "seed=1", "one", "joss"]
     with pytest.raises(UserError, match="agents: opponent: unknown name 'jos'.*'joss'"):
         read_entrants("jos", games, 0.0)
-    with pytest.raises(UserError, match="neither a run nor a population"):
+    with pytest.raises(UserError, match="holds no run, population or adapter"):
         read_entrants(str(tmp_path), games, 0.0)
 
 

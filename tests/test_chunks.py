@@ -1,0 +1,89 @@
+"""Prompt sets that are several trees, on the real model: more rounds, drawn payoffs."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoral.agent import Condition, make_agent
+from jaxmoral.config import parse
+from jaxmoral.errors import UserError
+from jaxmoral.experiment import compile_update, packed_prompts, player_games, resolve
+from jaxmoral.prompts import all_prompts
+
+SOURCE = {"source": "gemma3-270m", "dtype": "float32"}
+
+
+def agent_of(**env):
+    config = resolve(parse({"model": SOURCE, "env": env, "lora": {"rank": 2}}))
+    return config, make_agent(config)
+
+
+def test_chunks_have_the_numbers_of_one_tree(real):
+    """Two remembered rounds: one tree and four give the same table and the same gradient."""
+    config, agent = agent_of(memory=2)
+    small = dataclasses.replace(config, model=dataclasses.replace(config.model, max_nodes=1000))
+    chunked = make_agent(small)
+    condition = Condition(player_games(config)[0][0], agent.presentation)
+    whole, parts = agent.inputs([[condition]]), chunked.inputs([[condition]])
+    assert whole.tree.tokens.shape[1] == 1
+    assert parts.tree.tokens.shape[1] > 1
+    assert parts.tree.tokens.shape[2] <= 1000
+    trainable = jax.jit(agent.policy.init)(jax.random.key(0))
+    noise = jax.random.normal(jax.random.key(1), trainable["adapter"]["q"]["b"].shape)
+    trainable["adapter"]["q"]["b"] = 0.02 * noise
+
+    @jax.jit
+    def look(frozen, inputs, trainable):
+        def total(trainable):
+            table = agent.policy.apply(frozen, inputs, trainable, None)
+            return table.log_probs[:, 0].sum(), table.log_probs
+
+        return jax.grad(total, has_aux=True)(trainable)
+
+    found = [
+        look(agent.frozen, jax.tree.map(lambda x: x[0], inputs), trainable)
+        for inputs in (whole, parts)
+    ]
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=2e-4)
+    for ours, theirs in zip(
+        jax.tree.leaves(found[0][0]), jax.tree.leaves(found[1][0]), strict=True
+    ):
+        scale = float(np.abs(theirs).max()) + 1e-6
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=2e-3)
+    # Rounds further back matter to the text, so to the table.
+    assert len({row.tobytes() for row in np.asarray(found[0][1])}) == 64
+
+
+def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(real):
+    config, agent = agent_of(payoff_draws=2, payoff_range=(1, 12), episodes=64)
+    first, later = (packed_prompts([(config, agent)], update)[0] for update in (0, 1))
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, inputs) for inputs in (first, later)]
+    assert shapes[0] == shapes[1]
+    for update, inputs in ((0, first), (1, later)):
+        games = player_games(config, update)[0]
+        assert len(games) == 2
+        texts = [text for game in games for text in all_prompts(game, agent.presentation)]
+        lengths, tokens = inputs.lengths[0].ravel(), inputs.tokens[0].reshape(32, -1)
+        for text, ids, length in zip(texts, tokens, lengths, strict=True):
+            assert real.tokenizer.decode(ids[1:length]) == text
+            shown = text.splitlines()[3]
+            assert shown.startswith("| action1 | ")
+    assert not np.array_equal(first.tokens, later.tokens)
+    state, step = compile_update([(config, agent)])
+    for update in range(2):
+        state, metrics = step(state, update)
+    assert np.isfinite(metrics["loss"]).all()
+
+
+def test_too_many_prompts_are_refused_with_three_ways_out():
+    with pytest.raises(UserError, match="256 prompts.*fewer rounds.*payoff_draws.*max_prompts"):
+        agent_of(memory=3, max_prompts=255)
+
+
+def test_a_prompt_that_no_tree_holds_is_refused(real):
+    config, _ = agent_of()
+    tight = dataclasses.replace(config, model=dataclasses.replace(config.model, max_nodes=50))
+    with pytest.raises(UserError, match="longer than 50 tokens"):
+        make_agent(tight)
