@@ -134,7 +134,7 @@ class EnvConfig:
     blank_start: Flag = False
     payoff_draws: Annotated[int, Field(ge=0, strict=True)] = 0
     payoff_range: tuple[int, int] = (1, 9)
-    max_prompts: Positive = 1024
+    max_prompts: Annotated[int, Field(gt=0, le=2**15, strict=True)] = 1024  # numbered in 16 bits
     streams: Literal["jax", "numpy"] = "jax"
 
 

@@ -211,9 +211,10 @@ def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
     ]
     config, agent = members[0]
     if config.env.payoff_draws:  # so that every update's trees have one shape
-        widest = Condition(_longest(config), agent.presentation)
-        padded = agent.inputs([*groups, [widest] * len(groups[0])])
-        inputs = jax.tree.map(lambda leaf: leaf[:-1], padded)
+        shown = dict.fromkeys(each.presentation for _, each in members)
+        widest = [[Condition(_longest(config), one)] * len(groups[0]) for one in shown]
+        padded = agent.inputs([*groups, *widest])
+        inputs = jax.tree.map(lambda leaf: leaf[: len(groups)], padded)
     else:
         inputs = agent.inputs(groups)
     if not shared:

@@ -5,7 +5,7 @@ import yaml
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import resolve
+from jaxmoral.experiment import check_population, resolve
 
 
 def test_yaml_then_flags_then_defaults(tmp_path):
@@ -40,8 +40,8 @@ def test_every_shipped_configuration_loads():
 
     paths = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert paths
-    for path in paths:
-        configs.load(path)
+    for path in paths:  # also as the one step that its members share, if it has several
+        check_population([resolve(one) for one in configs.load_members(path).values()])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,7 @@ def test_every_shipped_configuration_loads():
         (["--games.mine", "{CC: [one, 1]}"], "games.mine.CC"),
         (["--updates", "true"], "updates"),
         (["--env.memory", "4"], "env.memory: input should be less than or equal to 3, got 4"),
+        (["--env.max_prompts", "32769"], "env.max_prompts: input should be less than or equal to"),
         (["--env.noise", "1.1"], "env.noise: input should be less than or equal to 1"),
         (["--env.payoff_draws", "3"], "env.payoff_draws: 3 does not divide env.episodes = 4096"),
         (["--env.payoff_range", "[5, 5]"], "env.payoff_range: needs two rising numbers"),

@@ -227,6 +227,15 @@ def test_several_games_are_played_side_by_side():
         np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(20_000))
 
 
+def test_as_many_prompts_as_a_configuration_allows_are_numbered_apart():
+    num_games = 2**15 // 16
+    tables = np.zeros((num_games, 5, 3, 2), np.float32)
+    log_probs, arena = jnp.tile(random_table(0), (num_games, 1)), Environment(GENEROUS, tables)
+    played = rollout(jax.random.key(0), log_probs, arena, ONE, num_games, 2)
+    for prompt in (*played.prompt, played.last_prompt):
+        np.testing.assert_array_equal(prompt // 16, np.arange(num_games))
+
+
 def test_rewards_keep_their_fractions():
     arena = Setting(opponent="random").environment()
     played = rollout(jax.random.key(0), random_table(0), arena, ONE, 100, 3)
