@@ -112,8 +112,8 @@ class EnvConfig:
       opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
         legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
         differs by reward ("paper").
-      noise: probability that the agent's legal answer comes out as the other move (a trembling
-        hand; the opponent's is in its name, "noisy(tit-for-tat, 0.1)").
+      noise: probability in training that the agent's legal answer comes out as the other move (a
+        trembling hand; the opponent's is in its name, "noisy(tit-for-tat, 0.1)").
       memory: how many past rounds the prompt shows.
       blank_start: episodes begin without remembered rounds, and there is a prompt for that.
       payoff_draws: other payoffs in the same order, so many sets of them drawn anew every update

@@ -1,6 +1,5 @@
 """Figures and tables of meetings: tournaments, fingerprints, the S-T plane."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from jaxmoral.tournament import FILE, RATES
 
 KINDS = ("C", "D", "illegal")
 _MOST_NAMED = 40  # rows of a heat map that still have names beside them
-_PLANE = re.compile(r"plane\((-?[\d.]+),(-?[\d.]+)\)")
+PLANE = r"plane\((-?[\d.]+),(-?[\d.]+)\)"  # a condition's name
 
 
 def find_tournaments(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -247,7 +246,7 @@ def map_sections(rows: pd.DataFrame) -> list[Section]:
         text += " over runs. Unconditional agents are flat, a reciprocal one is the diagonal."
         draw = partial(fingerprints, curves)
         sections.append(Section("fingerprints", "Fingerprints", text, draw))
-    places = trained["condition"].str.extract(_PLANE.pattern).astype(float)
+    places = trained["condition"].str.extract(PLANE).astype(float)
     plane = trained.assign(sucker=places[0], temptation=places[1])
     plane = plane[(plane["metric"] == "outcomes/C") & plane["sucker"].notna()]
     if not plane.empty:

@@ -212,8 +212,8 @@ def group_players(players: Sequence[Player]) -> list[list[int]]:
 def best_response(player: Player, payoffs: np.ndarray, num_rounds: int) -> float:
     """The most points a round that anyone can get from a player in an episode from its start.
 
-    Whoever plays it knows its state and answers by dynamic programming. A player that needs
-    remembered rounds gets the best of those that coin tosses on both sides can make.
+    Whoever plays it knows its state and answers by dynamic programming. From a player that needs
+    remembered rounds it is the mean over where these can end.
 
     Args:
       player: who is exploited.

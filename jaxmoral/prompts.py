@@ -163,7 +163,8 @@ def _template(game: Game, wording: str) -> str:
         wording = f"{wording}-group"
     text = WORDINGS.get(wording, wording)
     for_group = bool(_fields(text) & {"others_c", *_GROUP})
-    for_two = bool(_fields(text) & {"other", *_POINTS})
+    # Wordings of ours speak of one other player, also where no placeholder tells.
+    for_two = bool(_fields(text) & {"other", *_POINTS}) or (wording in WORDINGS and not for_group)
     if for_two if game.num_players > 2 else for_group:
         shown = wording if wording in WORDINGS else repr(text[:40])
         raise UserError(

@@ -25,6 +25,7 @@ from jaxmoral.errors import UserError, run_command
 from jaxmoral.figures import Drawn
 from jaxmoral.games import CELLS, GAMES
 from jaxmoral.meetings import (
+    PLANE,
     find_tournaments,
     map_sections,
     tournament_rows,
@@ -200,7 +201,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     if not table.empty:
         exact = lambda rows: rows[(rows["protocol"] == "exact") & (rows["opponent"] == "random")]
         beside = tidy(tabular)
-        sections += evaluation_sections(exact(table), None if beside.empty else exact(beside))
+        listed = exact(table[~table["condition"].str.fullmatch(PLANE)])  # the plane has a map
+        sections += evaluation_sections(listed, None if beside.empty else exact(beside))
         known = table[(table["protocol"] == "exact") & table["opponent"].isin(("random", ""))]
         sections += map_sections(with_agents(usual_labels(known)))
     sections += tournament_sections(tournaments)

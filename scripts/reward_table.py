@@ -1,4 +1,4 @@
-"""Trains every reward with several seeds and the same settings; prints the README's table.
+"""Trains the paper's rewards with several seeds and the same settings; prints the README's table.
 
     python scripts/reward_table.py [--seeds 0,1,2] [--output table.md] [--picture types.png]
         [--any.key value ...]
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     ]
     print("\n".join(lines), flush=True)
     histories: dict[str, list[Run]] = {}
-    for reward in dict.fromkeys([*PAPER_REWARDS, *jaxmoral.REWARDS]):
+    for reward in PAPER_REWARDS:
         for seed in arguments.seeds.split(","):
             config = configs.load(None, [*flags, "--reward.name", reward, "--seed", seed])
             trained = jaxmoral.train(config, say=lambda line: None)
