@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.memory import ILLEGAL, Memory
+from jaxmoral.memory import ILLEGAL, Memory, playable
 from jaxmoral.opponents import Opponent
 from jaxmoral.prompts import NUM_ORDERS
 
@@ -44,13 +44,6 @@ class Chain(NamedTuple):
 
 def _one_hot(index: np.ndarray, size: int) -> np.ndarray:
     return np.eye(size, dtype=np.float32)[index]
-
-
-def playable(memory: Memory) -> int:
-    """How many states a round can be played in: the full histories, or all from a blank start."""
-    if memory.opening:
-        return (2 * memory.num_moves) ** memory.opening
-    return len(memory.previous)
 
 
 def _own_effect(memory: Memory) -> np.ndarray:

@@ -87,6 +87,13 @@ def make_memory(num_rounds: int = 1, num_moves: int = 2, blank: bool = False) ->
     )
 
 
+def playable(memory: Memory) -> int:
+    """How many states a round can be played in: the full histories, or all from a blank start."""
+    if memory.opening:
+        return (2 * memory.num_moves) ** memory.opening
+    return len(memory.previous)
+
+
 def after_matrix(num_moves: int) -> np.ndarray:
     """What another player had done before, by the kind of the previous round.
 

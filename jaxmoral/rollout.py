@@ -5,7 +5,7 @@ is inverted over the opponent's distribution first, and what is left of it over 
 agents draw a number each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.memory import ILLEGAL, Memory
+from jaxmoral.memory import ILLEGAL, Memory, playable
 from jaxmoral.opponents import Opponent
 from jaxmoral.prompts import NUM_ORDERS
 
@@ -104,6 +104,46 @@ def _tremble(outcome: jax.Array, rest: jax.Array, noise: chex.Array | None) -> j
     return jnp.where((outcome < ILLEGAL) & (rest < noise), 1 - outcome, outcome)
 
 
+class _Remembering(NamedTuple):
+    """How states of a memory are read and followed inside a rollout.
+
+    Attributes:
+      previous: of a state, the cell of the round before.
+      shown: of a state, the history that the prompt shows.
+      follow: of a state, an outcome and the other's move, the next state and the move that counts.
+    """
+
+    previous: Callable
+    shown: Callable
+    follow: Callable
+
+
+def _remembering(memory: Memory) -> _Remembering:
+    """Arithmetic on full histories, which costs less than looking tables up; else the tables."""
+    if not memory.opening:
+        table = jnp.asarray(memory.next_state)
+        last_own = jnp.asarray(memory.last_own)
+
+        def look_up(state, outcome, other):
+            state = table[state, outcome, other]
+            return state, last_own[state]
+
+        previous, shown = jnp.asarray(memory.previous), jnp.asarray(memory.shown)
+        return _Remembering(lambda s: previous[s], lambda s: shown[s], look_up)
+
+    cells = 2 * memory.num_moves
+    size = cells**memory.opening
+    newest = lambda state: state if size == cells else state % cells
+
+    def compute(state, outcome, other):
+        own = jnp.where(outcome == ILLEGAL, newest(state) // memory.num_moves, outcome)
+        cell = own * memory.num_moves + other
+        return (cell if size == cells else (state * cells + cell) % size), own
+
+    visible = len(memory.histories) > 1
+    return _Remembering(newest, lambda s: s if visible else 0 * s, compute)
+
+
 def rollout(
     key: jax.Array,
     log_probs: jax.Array,
@@ -136,18 +176,14 @@ def rollout(
     probs = jnp.exp(log_probs)
     columns = [probs[:, 0], probs[:, 1]]
     moves = [jnp.asarray(opponent.moves)[:, j] for j in range(num_moves - 1)]
-    rewards = jnp.ravel(jnp.asarray(environment.rewards)[:, memory.previous])
-    follows, machine_follows = jnp.ravel(memory.next_state), jnp.ravel(opponent.next_state)
-    previous, shown = jnp.asarray(memory.previous), jnp.asarray(memory.shown)
-    last_own = jnp.asarray(memory.last_own)
-    game = jnp.arange(num_episodes) % num_games
-
-    def advance(state, machine, outcome, other):
-        state = follows[(state * 3 + outcome) * num_moves + other]
-        return state, machine_follows[(machine * num_moves + other) * 2 + last_own[state]]
+    states = playable(memory)
+    rewards = jnp.ravel(jnp.asarray(environment.rewards)[:, memory.previous[:states]])
+    machine_follows = jnp.ravel(opponent.next_state)
+    remembering = _remembering(memory)
+    game = jnp.arange(num_episodes) % num_games if num_games > 1 else 0
 
     def prompt_of(state, order):
-        return game * num_prompts + shown[state] * NUM_ORDERS + order
+        return game * num_prompts + remembering.shown(state) * NUM_ORDERS + order
 
     def play(carry, xs):
         state, machine = carry
@@ -163,10 +199,10 @@ def rollout(
         prompt = prompt_of(state, order)
         outcome, rest = _invert(rest, [column[prompt] for column in columns])
         happened = _tremble(outcome, rest, environment.noise)
-        cell = (game * len(memory.previous) + state) * 3 + happened
-        reward = rewards[cell * num_moves + other]
-        seen = [x.astype(jnp.int8) for x in (previous[state], outcome, other)]
-        carry = advance(state, machine, happened, other)
+        reward = rewards[((game * states + state) * 3 + happened) * num_moves + other]
+        seen = [x.astype(jnp.int8) for x in (remembering.previous(state), outcome, other)]
+        state, own = remembering.follow(state, happened, other)
+        carry = state, machine_follows[(machine * num_moves + other) * 2 + own]
         return carry, (prompt.astype(jnp.int16), *seen, reward)
 
     start_key, rounds_key = jax.random.split(key)
@@ -181,7 +217,8 @@ def rollout(
         own, other = order % 2, _invert(uniform, chances)[0]
         if draws is not None:
             own, other = jnp.asarray(draws.own), jnp.asarray(draws.other)
-        state, machine = advance(state, machine, own, other)
+        state = jnp.asarray(memory.next_state)[state, own, other]
+        machine = machine_follows[(machine * num_moves + other) * 2 + own]
 
     keys = jax.random.split(rounds_key, num_rounds + 1)
     made = None if draws is None else (draws.order[0], draws.coin)
@@ -219,21 +256,17 @@ def rollout_pair(
     chex.assert_shape(log_probs, (2, num_games * num_prompts, 3))
     chex.assert_shape(environment.rewards, (2, num_games, memory.num_previous, 3, 3))
     probs = jnp.exp(log_probs)
-    rewards = jnp.asarray(environment.rewards)[:, :, memory.previous].reshape(2, -1)
-    follows, last_own = jnp.asarray(memory.next_state), jnp.asarray(memory.last_own)
-    previous, shown = jnp.asarray(memory.previous), jnp.asarray(memory.shown)
+    states = playable(memory)
+    rewards = jnp.asarray(environment.rewards)[:, :, memory.previous[:states]].reshape(2, -1)
+    remembering, last_own = _remembering(memory), jnp.asarray(memory.last_own)
     player = jnp.arange(2)[:, None]
-    game = jnp.arange(num_episodes) % num_games
+    game = jnp.arange(num_episodes) % num_games if num_games > 1 else 0
 
     def draw_both(key):
         return [x.reshape(2, -1) for x in _uniform_and_order(key, 2 * num_episodes)]
 
-    def advance(state, outcome):
-        legal = jnp.where(outcome == ILLEGAL, last_own[state], outcome)
-        return follows[state, outcome, legal[::-1]]
-
     def prompt_of(state, order):
-        return game * num_prompts + shown[state] * NUM_ORDERS + order
+        return game * num_prompts + remembering.shown(state) * NUM_ORDERS + order
 
     def play(state, xs):
         key, order = xs
@@ -243,10 +276,11 @@ def rollout_pair(
         outcome, rest = _invert(uniform, [chances[..., 0], chances[..., 1]])
         happened = _tremble(outcome, rest, environment.noise)
         other = happened[::-1]
-        cell = (game * len(memory.previous) + state) * 3 + happened
-        reward = rewards[player, cell * 3 + other]
-        seen = [x.astype(jnp.int8) for x in (previous[state], outcome, other)]
-        return advance(state, happened), (prompt.astype(jnp.int16), *seen, reward)
+        reward = rewards[player, ((game * states + state) * 3 + happened) * 3 + other]
+        seen = [x.astype(jnp.int8) for x in (remembering.previous(state), outcome, other)]
+        legal = jnp.where(happened == ILLEGAL, last_own[state], happened)
+        state, _ = remembering.follow(state, happened, legal[::-1])
+        return state, (prompt.astype(jnp.int16), *seen, reward)
 
     start_key, rounds_key = jax.random.split(key)
     state = jnp.full((2, num_episodes), memory.start)
@@ -255,7 +289,7 @@ def rollout_pair(
         moves = draw_both(one_key)[1] % 2
         if draws is not None:
             moves = jnp.stack([draws.own, draws.other])
-        state = advance(state, moves)
+        state = jnp.asarray(memory.next_state)[state, moves, moves[::-1]]
 
     keys = jax.random.split(rounds_key, num_rounds + 1)
     orders = None if draws is None else jnp.moveaxis(draws.order, 0, 1)
