@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: the training state and the configuration it belongs to."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints of one run folder, numbered by update."""
 
-    def __init__(self, run_folder: Path, kept: int | None = None):
+    def __init__(self, run_folder: Path, kept: Sequence[int] = ()):
         """Opens the folder.
 
         Args:
           run_folder: of the run.
-          kept: an update whose checkpoint is never deleted, besides the newest three.
+          kept: updates whose checkpoints are never deleted, besides the newest three.
         """
         folder = (run_folder / "checkpoints").resolve()
         self._folder = folder
-        keep = [LatestN(3)] + ([] if kept is None else [CustomSteps([kept])])
+        keep = [LatestN(3)] + ([CustomSteps(list(kept))] if kept else [])
         self._manager = ocp.CheckpointManager(
             folder,
             options=ocp.CheckpointManagerOptions(
@@ -91,7 +91,7 @@ class Checkpoints:
             changed = [
                 key
                 for name, config in members.items()
-                for key in differences(config, parse(saved["config"][name]))
+                for key in differences(config, parse(saved["config"].get(name, saved["config"])))
             ]
         except UserError:
             raise

@@ -23,14 +23,16 @@ def main() -> None:
         prog="python -m jaxmoral.evaluate",
         description="Evaluates a run, or an untouched model, on many games in one program.",
     )
-    parser.add_argument("--run", type=Path, help="a run folder; its base is evaluated beside it")
+    parser.add_argument(
+        "--run", type=Path, help="of a run or a population; the base is evaluated beside it"
+    )
     parser.add_argument(
         "--model", help="a model's name, file, folder or hub id, to evaluate it untrained"
     )
-    parser.add_argument("--games", help="comma-separated names, or all")
+    parser.add_argument("--games", help="comma-separated names or sets, e.g. all, plane")
     parser.add_argument("--opponents", help="comma-separated names")
-    parser.add_argument("--suites", help="comma-separated names, or all")
-    parser.add_argument("--protocols", help="comma-separated: exact, sampled, paper")
+    parser.add_argument("--suites", help="comma-separated names or sets, e.g. all, plane")
+    parser.add_argument("--protocols", help="comma-separated: exact, long-run, sampled, paper")
     parser.add_argument("--update", type=int, help="of the checkpoint, instead of the newest")
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     arguments, flags = parser.parse_known_args()

@@ -35,6 +35,7 @@ from jaxmoral.rollout import Draws, Environment, Trajectories, rollout
 from jaxmoral.streams import Streams
 from jaxmoral.suites import REDRAWN, conditions
 from jaxmoral.training import (
+    POPULATION,
     TrainedAgent,
     first_player,
     member_names,
@@ -211,13 +212,16 @@ def evaluate(
     resolve(config)
     settings = config.evaluation
     memory = agent.presentation.remembers(get_game(config.env.game))
-    if "paper" in settings.protocols and (memory.num_moves > 2 or config.env.memory != 1):
-        raise UserError("evaluation.protocols: paper needs two players and env.memory 1")
+    usual = config.env.memory == 1 and not config.env.blank_start and memory.num_moves == 2
+    if "paper" in settings.protocols and not usual:
+        raise UserError(
+            "evaluation.protocols: paper needs two players, env.memory 1 and env.blank_start false"
+        )
     chosen = conditions(
         settings.suites,
         agent.presentation,
         settings.labels,
-        _fitting_games(settings.games, memory.num_moves),
+        _fitting_games(settings.games, get_game(config.env.game)),
     )
     if agent.model is None and set(chosen) != {"trained"}:
         raise UserError(
@@ -237,11 +241,11 @@ def evaluate(
     return describe(config, chosen, _measure_all(config, agent, trained, list(unique.values())))
 
 
-def _fitting_games(names: Sequence[str], num_players: int) -> list[Game]:
-    """The chosen games; of sets only those with as many players as the agent knows."""
-    found = []
+def _fitting_games(names: Sequence[str], trained: Game) -> list[Game]:
+    """The chosen games; of sets those with as many players as the agent's, which "all" includes."""
+    found, num_players = [], trained.num_players
     for name in names:
-        for game in choose_games([name]):
+        for game in [*choose_games([name]), *([trained] if name == "all" else [])]:
             if game.num_players == num_players:
                 found.append(game)
             elif name not in SETS:
@@ -310,6 +314,9 @@ def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, Py
     Raises:
       UserError: the folder holds no run, or its checkpoint cannot be used.
     """
+    if (folder / POPULATION).is_file():
+        some = ", ".join(member_names(folder)[:3])
+        raise UserError(f"{folder} holds a population; name a member's folder in it: {some}, ...")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
     config = resolve(configs.load(folder / "config.yaml"))
@@ -331,7 +338,7 @@ def load_state(folder: Path, config: Config, agent: Agent, update: int | None = 
     if not (home / "checkpoints").is_dir():
         raise UserError(f"{home} holds no checkpoints")
     fresh, _ = first_states(list(members.values()), agent)
-    with Checkpoints(home, config.reward.switch_at) as checkpoints:
+    with Checkpoints(home) as checkpoints:
         state = checkpoints.restore(fresh, members, update)
     return first_player(state if index is None else member_state(state, index))
 
@@ -345,7 +352,7 @@ def load_population(folder: Path, update: int | None = None) -> Iterator[tuple[P
         dataclasses.replace(first, lora=dataclasses.replace(first.lora, adapter=None))
     )
     fresh, _ = first_states(list(members.values()), agent)
-    with Checkpoints(folder, first.reward.switch_at) as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         state = checkpoints.restore(fresh, members, update)
     for index, (name, config) in enumerate(members.items()):
         own = agent._replace(presentation=make_presentation(config, agent.model))

@@ -38,13 +38,13 @@ from jaxmoral.suites import check_suites
 
 LEARNER = "learner"  # the opponent that is an agent itself
 Step = Callable[[ppo.TrainState, int], tuple[ppo.TrainState, ppo.Metrics]]
-# What may differ within a population.
+# What may differ within a population: whole groups, and keys.
+VARYING_GROUPS = ("reward.", "evaluation.")
 VARYING = (
     "seed",
-    "reward.",
-    "evaluation.",
     "env.game",
     "env.opponent",
+    "env.opponent_illegal",
     "env.noise",
     *(f"prompt.{name}" for name in ("labels", "random_labels", "wording", "persona")),
     "prompt.table_order",
@@ -66,7 +66,8 @@ def resolve(config: Config) -> Config:
         if game.num_players > 2:
             raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
     else:
-        get_opponent(config.env.opponent, game)
+        opponent = get_opponent(config.env.opponent, game)
+        _check_streams(config, opponent)
     rewards = [get_reward(config.reward.name)]
     if config.reward.then is not None:
         rewards.append(get_reward(config.reward.then, "reward.then"))
@@ -101,16 +102,27 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(config, model=model, reward=schedule)
 
 
+def _check_streams(config: Config, opponent: opponents.Opponent) -> None:
+    """Raises UserError if the paper's streams, whose coins are fair, cannot play the opponent."""
+    sure = np.isin(opponent.moves, (0, 1)).all() and opponent.moves.shape[1] == 2
+    if config.env.streams == "numpy" and not sure and config.env.opponent != "random":
+        raise UserError(
+            f"env.streams: numpy has no numbers for {config.env.opponent}; use env.streams jax, or"
+            " an opponent of two players that leaves nothing to chance, random or learner"
+        )
+
+
 def check_population(members: Sequence[Config]) -> None:
     """Raises UserError if members differ in what cannot vary within one compiled step."""
     first = members[0]
     for other in members[1:]:
         for key in differences(first, other):
-            if not key.startswith(VARYING):
+            if key not in VARYING and not key.startswith(VARYING_GROUPS):
+                groups = [f"{group}*" for group in VARYING_GROUPS]
                 raise UserError(
                     f"{key}: cannot vary within one population, whose members share one compiled"
-                    " step; make a run of each value with python -m jaxmoral.sweep. What may vary:"
-                    f" {', '.join(VARYING)}"
+                    " step; write a file for each value and run them with python -m"
+                    f" jaxmoral.sweep. What may vary: {', '.join([*groups, *VARYING])}"
                 )
     kinds = {config.env.opponent == LEARNER for config in members}
     if len(kinds) > 1:
@@ -191,12 +203,25 @@ def _longest(config: Config) -> Game:
     return game._replace(payoffs=np.full_like(game.payoffs, number))
 
 
-def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
-    """Every player's prompts, `[num_players, num_chunks, ...]`, stacked if members' prompts differ.
+def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
+    """Whether members of a population see different prompts, now or in a later update."""
+    seen = {
+        (
+            get_game(config.env.game).name,
+            agent.presentation,
+            config.seed if config.env.payoff_draws else None,
+        )
+        for config, agent in members
+    }
+    return len(seen) > 1
 
-    Returns:
-      The inputs, and whether they have a leading axis of members.
+
+def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
+    """Every player's prompts, `[num_players, num_chunks, ...]`.
+
+    With a leading axis of members if `prompts_differ`.
     """
+    shared = not prompts_differ(members)
     conditions = [
         [
             [Condition(game, agent.presentation) for game in player]
@@ -204,8 +229,6 @@ def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
         ]
         for config, agent in members
     ]
-    keys = [[[c.key for c in player] for player in players] for players in conditions]
-    shared = all(key == keys[0] for key in keys)
     groups = [
         player for players in (conditions[:1] if shared else conditions) for player in players
     ]
@@ -221,7 +244,7 @@ def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
         num_players = len(conditions[0])
         lead = (len(members), num_players)
         inputs = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), inputs)
-    return inputs, not shared
+    return inputs
 
 
 def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[ppo.TrainState, jax.Array]]:
@@ -272,8 +295,8 @@ def compile_update(
         spread = lambda leaf: jnp.broadcast_to(leaf, (*lead[alone:], *leaf.shape))
         start = jax.tree.map(spread, agent.adapter)
         state = state._replace(trainable=state.trainable | {"adapter": start})
-    packed, stacked = packed_prompts(members, 0)
-    inputs = jax.device_put(packed)
+    stacked = prompts_differ(members)
+    inputs = jax.device_put(packed_prompts(members, 0))
 
     one = lambda frozen, inputs: reference_table(agent.policy, frozen, inputs)
     refer = lambda frozen, inputs: ppo.per_player(partial(one, frozen), inputs)
@@ -304,7 +327,7 @@ def compile_update(
     def arguments(update: int) -> tuple:
         shown, expected = inputs, reference
         if drawn and update:
-            shown = jax.device_put(packed_prompts(members, update)[0])
+            shown = jax.device_put(packed_prompts(members, update))
             expected = refer(agent.frozen, shown)
         arena = environments(configs, update) if changing or drawn else constant
         return updates_key, agent.frozen, shown, arena, expected, settings, draw(update)

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from jaxmoral.config import Config
+from jaxmoral.errors import UserError
 from jaxmoral.games import get_game
 from jaxmoral.metrics import ACTION_TYPES
 from jaxmoral.rewards import bounds, get_reward, reward_table
@@ -143,9 +144,12 @@ REWARD_SPANS = {
 
 
 def _span(config: Config, name: str) -> tuple[float, float]:
-    reward, game = config.reward, get_game(config.env.game)
-    table = reward_table(game, get_reward(name), reward.xi, reward.illegal, reward.normalise)
-    return bounds(table)
+    reward = config.reward
+    try:
+        game, function = get_game(config.env.game), get_reward(name)
+    except UserError:  # of a run that was made with a reward of the user's own
+        return reward.illegal, 6.0
+    return bounds(reward_table(game, function, reward.xi, reward.illegal, reward.normalise))
 
 
 def normalised_rewards(run: Run) -> np.ndarray:

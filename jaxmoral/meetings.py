@@ -233,7 +233,10 @@ def map_sections(rows: pd.DataFrame) -> list[Section]:
     trained = rows[rows["suite"] == "trained"]
     cells = [f"remembered/{cell}/{kind}" for cell in ("CC", "CD", "DC", "DD") for kind in KINDS]
     known = trained[trained["metric"].isin(cells)]
-    # Each agent in the first game it was tested in.
+    # Agents that remember more have other histories too.
+    more = trained["metric"].str.startswith("remembered/") & ~trained["metric"].isin(cells)
+    more &= ~trained["metric"].str.startswith("remembered/-/")
+    known = known[~known["agent"].isin(trained[more]["agent"])]
     known = known[known["condition"] == known["condition"].iloc[0]] if len(known) else known
     curves = {}
     for agent in agents_in(known) if len(known) else []:
@@ -249,7 +252,7 @@ def map_sections(rows: pd.DataFrame) -> list[Section]:
     places = trained["condition"].str.extract(PLANE).astype(float)
     plane = trained.assign(sucker=places[0], temptation=places[1])
     plane = plane[(plane["metric"] == "outcomes/C") & plane["sucker"].notna()]
-    if not plane.empty:
+    if min(plane["sucker"].nunique(), plane["temptation"].nunique()) > 1:
         text = "Exact, mean over runs. R = 10, P = 0; T > 10 tempts, S < 0 frightens."
         draw = partial(planes, plane, agents_in(plane))
         heading = "Cooperation over the S-T plane"

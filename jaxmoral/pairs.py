@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmoral.errors import UserError
 from jaxmoral.memory import ILLEGAL, Memory
 from jaxmoral.opponents import Opponent
 
@@ -63,7 +64,12 @@ def agent_player(memory: Memory, policy: np.ndarray, noise: float = 0.0) -> Play
       memory: what it remembers.
       policy: `[num_histories, 3]` probabilities.
       noise: that a legal answer comes out as the other move.
+
+    Raises:
+      UserError: the policy is of another memory, or not finite (its training diverged).
     """
+    if len(policy) != len(memory.histories) or not np.isfinite(policy).all():
+        raise UserError("the agent's policy has other histories than its game, or is not finite")
     num_states = len(memory.previous)
     effective = np.tile([0, 1, 0], (num_states, 1))
     effective[:, ILLEGAL] = memory.last_own
@@ -175,7 +181,7 @@ def _opening(one: Player, two: Player) -> dict[State, float]:
             chances = [
                 player.opening
                 if player.structure.tosses or index == 0
-                else player.outcomes[state[1 + place]]
+                else _moves(player, state[1 + place])
                 for place, player in enumerate((one, two))
             ]
             for own, other in np.ndindex(len(chances[0]), len(chances[1])):
@@ -185,6 +191,13 @@ def _opening(one: Player, two: Player) -> dict[State, float]:
                     following[after] = following.get(after, 0.0) + weight
         now = following
     return now
+
+
+def _moves(player: Player, state: int) -> np.ndarray:
+    """Probabilities of what a player's outcomes count as in a state."""
+    structure = player.structure
+    size = structure.next_state.shape[1]
+    return np.bincount(structure.effective[state], player.outcomes[state], size)
 
 
 def _reachable(a: Structure, b: Structure, begin: Sequence[State]) -> list[State]:

@@ -113,6 +113,8 @@ def payoff_rows() -> list[list[str]]:
     """Table 3: the games' payoffs."""
     found = []
     for game in GAMES.values():
+        if game.num_players > 2:
+            continue
         cells = game.payoffs.reshape(2, 4).T
         found.append([game.title, *(", ".join(f"{p:g}" for p in cell) for cell in cells)])
     return found
@@ -201,7 +203,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     if not table.empty:
         exact = lambda rows: rows[(rows["protocol"] == "exact") & (rows["opponent"] == "random")]
         beside = tidy(tabular)
-        listed = exact(table[~table["condition"].str.fullmatch(PLANE)])  # the plane has a map
+        listed = table[~table["condition"].str.fullmatch(PLANE)]  # the plane has a map
+        listed = exact(table if listed.empty else listed)
         sections += evaluation_sections(listed, None if beside.empty else exact(beside))
         known = table[(table["protocol"] == "exact") & table["opponent"].isin(("random", ""))]
         sections += map_sections(with_agents(usual_labels(known)))

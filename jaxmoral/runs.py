@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error})") from None
 
 
+@cache
+def _read_metrics(folder: Path, changed: int) -> list[dict]:
+    """The records of a population, read once for all its members."""
+    return metrics.read(folder)
+
+
 def read_run(folder: Path) -> Run:
     """Reads a run folder; raises UserError if it holds no run or a damaged one."""
     if not (folder / "config.yaml").is_file():
@@ -59,7 +66,8 @@ def read_run(folder: Path) -> Run:
         history = metrics.read(folder)
     else:
         home, _, index = population
-        history = [metrics.of_member(record, index) for record in metrics.read(home)]
+        changed = (home / "metrics.jsonl").stat().st_mtime_ns
+        history = [metrics.of_member(record, index) for record in _read_metrics(home, changed)]
     if not history:
         raise UserError(f"{folder} holds a run without a finished update")
     optional = {

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoral import config as configs
 from jaxmoral.agent import Agent, Condition, make_agent
 from jaxmoral.chain import memory_policy
 from jaxmoral.config import parse
@@ -21,13 +22,13 @@ from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_population, load_run
 from jaxmoral.evolution import fixation, replicator, stationary
 from jaxmoral.experiment import resolve
-from jaxmoral.games import Game, choose_games, mirror
+from jaxmoral.games import SETS, Game, choose_games, mirror
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.opponents import get_opponent, memoryless, noisy
 from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.runs import read_json
-from jaxmoral.training import POPULATION
+from jaxmoral.training import POPULATION, member_names
 
 FILE = "tournament.json"
 RATES = np.linspace(0, 1, 21)  # of C, at which fingerprints are taken
@@ -59,7 +60,10 @@ def entrant(
     inputs = agent.inputs([[condition] for condition in conditions])
     policies = _policies(agent.policy, agent.frozen, inputs, trainable)
     memory = agent.presentation.remembers(games[0])
-    players = [agent_player(memory, policy, noise) for policy in np.asarray(policies)]
+    try:
+        players = [agent_player(memory, policy, noise) for policy in np.asarray(policies)]
+    except UserError as error:
+        raise UserError(f"agents: {name}: {error}") from None
     keys = [(game.name, second) for game in games for second in (False, True)]
     return Entrant(name, dict(zip(keys, players, strict=True)))
 
@@ -220,7 +224,10 @@ def main() -> None:
         description="Lets agents and strategies meet each other in every game, exactly.",
     )
     parser.add_argument(
-        "agents", nargs="+", help="run folders, population folders, names like tit-for-tat"
+        "agents",
+        nargs="+",
+        help="folders of runs, populations or PEFT adapters (of plain prompts), or names like"
+        " tit-for-tat",
     )
     parser.add_argument("--output-dir", type=Path, required=True, help="where the result goes")
     parser.add_argument("--games", default="all", help="comma-separated names or sets")
@@ -237,10 +244,18 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1:
         raise UserError("--rounds: needs a whole number from 1")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
-    games = choose_games(_split(arguments.games))
-    larger = [game.name for game in games if game.num_players > 2]
-    if larger:
-        raise UserError(f"--games: {larger[0]} has more than two players; they meet in pairs")
+    for path in map(Path, arguments.agents):  # runs may bring games and opponents of their own
+        for folder in [path, *(path / name for name in _members(path))]:
+            if (folder / "config.yaml").is_file():
+                resolve(configs.load(folder / "config.yaml"))
+    games = []
+    for name in _split(arguments.games):
+        for game in choose_games([name]):
+            if game.num_players == 2:
+                games.append(game)
+            elif name not in SETS:
+                raise UserError(f"--games: {name} has more than two players; they meet in pairs")
+    games = list({game.name: game for game in games}.values())
     rewards = _split(arguments.rewards)
     for name in rewards:
         get_reward(name, "--rewards")
@@ -256,6 +271,10 @@ def _run(arguments: argparse.Namespace) -> None:
     print(standings(result))
     print(f"wrote {arguments.output_dir / FILE}")
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
+
+
+def _members(folder: Path) -> list[str]:
+    return member_names(folder) if (folder / POPULATION).is_file() else []
 
 
 def _split(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxmoral import config as configs
 from jaxmoral import figures
-from jaxmoral.errors import run_command
+from jaxmoral.errors import UserError, run_command
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.runs import read_run
 from jaxmoral.training import POPULATION, check_run_folder, member_names, train_population
@@ -20,7 +20,9 @@ def main() -> None:
         " Every key of the configuration is a flag, e.g. --reward.name utilitarian --seed [0,1,2].",
     )
     parser.add_argument("--config", type=Path, help="a YAML file; defaults are used without one")
-    parser.add_argument("--output-dir", type=Path, required=True, help="the run folder")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help="of the run or the population"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
@@ -30,7 +32,9 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     folder = arguments.output_dir
     check_run_folder(folder, arguments.resume)
     path = arguments.config
-    if path is None and arguments.resume and not flags and (folder / POPULATION).is_file():
+    if path is None and arguments.resume and (folder / POPULATION).is_file():
+        if flags:
+            raise UserError("--resume: a population goes on as it is; leave the other flags out")
         names = member_names(folder)
         members = {name: configs.load(folder / name / "config.yaml") for name in names}
     else:

@@ -23,7 +23,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import Step, check_population, compile_update, resolve
 
-POPULATION = "population.yaml"  # lists a population's members, whose folders are beside it
+POPULATION = "members.yaml"  # lists a population's members, whose folders are beside it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +102,9 @@ def train_population(
     if folder:
         check_run_folder(folder, resume)
     resolved = {name: resolve(config) for name, config in members.items()}
+    if len(resolved) == 1 and "" not in resolved:  # a population of one is a run
+        (name,) = resolved
+        return {name: train(members[name], output_dir, resume, say)}
     check_population(list(resolved.values()))
     started = time.perf_counter()
     first = make_agent(next(iter(resolved.values())))
@@ -114,7 +117,8 @@ def train_population(
     env = config.env
     say("\n".join(first.summary))
     if len(settled) > 1:
-        say(f"members    {len(settled)}: {', '.join(list(settled)[:4])}, ...")
+        some = [*list(settled)[:3], *(["..."] if len(settled) > 3 else [])]
+        say(f"members    {len(settled)}: {'; '.join(some)}")
     say(
         f"game       {env.game} against {env.opponent}, {config.reward.name} reward;"
         f" {config.updates} updates of {env.episodes:,} episodes x {env.rounds} rounds"
@@ -130,7 +134,7 @@ def train_population(
         folder.mkdir(parents=True, exist_ok=True)
         if not resume:
             _write_configs(settled, folder)
-        with Checkpoints(folder, config.reward.switch_at) as checkpoints:
+        with Checkpoints(folder, switches(settled)) as checkpoints:
             if resume:
                 state = checkpoints.restore(state, settled)
             else:
@@ -148,6 +152,12 @@ def train_population(
         )
         for index, (name, config) in enumerate(settled.items())
     }
+
+
+def switches(members: Mapping[str, Config]) -> list[int]:
+    """The updates at which a reward is switched, whose checkpoints are kept."""
+    found = {config.reward.switch_at for config in members.values()}
+    return sorted(update for update in found if update is not None)
 
 
 def _write_configs(members: Mapping[str, Config], folder: Path) -> None:
@@ -191,7 +201,6 @@ def _loop(
 ) -> tuple[ppo.TrainState, list[dict], int | None]:
     """Updates until the end, or until a signal comes: the state, the records, the signal."""
     config = next(iter(members.values()))
-    switches = {member.reward.switch_at for member in members.values()}
     history: list[dict] = []
     start = int(state.update)
     title = config.reward.name if len(members) == 1 else f"{len(members)} members"
@@ -221,7 +230,7 @@ def _loop(
             stop = bool(received)
             last = update == config.updates or stop
             due = last or update % config.checkpoint_every == 0
-            if checkpoints and (due or update in switches):
+            if checkpoints and (due or update in switches(members)):
                 checkpoints.save(update, state, members)
             if stop:
                 break
@@ -270,6 +279,8 @@ def check_run_folder(folder: Path, resume: bool) -> None:
         )
     if resume and not holds_run:
         raise UserError(f"{folder} holds no run to resume")
+    if resume and (population := population_of(folder)):
+        raise UserError(f"{folder} is a member of a population; resume {population[0]}")
     # What is refused is refused now, not after minutes of loading.
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):

@@ -21,7 +21,7 @@ def agent_of(**env):
 
 
 def test_chunks_have_the_numbers_of_one_tree(real):
-    """Two remembered rounds: one tree and four give the same table and the same gradient."""
+    """Two remembered rounds, an adapter that is not zero: one tree and several, one table."""
     config, agent = agent_of(memory=2)
     small = dataclasses.replace(config, model=dataclasses.replace(config.model, max_nodes=1000))
     chunked = make_agent(small)
@@ -34,31 +34,19 @@ def test_chunks_have_the_numbers_of_one_tree(real):
     noise = jax.random.normal(jax.random.key(1), trainable["adapter"]["q"]["b"].shape)
     trainable["adapter"]["q"]["b"] = 0.02 * noise
 
-    @jax.jit
-    def look(frozen, inputs, trainable):
-        def total(trainable):
-            table = agent.policy.apply(frozen, inputs, trainable, None)
-            return table.log_probs[:, 0].sum(), table.log_probs
-
-        return jax.grad(total, has_aux=True)(trainable)
-
+    look = jax.jit(lambda frozen, one: agent.policy.apply(frozen, one, trainable, None).log_probs)
     found = [
-        look(agent.frozen, jax.tree.map(lambda x: x[0], inputs), trainable)
+        np.asarray(look(agent.frozen, jax.tree.map(lambda x: x[0], inputs)))
         for inputs in (whole, parts)
     ]
-    np.testing.assert_allclose(found[0][1], found[1][1], atol=2e-4)
-    for ours, theirs in zip(
-        jax.tree.leaves(found[0][0]), jax.tree.leaves(found[1][0]), strict=True
-    ):
-        scale = float(np.abs(theirs).max()) + 1e-6
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=2e-3)
+    np.testing.assert_allclose(found[0], found[1], atol=2e-4)
     # Rounds further back matter to the text, so to the table.
-    assert len({row.tobytes() for row in np.asarray(found[0][1])}) == 64
+    assert len({row.tobytes() for row in found[0]}) == 64
 
 
 def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(real):
     config, agent = agent_of(payoff_draws=2, payoff_range=(1, 12), episodes=64)
-    first, later = (packed_prompts([(config, agent)], update)[0] for update in (0, 1))
+    first, later = (packed_prompts([(config, agent)], update) for update in (0, 1))
     shapes = [jax.tree.map(lambda leaf: leaf.shape, inputs) for inputs in (first, later)]
     assert shapes[0] == shapes[1]
     for update, inputs in ((0, first), (1, later)):

@@ -34,11 +34,12 @@ def simulate(one, two, num_rounds, num_episodes, seed):
         state, previous = (a.start, b.start), none
 
         for index in range(max(a.tosses, b.tosses)):
-            chances = [
-                player.opening if player.structure.tosses or index == 0 else player.outcomes[here]
-                for player, here in zip((one, two), state, strict=True)
-            ]
-            moves = [random.choice(len(chance), p=chance) for chance in chances]
+            moves = []
+            for player, here in zip((one, two), state, strict=True):
+                tosses = player.structure.tosses or index == 0
+                chance = player.opening if tosses else player.outcomes[here]
+                drawn = random.choice(len(chance), p=chance)
+                moves.append(drawn if tosses else player.structure.effective[here, drawn])
             state, previous = advance(state, *moves)
         for _ in range(num_rounds):
             chosen = [
@@ -65,6 +66,10 @@ def players():
         "blank agent and machine": (
             pairs.agent_player(make_memory(1, 2, True), random_policy(5, 3)),
             pairs.machine_player(get_opponent("joss")),
+        ),
+        "blank agent and a longer memory": (
+            pairs.agent_player(make_memory(0, 2, True), random_policy(1, 6)),
+            pairs.agent_player(make_memory(2), random_policy(16, 7)),
         ),
         "machines": (
             pairs.machine_player(memory_one(0.9, 0.2, 0.5, 0.3, first=0.6)),

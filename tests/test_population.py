@@ -171,6 +171,7 @@ def test_one_lost_member_does_not_take_the_others_along(capsys):
     [
         (["--lora.rank", "[4, 8]"], r"lora\.rank: cannot vary .* jaxmoral\.sweep"),
         (["--env.episodes", "[64, 128]"], r"env\.episodes: cannot vary"),
+        (["--ppo.learning_rate_schedule", "[constant, linear]"], "schedule: cannot vary"),
         (["--env.opponent", "[learner, random]"], "learner cannot share"),
         (["--env.game", "['public-goods(3)', ipd]", "--env.opponent", "random"], "same number of"),
         (["--seed", "[]"], "seed: the list of values is empty"),
@@ -192,13 +193,44 @@ def test_a_list_is_a_value_where_the_key_is_a_list():
     assert two["prompt.labels=X+Y"].prompt.labels == ("X", "Y")
 
 
+def test_a_population_of_one_is_a_run(tmp_path):
+    train_population(members(*SMALL, "--seed", "[3]"), tmp_path / "one", say=quiet)
+    config, _, _ = load_run(tmp_path / "one")
+    assert config.seed == 3
+
+
+def test_a_member_is_not_resumed_alone(tmp_path):
+    folder = tmp_path / "many"
+    train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
+    config = configs.load(folder / "seed=0" / "config.yaml")
+    with pytest.raises(UserError, match="is a member of a population; resume"):
+        train(config, folder / "seed=0", resume=True, say=quiet)
+    load_run(folder / "seed=0")  # and nothing was left behind
+    with pytest.raises(UserError, match="holds a population; name a member"):
+        load_run(folder)
+
+
+def test_switch_checkpoints_of_all_members_are_kept(tmp_path):
+    flags = ["--reward.then", "game", "--reward.switch_at", "[1, 2]", "--checkpoint_every", "1"]
+    train_population(members(*SMALL, *flags), tmp_path / "many", say=quiet)
+    kept = {int(path.name) for path in (tmp_path / "many" / "checkpoints").iterdir()}
+    assert kept == {1, 2, 4, 5, 6}
+
+
+def test_members_that_draw_the_same_payoffs_by_chance_stay_apart():
+    """Seeds 1 and 2 draw alike in some of 40 updates; shapes must not follow."""
+    flags = ["--env.payoff_draws", "1", "--env.payoff_range", "[1, 5]", "--updates", "40"]
+    found = train_population(members(*SMALL, *flags, "--seed", "[1, 2]"), say=quiet)
+    assert len(found["seed=1"].history) == 40
+
+
 def test_a_damaged_list_of_members_is_one_line(tmp_path):
     folder = tmp_path / "many"
     train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
-    (folder / "population.yaml").write_text(yaml.safe_dump({"not": "names"}))
+    (folder / "members.yaml").write_text(yaml.safe_dump({"not": "names"}))
     with pytest.raises(UserError, match="damaged: it must list names"):
         load_run(folder / "seed=0")
-    (folder / "population.yaml").write_text(yaml.safe_dump(["seed=1"]))
+    (folder / "members.yaml").write_text(yaml.safe_dump(["seed=1"]))
     with pytest.raises(UserError, match="is no member"):
         load_run(folder / "seed=0")
 

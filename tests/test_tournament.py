@@ -10,6 +10,7 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
+from jaxmoral.evaluation import evaluate
 from jaxmoral.games import choose_games, get_game
 from jaxmoral.meetings import find_tournaments
 from jaxmoral.report import write_report
@@ -163,6 +164,27 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_a_single_point_of_the_plane(tmp_path):
+    flags = ["--evaluation.games", "['plane(-5,15)']"]
+    folder = tmp_path / "one"
+    trained = train(tabular(*flags)[""], folder, say=quiet)
+    (folder / "evaluation.json").write_text(json.dumps(evaluate(trained)))
+    write_report([folder], tmp_path / "page")
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Cooperation over the S-T plane" not in page
+    assert "plane(-5,15)" in page
+
+
+def test_an_agent_for_four_players_has_a_test_of_its_own(tmp_path):
+    flags = ["--env.game", "public-goods(4)", "--env.opponent", "conditional"]
+    flags += ["--evaluation.opponents", "[conditional]"]
+    trained = train(tabular(*flags)[""], tmp_path / "four", say=quiet)
+    found = evaluate(trained)
+    assert list(found["suites"]["trained"]) == ["public-goods(4,10,2)"]
+    with pytest.raises(UserError, match="agents: four: the agent's policy has other histories"):
+        read_entrants(str(tmp_path / "four"), choose_games(["ipd"]), 0.0)
 
 
 def test_a_damaged_tournament_is_left_out(tmp_path):
