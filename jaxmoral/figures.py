@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
+from jaxmoral.experiment import transition
 from jaxmoral.games import get_game
 from jaxmoral.metrics import ACTION_TYPES
 from jaxmoral.rewards import bounds, get_reward, reward_table
@@ -154,12 +155,15 @@ def _span(config: Config, name: str) -> tuple[float, float]:
 
 def normalised_rewards(run: Run) -> np.ndarray:
     """The run's mean reward by update, from 0 to 1."""
-    reward = run.config.reward
+    names = [run.config.reward.name, run.config.reward.then or run.config.reward.name]
+    first, later = (
+        np.array(REWARD_SPANS[name] if name in REWARD_SPANS else _span(run.config, name))
+        for name in names
+    )
     values = []
     for index, record in enumerate(run.history):
-        later = reward.switch_at is not None and index >= reward.switch_at
-        name = reward.then if later and reward.then else reward.name
-        low, high = REWARD_SPANS[name] if name in REWARD_SPANS else _span(run.config, name)
+        share = transition(run.config, index)
+        low, high = (1 - share) * first + share * later
         values.append((record["reward_mean"] - low) / (high - low))
     return np.array(values)
 

@@ -126,16 +126,27 @@ def test_the_long_run_is_stationary():
 @pytest.mark.parametrize(
     ("memory", "asked", "message"),
     [
-        ("two rounds", {"protocols": ["paper"]}, "paper needs two players and env.memory 1"),
-        ("three players", {"protocols": ["paper"]}, "paper needs two players and env.memory 1"),
+        ("two rounds", {"protocols": ["paper"]}, "paper needs two players, env.memory 1 and"),
+        ("blank start", {"protocols": ["paper"]}, "paper needs two players, env.memory 1 and"),
+        ("three players", {"protocols": ["paper"]}, "paper needs two players, env.memory 1 and"),
         ("three players", {"games": ["ipd"]}, "evaluation.games: ipd has 2 players"),
-        ("three players", {"games": ["all"]}, "all has no game of 3 players"),
+        ("three players", {"games": ["plane"]}, "plane has no game of 3 players"),
     ],
 )
 def test_what_an_agent_does_not_know_is_refused(memory, asked, message):
     size, flags = MEMORIES[memory]
     with pytest.raises(UserError, match=message):
         evaluate(with_logits(np.zeros((size, 3)), *flags), **asked)
+
+
+def test_all_games_are_those_an_agent_can_play_with_its_own_among_them():
+    size, flags = MEMORIES["three players"]
+    alone = evaluate(with_logits(np.zeros((size, 3)), *flags), games=["all"])
+    assert len(alone["suites"]["trained"]) == 1
+    flags = ["--env.game", "donation(3,1)"]
+    among = evaluate(with_logits(np.zeros((4, 3)), *flags), games=["all"])
+    assert list(among["suites"]["trained"])[-1] == "donation(3,1)"
+    assert len(among["suites"]["trained"]) == 7
 
 
 def test_base_stands_beside_tuned():
