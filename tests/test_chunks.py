@@ -1,16 +1,15 @@
 """Prompt sets that are several trees, on the real model: more rounds, drawn payoffs."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 
-from jaxmoral.agent import Condition, make_agent
+from jaxmoral.agent import Condition, Prompter, make_agent
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import compile_update, packed_prompts, player_games, resolve
-from jaxmoral.prompts import all_prompts
+from jaxmoral.games import get_game
+from jaxmoral.prompts import Presentation, all_prompts
 
 SOURCE = {"source": "gemma3-270m", "dtype": "float32"}
 
@@ -23,10 +22,9 @@ def agent_of(**env):
 def test_chunks_have_the_numbers_of_one_tree(real):
     """Two remembered rounds, an adapter that is not zero: one tree and several, one table."""
     config, agent = agent_of(memory=2)
-    small = dataclasses.replace(config, model=dataclasses.replace(config.model, max_nodes=1000))
-    chunked = make_agent(small)
     condition = Condition(player_games(config)[0][0], agent.presentation)
-    whole, parts = agent.inputs([[condition]]), chunked.inputs([[condition]])
+    whole = agent.inputs([[condition]])
+    parts = Prompter(real, "plain", max_nodes=1000).inputs([[condition]])
     assert whole.tree.tokens.shape[1] == 1
     assert parts.tree.tokens.shape[1] > 1
     assert parts.tree.tokens.shape[2] <= 1000
@@ -71,7 +69,6 @@ def test_too_many_prompts_are_refused_with_three_ways_out():
 
 
 def test_a_prompt_that_no_tree_holds_is_refused(real):
-    config, _ = agent_of()
-    tight = dataclasses.replace(config, model=dataclasses.replace(config.model, max_nodes=50))
+    condition = Condition(get_game("ipd"), Presentation())
     with pytest.raises(UserError, match="longer than 50 tokens"):
-        make_agent(tight)
+        Prompter(real, "plain", max_nodes=50).inputs([[condition]])
