@@ -135,18 +135,12 @@ class Prompter:
         widths = [len(spelled.prefixes) for spelled in responses]
         sequences = [self.sequences(condition) for condition in conditions]
         rows = [len(branches) // width for branches, width in zip(sequences, widths, strict=True)]
-        each = self._prompts_per_chunk(sequences, widths)
-        chunks = [
-            branches[start : start + each * width]
-            for branches, width, count in zip(sequences, widths, rows, strict=True)
-            for start in range(0, count * width, each * width)
-        ]
+        each, chunks, packed = self._split(sequences, widths)
         per_chunk = [
             spelled
             for spelled, count in zip(responses, rows, strict=True)
             for _ in range(count // each)
         ]
-        packed = [pack(branches) for branches in chunks]
         size = max(len(tree.tokens) for tree, _ in packed)
         trees = [pad(tree, size) for tree, _ in packed]
         nodes, tokens = [], []
@@ -168,19 +162,24 @@ class Prompter:
         )
         return jax.tree.map(lambda leaf: leaf.reshape(len(groups), -1, *leaf.shape[1:]), inputs)
 
-    def _prompts_per_chunk(
+    def _split(
         self, sequences: Sequence[Sequence[Sequence[int]]], widths: Sequence[int]
-    ) -> int:
-        """The most prompts that divide every condition's and whose trees stay within the limit."""
+    ) -> tuple[int, list[Sequence[Sequence[int]]], list[tuple[PromptTree, np.ndarray]]]:
+        """The most prompts that divide every condition's and whose trees stay within the limit.
+
+        Returns:
+          That number, the conditions' sequences in chunks of it, and those packed.
+        """
         total = math.gcd(*(len(s) // w for s, w in zip(sequences, widths, strict=True)))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
-            trees = [
-                pack(branches[start : start + each * width])[0]
+            chunks = [
+                branches[start : start + each * width]
                 for branches, width in zip(sequences, widths, strict=True)
                 for start in range(0, len(branches), each * width)
             ]
-            if max(len(tree.tokens) for tree in trees) <= self.max_nodes:
-                return each
+            packed = [pack(branches) for branches in chunks]
+            if max(len(tree.tokens) for tree, _ in packed) <= self.max_nodes:
+                return each, chunks, packed
         raise UserError(
             f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
         )
@@ -207,15 +206,21 @@ def make_presentation(config: Config, model: LoadedModel | None) -> Presentation
         if model is None:
             raise UserError("prompt.random_labels: a tabular policy has no tokens to draw from")
         labels = random_labels(model, prompt.random_labels, config.seed)
-    env = config.env
-    shown = Presentation(
-        prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
+    return presentation_with(config, labels)
+
+
+def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
+    """The configuration's presentation with these labels.
+
+    Raises:
+      UserError: no prompt can be made of it, or more than the configuration allows.
+    """
+    prompt, env = config.prompt, config.env
+    presentation = prompts.check(
+        Presentation(
+            prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
+        )
     )
-    return check_size(config, prompts.check(shown))
-
-
-def check_size(config: Config, presentation: Presentation) -> Presentation:
-    """Raises UserError if an update would have more prompts than the configuration allows."""
     game = get_game(config.env.game)
     histories = len(presentation.remembers(game).histories)
     each, draws = histories * prompts.NUM_ORDERS, max(1, config.env.payoff_draws)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral import config as configs
+from jaxmoral import ppo
 from jaxmoral.agent import Agent, Condition, make_agent, make_presentation, settle
 from jaxmoral.chain import against, by_state, memory_policy, visits
 from jaxmoral.checkpoint import Checkpoints
@@ -320,11 +321,30 @@ def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, Py
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
     config = resolve(configs.load(folder / "config.yaml"))
-    # The checkpoint holds the adapter; the folder it once started from may be gone.
-    agent = make_agent(
+    agent = _agent_of_run(config)
+    return config, agent, load_state(folder, config, agent, update)
+
+
+def _agent_of_run(config: Config) -> Agent:
+    """A run's agent. Its checkpoint holds the adapter; the folder it started from may be gone."""
+    return make_agent(
         dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapter=None))
     )
-    return config, agent, load_state(folder, config, agent, update)
+
+
+def _members(folder: Path) -> dict[str, Config]:
+    """A population's configurations by name."""
+    names = member_names(folder)
+    return {name: resolve(configs.load(folder / name / "config.yaml")) for name in names}
+
+
+def _restore(
+    folder: Path, members: Mapping[str, Config], agent: Agent, update: int | None
+) -> ppo.TrainState:
+    """A checkpoint's state, of a run or of a population."""
+    fresh, _ = first_states(list(members.values()), agent)
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(fresh, members, update)
 
 
 def load_state(folder: Path, config: Config, agent: Agent, update: int | None = None) -> PyTree:
@@ -333,27 +353,20 @@ def load_state(folder: Path, config: Config, agent: Agent, update: int | None = 
     if population is None:
         members, home, index = {"": config}, folder, None
     else:
-        home, names, index = population
-        members = {name: resolve(configs.load(home / name / "config.yaml")) for name in names}
+        home, _, index = population
+        members = _members(home)
     if not (home / "checkpoints").is_dir():
         raise UserError(f"{home} holds no checkpoints")
-    fresh, _ = first_states(list(members.values()), agent)
-    with Checkpoints(home) as checkpoints:
-        state = checkpoints.restore(fresh, members, update)
+    state = _restore(home, members, agent, update)
     return first_player(state if index is None else member_state(state, index))
 
 
 def load_population(folder: Path, update: int | None = None) -> Iterator[tuple[Path, TrainedAgent]]:
     """Every member's folder and trained agent, the model loaded once."""
-    names = member_names(folder)
-    members = {name: resolve(configs.load(folder / name / "config.yaml")) for name in names}
+    members = _members(folder)
     first = next(iter(members.values()))
-    agent = make_agent(
-        dataclasses.replace(first, lora=dataclasses.replace(first.lora, adapter=None))
-    )
-    fresh, _ = first_states(list(members.values()), agent)
-    with Checkpoints(folder) as checkpoints:
-        state = checkpoints.restore(fresh, members, update)
+    agent = _agent_of_run(first)
+    state = _restore(folder, members, agent, update)
     for index, (name, config) in enumerate(members.items()):
         own = agent._replace(presentation=make_presentation(config, agent.model))
         yield folder / name, TrainedAgent(config, own, member_state(state, index), [])

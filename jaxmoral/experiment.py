@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral import opponents, ppo, token_ppo
-from jaxmoral.agent import Agent, Condition, check_size
+from jaxmoral.agent import Agent, Condition, presentation_with
 from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError
 from jaxmoral.games import (
@@ -30,7 +30,7 @@ from jaxmoral.games import (
 )
 from jaxmoral.opponents import get_opponent
 from jaxmoral.policy import reference_table
-from jaxmoral.prompts import Presentation, check, check_labels
+from jaxmoral.prompts import check_labels
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.rollout import Draws, Environment
 from jaxmoral.streams import Streams
@@ -82,16 +82,7 @@ def resolve(config: Config) -> Config:
             get_game(name)
     check_suites(config.evaluation.suites)
     check_labels(config.evaluation.labels, "evaluation.labels")
-    prompt, env = config.prompt, config.env
-    shown = Presentation(
-        prompt.wording,
-        prompt.persona,
-        prompt.labels,
-        prompt.table_order,
-        env.memory,
-        env.blank_start,
-    )
-    check_size(config, check(shown))
+    presentation_with(config, config.prompt.labels)
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
