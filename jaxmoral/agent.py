@@ -14,11 +14,18 @@ from jaxmoral import prompts
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.games import Game, get_game
+from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.peft import load_peft
-from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
+from jaxmoral.gemma.sizes import (
+    activation_bytes,
+    num_adapter_parameters,
+    num_parameters,
+    weight_bytes,
+)
 from jaxmoral.gemma.tokenizer import byte_pieces
+from jaxmoral.mesh import Layout, make_layout
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
 from jaxmoral.prompt_tree import PromptTree, pack, pad
 from jaxmoral.prompts import Presentation
@@ -48,6 +55,7 @@ class Agent(NamedTuple):
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
       adapter: LoRA weights to start from instead of fresh ones, or None.
+      layout: the mesh its arrays are on.
     """
 
     policy: Policy
@@ -55,6 +63,7 @@ class Agent(NamedTuple):
     inputs: Callable[[Sequence[Sequence[Condition]]], Any]
     presentation: Presentation
     summary: list[str]
+    layout: Layout
     model: LoadedModel | None = None
     adapter: Any = None
 
@@ -62,15 +71,17 @@ class Agent(NamedTuple):
 class Prompter:
     """Turns conditions into packed token trees for one tokenizer and one chat template."""
 
-    def __init__(self, model: LoadedModel, template: str, max_nodes: int = 4096):
+    def __init__(self, model: LoadedModel, template: str, max_nodes: int = 4096, multiple: int = 1):
         """Raises UserError if the template is "chat" and the tokenizer has none.
 
         Args:
           model: whose tokenizer is used.
           template: "plain" or "chat".
           max_nodes: of one tree; larger prompt sets become several.
+          multiple: which the number of nodes of every tree is padded to.
         """
         self.max_nodes = max_nodes
+        self.multiple = multiple
         self.tokenizer = model.tokenizer
         self.template = template
         self._pieces = byte_pieces(self.tokenizer)
@@ -142,6 +153,7 @@ class Prompter:
             for _ in range(count // each)
         ]
         size = max(len(tree.tokens) for tree, _ in packed)
+        size = -(-size // self.multiple) * self.multiple
         trees = [pad(tree, size) for tree, _ in packed]
         nodes, tokens = [], []
         for (_, last), spelled, branches in zip(packed, per_chunk, chunks, strict=True):
@@ -233,11 +245,16 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
     return presentation
 
 
-def make_agent(config: Config) -> Agent:
+def make_agent(config: Config, units: int | None = 1) -> Agent:
     """Builds the agent a configuration asks for; `config.model.dtype` must be resolved.
 
+    Args:
+      config: of the agent.
+      units: how many members of a population, or conditions of an evaluation, are computed side by
+        side; 1 for a single agent in training, None for any number.
+
     Raises:
-      UserError: the model or the labels cannot be used.
+      UserError: the model, the labels or the mesh cannot be used.
     """
     if config.model.source == "tabular":
         if config.lora.adapter is not None:
@@ -247,11 +264,19 @@ def make_agent(config: Config) -> Agent:
         tabular = TabularPolicy(len(histories) * prompts.NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
         inputs = lambda groups: np.zeros((len(groups), len(groups[0]), 0), np.float32)
-        return Agent(tabular, (), inputs, presentation, summary)
+        layout = make_layout(config.mesh, units)
+        return Agent(tabular, (), inputs, presentation, summary, layout)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
-    model = load(base.source, base.dtype, base.sha256, quantisation)
-    prompter = Prompter(model, config.prompt.template, base.max_nodes)
+    itemsize = 4 if base.dtype == "float32" else 2
+
+    def layout_for(gemma: GemmaConfig) -> Layout:
+        return make_layout(config.mesh, units, gemma.num_heads, weight_bytes(gemma, itemsize))
+
+    model = load(base.source, base.dtype, base.sha256, quantisation, layout_for)
+    layout = layout_for(model.config)
+    multiple = 1 if layout.side_by_side else layout.num_places
+    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
     presentation = make_presentation(config, model)
     prompter.responses(presentation.labels)
     settings = config.lora
@@ -265,10 +290,19 @@ def make_agent(config: Config) -> Agent:
     adapter = None
     if settings.adapter is not None:
         adapter, lora = load_peft(Path(settings.adapter), model.config, settings.dropout)
-    policy = GemmaPolicy(model.config, model.definition, lora, config.model.remat)
+    policy = GemmaPolicy(
+        model.config,
+        model.definition,
+        lora,
+        base.remat,
+        base.max_logits * 10**6,
+        layout,
+    )
     condition = Condition(get_game(config.env.game), presentation)
     summary = _summary(config, model, policy, prompter, condition)
-    return Agent(policy, model.weights, prompter.inputs, presentation, summary, model, adapter)
+    return Agent(
+        policy, model.weights, prompter.inputs, presentation, summary, layout, model, adapter
+    )
 
 
 def settle(config: Config, agent: Agent) -> Config:

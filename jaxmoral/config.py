@@ -3,11 +3,12 @@
 Every key of the YAML has a flag with the same dotted name, e.g. `--ppo.learning_rate 1e-4`.
 """
 
-import copy
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,16 +42,19 @@ class ModelConfig:
         when a run starts.
       dtype: of the frozen weights; "auto" is float32 on CPU and bfloat16 on accelerators.
       quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
-      remat: recompute activations in the backward pass: less memory, more time.
+      remat: what the backward pass recomputes instead of finding it in memory: nothing ("none"),
+        what is cheap to make from the matrix products ("elementwise"), or whole blocks ("block").
       max_nodes: of one prompt tree; more prompts make several, one after the other.
+      max_logits: how many logits are in memory at once, in millions; more are made in parts.
     """
 
     source: str = "gemma3-270m"
     sha256: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantisation: Literal["none", "int8", "nf4"] = "none"
-    remat: Flag = False
+    remat: Literal["none", "elementwise", "block"] = "elementwise"
     max_nodes: Positive = 4096
+    max_logits: Positive = 128
 
 
 @_closed
@@ -231,6 +235,22 @@ class EvaluationConfig:
 
 @_closed
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many parts the devices are used in; see `jaxmoral.mesh`. What is null is chosen.
+
+    Attributes:
+      data: places that compute members, conditions or nodes of the tree side by side.
+      fsdp: the same, and the frozen weights are split over them.
+      tensor: parts of every layer.
+    """
+
+    data: Positive | None = None
+    fsdp: Positive | None = None
+    tensor: Positive | None = None
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment.
 
@@ -252,6 +272,7 @@ class Config:
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
     games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)
     opponents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
@@ -270,6 +291,14 @@ def _known_keys(cls: type, prefix: str = "") -> list[str]:
 
 
 MAX_MEMBERS = 4096  # of a population
+# What a configuration can hold at most. It bounds the time to read one, and what messages show.
+MAX_FILE = 100_000  # characters of a file, its aliases spelled out
+MAX_TEXT = 20_000  # characters of a wording or a persona
+MAX_NAME = 1_000  # characters of any other text, a path for instance
+MAX_KEY = 100  # characters of a key
+MAX_DEPTH = 16
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_TEXTS = ("prompt.wording", "prompt.persona")
 PAPER_PRESET = Path(__file__).parent / "presets" / "paper.yaml"
 KEYS = _known_keys(Config)
 _ADAPTER = pydantic.TypeAdapter(Config)
@@ -282,14 +311,66 @@ def parse(tree: dict[str, Any]) -> Config:
       UserError: an unknown key, a value of the wrong type or out of range, or two keys that
         contradict each other; the message names the key and what is allowed.
     """
+    tree = _plain(tree)
     if tree.get("preset") == "paper":
-        tree = _merge(_read_yaml(PAPER_PRESET), tree)
+        tree = _merge(_paper_preset(), tree)
     try:
         config = _ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error)) from None
     _check_combinations(config)
     return config
+
+
+@functools.cache
+def _paper_preset() -> dict[str, Any]:
+    return _read_yaml(PAPER_PRESET)
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which no two keys share a value.
+
+    Raises:
+      UserError: it is no dictionary, or holds what no configuration has and what could not be shown
+        in a message or written to a file.
+    """
+
+    def copied(value: Any, key: str, depth: int) -> Any:
+        if depth > MAX_DEPTH:
+            raise UserError(f"{key}: nested more than {MAX_DEPTH} levels deep")
+        if isinstance(value, dict):
+            for name in value:
+                if not isinstance(name, str) or len(name) > MAX_KEY or not name.isprintable():
+                    raise UserError(
+                        f"{key or 'config'}: a key must be text, at most {MAX_KEY} printable"
+                        f" characters, got {_brief(name)}"
+                    )
+            start = f"{key}." if key else ""
+            return {name: copied(one, start + name, depth + 1) for name, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copied(one, key, depth + 1) for one in value]
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{key}: a whole number of more than 63 bits")
+        if isinstance(value, str):
+            most = MAX_TEXT if key in _TEXTS else MAX_NAME
+            if len(value) > most:
+                raise UserError(f"{key}: {len(value):,} characters; {most:,} at most")
+            if _UNPRINTABLE.search(value):
+                raise UserError(f"{key}: holds a control character, got {_brief(value)}")
+        return value
+
+    if not isinstance(tree, dict):
+        raise UserError(f"config: needs keys and values, got {_brief(tree)}")
+    return copied(tree, "", 0)
+
+
+def _brief(value: Any) -> str:
+    """What a message shows of a value."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python does not write whole numbers of 4301 digits
+        text = f"a {type(value).__name__} that is too large"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _merge(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -352,7 +433,7 @@ def _explain(error: pydantic.ValidationError) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}: {message}, got {first['input']!r}"
+    return f"{key}: {message}, got {_brief(first['input'])}"
 
 
 def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
@@ -412,46 +493,97 @@ def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[st
 
 
 def _with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    result = copy.deepcopy(tree)
+    result = dict(tree)
     for key, value in values.items():
         *groups, name = key.split(".")
         node = result
         for group in groups:
+            node[group] = dict(node[group])
             node = node[group]
         node[name] = value
     return result
 
 
 def _read_tree(path: Path | str | None, flags: Sequence[str]) -> dict[str, Any]:
-    tree = _read_yaml(Path(path)) if path else {}
+    tree = _plain(_read_yaml(Path(path))) if path else {}
     if len(flags) % 2:
-        raise UserError(f"every flag needs a value; got {' '.join(flags)!r}")
+        raise UserError(f"every flag needs a value; got {_brief(' '.join(flags))}")
     for flag, text in zip(flags[::2], flags[1::2], strict=True):
         if not flag.startswith("--"):
-            raise UserError(f"expected a flag like --ppo.learning_rate, got {flag!r}")
+            raise UserError(f"expected a flag like --ppo.learning_rate, got {_brief(flag)}")
         *groups, name = flag[2:].split(".")
         node = tree
         for group in groups:
             node = node.setdefault(group, {})
             if not isinstance(node, dict):
-                raise UserError(f"unknown key {flag[2:]!r}: {group} is a value, not a group")
+                raise UserError(f"unknown key {_brief(flag[2:])}: a part of it is no group")
         try:
-            node[name] = yaml.safe_load(text)
+            node[name] = _parse_yaml(text)
         except yaml.YAMLError:
             node[name] = text
-    return tree
+    return _plain(tree)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        with path.open(encoding="utf-8") as file:
+            tree = _parse_yaml(file.read(MAX_FILE + 1))
     except OSError as error:
         raise UserError(f"config: cannot read {path} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config: {path} is not YAML ({str(error).splitlines()[0]})") from None
+    except (yaml.YAMLError, ValueError) as error:  # also of other bytes than UTF-8
+        reason = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
+        reason = " ".join(reason.split())[:200]
+        raise UserError(f"config: {path} is not YAML ({reason})") from None
     if not isinstance(tree or {}, dict):
         raise UserError(f"config: {path} must hold keys and values")
     return tree or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML that is not larger, with every alias spelled out, than a file may be.
+
+    The size is known before anything is built: a few merge keys could ask for billions of values.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        alias = self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias and node not in self._sizes:
+            raise yaml.YAMLError("an alias stands for what it is in")
+        if node is not None and not alias:
+            self._sizes[node] = self._size(node)
+            if self._sizes[node] > 2 * MAX_FILE:  # 2: without aliases none is so large
+                raise yaml.YAMLError("its aliases stand for too much")
+        return node
+
+    def _size(self, node: yaml.Node) -> int:
+        """Characters, and one for each value."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1 + len(node.value)
+        pairs = isinstance(node, yaml.MappingNode)
+        children = itertools.chain.from_iterable(node.value) if pairs else node.value
+        return 1 + sum(self._sizes[child] for child in children)
+
+
+def _parse_yaml(text: str) -> Any:
+    """Plain values; raises yaml.YAMLError."""
+    if len(text) > MAX_FILE:
+        raise yaml.YAMLError(f"longer than {MAX_FILE:,} characters")
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, LookupError, AttributeError):  # from PyYAML's makers of numbers and dates
+        raise yaml.YAMLError("a number, a date or a tag cannot be read") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from jaxmoral import cluster, figures
 from jaxmoral import config as configs
-from jaxmoral import figures
 from jaxmoral.errors import UserError, run_command, split_outside
 from jaxmoral.evaluation import evaluate, load_population
 from jaxmoral.gemma.load import use_compilation_cache
@@ -33,7 +33,11 @@ def main() -> None:
     parser.add_argument("--opponents", help="comma-separated names")
     parser.add_argument("--suites", help="comma-separated names or sets, e.g. all, plane")
     parser.add_argument("--protocols", help="comma-separated: exact, long-run, sampled, paper")
-    parser.add_argument("--update", type=int, help="of the checkpoint, instead of the newest")
+    parser.add_argument(
+        "--update",
+        type=lambda text: text if text == "best" else int(text),
+        help="of the checkpoint, instead of the newest; or best, that of the highest reward",
+    )
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
@@ -50,6 +54,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"--output: {output} is not a file in an existing folder")
     if output is None and arguments.run is not None:
         output = arguments.run / "evaluation.json"
+    cluster.start()
     use_compilation_cache()
     source = arguments.run
     if source is None:
@@ -63,13 +68,16 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
         for folder, member in load_population(arguments.run, arguments.update):
             evaluation = evaluate(member, **chosen)
-            write_json(evaluation, folder / "evaluation.json")
-            print(f"{folder.name}\n{table(evaluation)}\n")
+            if cluster.is_first():
+                write_json(evaluation, folder / "evaluation.json")
+                print(f"{folder.name}\n{table(evaluation)}\n")
         print(
             f"wrote each member's evaluation.json; next: python -m jaxmoral.report {arguments.run}"
         )
         return
     evaluation = evaluate(source, **chosen, update=arguments.update)
+    if not cluster.is_first():
+        return
     print(table(evaluation))
 
     if output is None:

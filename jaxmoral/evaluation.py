@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,13 @@ from jaxmoral import ppo
 from jaxmoral.agent import Agent, Condition, make_agent, make_presentation, settle
 from jaxmoral.chain import against, by_state, memory_policy, visits
 from jaxmoral.checkpoint import Checkpoints
-from jaxmoral.config import Config
+from jaxmoral.config import Config, MeshConfig
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import first_states, resolve
 from jaxmoral.games import SETS, Game, choose_games, get_game
 from jaxmoral.measures import describe_shares
 from jaxmoral.memory import Memory, history_name, make_memory
+from jaxmoral.mesh import Layout, constrain, map_spread, place
 from jaxmoral.opponents import Opponent, get_opponent, stack
 from jaxmoral.pairs import agent_player, machine_player, meet
 from jaxmoral.policy import Policy
@@ -45,6 +46,7 @@ from jaxmoral.training import (
 )
 
 PyTree = Any
+Which = int | Literal["best"] | None  # checkpoint; None is the newest
 Key = tuple  # of a condition
 MAX_SHAPES = 3
 PAPER_SEED, PAPER_EPISODES, PAPER_ROUNDS = 100, 10, 5
@@ -75,7 +77,7 @@ def sampled_visits(trajectories: Trajectories, memory: Memory) -> jax.Array:
     return jnp.array([jnp.mean(cell == index) for index in range(np.prod(shape))]).reshape(shape)
 
 
-@partial(jax.jit, static_argnames=("policy", "settings", "remembers"))
+@partial(jax.jit, static_argnames=("policy", "settings", "remembers", "layout"))
 def measure(
     policy: Policy,
     frozen: PyTree,
@@ -86,6 +88,7 @@ def measure(
     settings: configs.EvaluationConfig,
     remembers: tuple,
     paper_draws: Sequence[Draws],
+    layout: Layout | None = None,
 ) -> Measured:
     """Measures policies in conditions against opponents.
 
@@ -99,6 +102,7 @@ def measure(
       settings: static; sizes and protocols.
       remembers: static arguments of `memory.make_memory`.
       paper_draws: from `draw_paper`.
+      layout: static; what spreads the conditions.
     """
     memory = make_memory(*remembers)
     num_opponents = opponents.moves.shape[1]
@@ -133,7 +137,8 @@ def measure(
 
     num_conditions = len(jax.tree.leaves(inputs)[0])
     opponents = jax.tree.map(jnp.asarray, opponents)
-    return jax.lax.map(one, (jax.random.split(key, num_conditions), inputs, opponents))
+    xs = (jax.random.split(key, num_conditions), inputs, opponents)
+    return jax.tree.map(lambda x: constrain(x, layout), map_spread(one, xs, layout))
 
 
 def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
@@ -173,7 +178,7 @@ def evaluate(
     opponents: Sequence[str] | None = None,
     suites: Sequence[str] | None = None,
     protocols: Sequence[str] | None = None,
-    update: int | None = None,
+    update: Which = None,
 ) -> dict[str, Any]:
     """Evaluates a trained agent beside its base in many conditions.
 
@@ -182,7 +187,8 @@ def evaluate(
         evaluated alone (or beside its `lora.adapter`).
       games, opponents, suites, protocols: see `jaxmoral.config.EvaluationConfig`; by default what
         the configuration says.
-      update: of a run folder's checkpoint; None for the newest.
+      update: of a run folder's checkpoint, "best" for that of the highest training reward, None for
+        the newest.
 
     Returns:
       A dictionary for JSON; see `describe`.
@@ -195,7 +201,7 @@ def evaluate(
         config, agent, trained = source.config, source.agent, source.trainable
     elif isinstance(source, Config):
         config = resolve(source)
-        agent = make_agent(config)
+        agent = make_agent(config, None)
         config, trained = settle(config, agent), None
         if agent.adapter is not None:
             trained = agent.policy.reference_parameters() | {"adapter": agent.adapter}
@@ -269,22 +275,36 @@ def _measure_all(
     settings = config.evaluation
     game = unique[0].game
     remembers = (agent.presentation.memory, game.num_players, agent.presentation.blank)
-    init_key, key = jax.random.split(jax.random.key(config.seed))
-    base = jax.jit(agent.policy.init)(init_key)
-    policies = [base] if trained is None else [base, trained]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies)
-    draws = draw_paper() if "paper" in settings.protocols else ()
+    everywhere = agent.layout.sharding()
+
+    @partial(jax.jit, out_shardings=everywhere)
+    def prepare(seed, *trained):
+        init_key, key = jax.random.split(jax.random.key(seed))
+        policies = [agent.policy.init(init_key), *trained]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies), key
+
+    stacked, key = prepare(config.seed, *([] if trained is None else [trained]))
+    draws = place(draw_paper() if "paper" in settings.protocols else (), everywhere)
     found = {}
     sizes = [len(all_prompts(*condition)[0]) for condition in unique]
     for group in group_by_size(sizes, MAX_SHAPES):
-        inputs = agent.inputs([[unique[index]] for index in group])
+        inputs = place(agent.inputs([[unique[index]] for index in group]), everywhere)
         machines = opponents_of([unique[index].game for index in group], settings.opponents)
         measured = measure(
-            agent.policy, agent.frozen, inputs, stacked, machines, key, settings, remembers, draws
+            agent.policy,
+            agent.frozen,
+            inputs,
+            stacked,
+            place(machines, everywhere),
+            key,
+            settings,
+            remembers,
+            draws,
+            agent.layout,
         )
         measured = jax.device_get(measured)
-        for place, index in enumerate(group):
-            found[unique[index].key] = jax.tree.map(lambda leaf, at=place: leaf[at], measured)
+        for at, index in enumerate(group):
+            found[unique[index].key] = jax.tree.map(lambda leaf, at=at: leaf[at], measured)
     return found
 
 
@@ -309,7 +329,7 @@ def group_by_size(sizes: Sequence[int], max_groups: int) -> list[list[int]]:
     return best
 
 
-def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, PyTree]:
+def load_run(folder: Path, update: Which = None) -> tuple[Config, Agent, PyTree]:
     """Reads a run folder: its configuration, its agent, and a checkpoint's parameters.
 
     Raises:
@@ -327,9 +347,9 @@ def load_run(folder: Path, update: int | None = None) -> tuple[Config, Agent, Py
 
 def _agent_of_run(config: Config) -> Agent:
     """A run's agent. Its checkpoint holds the adapter; the folder it started from may be gone."""
-    return make_agent(
-        dataclasses.replace(config, lora=dataclasses.replace(config.lora, adapter=None))
-    )
+    lora = dataclasses.replace(config.lora, adapter=None)
+    # The run may have been made on other devices.
+    return make_agent(dataclasses.replace(config, lora=lora, mesh=MeshConfig()), None)
 
 
 def _members(folder: Path) -> dict[str, Config]:
@@ -339,15 +359,17 @@ def _members(folder: Path) -> dict[str, Config]:
 
 
 def _restore(
-    folder: Path, members: Mapping[str, Config], agent: Agent, update: int | None
+    folder: Path, members: Mapping[str, Config], agent: Agent, update: Which
 ) -> ppo.TrainState:
     """A checkpoint's state, of a run or of a population."""
     fresh, _ = first_states(list(members.values()), agent)
     with Checkpoints(folder) as checkpoints:
+        if update == "best":
+            update = checkpoints.best()
         return checkpoints.restore(fresh, members, update)
 
 
-def load_state(folder: Path, config: Config, agent: Agent, update: int | None = None) -> PyTree:
+def load_state(folder: Path, config: Config, agent: Agent, update: Which = None) -> PyTree:
     """A checkpoint's parameters of a run or of a member of a population, of the first player."""
     population = population_of(folder)
     if population is None:
@@ -361,7 +383,7 @@ def load_state(folder: Path, config: Config, agent: Agent, update: int | None = 
     return first_player(state if index is None else member_state(state, index))
 
 
-def load_population(folder: Path, update: int | None = None) -> Iterator[tuple[Path, TrainedAgent]]:
+def load_population(folder: Path, update: Which = None) -> Iterator[tuple[Path, TrainedAgent]]:
     """Every member's folder and trained agent, the model loaded once."""
     members = _members(folder)
     first = next(iter(members.values()))

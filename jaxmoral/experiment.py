@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral import opponents, ppo, token_ppo
@@ -28,6 +27,7 @@ from jaxmoral.games import (
     mirror,
     register,
 )
+from jaxmoral.mesh import Layout, map_spread, place, shardings
 from jaxmoral.opponents import get_opponent
 from jaxmoral.policy import reference_table
 from jaxmoral.prompts import check_labels
@@ -254,18 +254,27 @@ def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[ppo.Train
 def first_states(members: Sequence[Config], agent: Agent) -> tuple[ppo.TrainState, jax.Array]:
     """The state before the first update and the PRNG keys, stacked unless there is one member."""
     init = initial_state(members[0], agent)
-    if len(members) == 1:
-        config = members[0]
-        return jax.jit(init)(np.uint32(config.seed), np.float32(config.ppo.kl_coef))
-    axes = (population_axes(), 0)
+    alone = len(members) == 1
     seeds = np.array([config.seed for config in members], np.uint32)
     weights = np.array([config.ppo.kl_coef for config in members], np.float32)
-    return jax.jit(jax.vmap(init, out_axes=axes))(seeds, weights)
+    if alone:
+        arguments = seeds[0], weights[0]
+    else:
+        init = jax.vmap(init, out_axes=(population_axes(None, 0), 0))
+        arguments = seeds, weights
+    state, _ = jax.eval_shape(init, *arguments)
+    where = shardings(state, agent.layout, population_axes(False, not alone))
+    return jax.jit(init, out_shardings=(where, _where(agent, alone)))(*arguments)
 
 
-def population_axes() -> Any:
-    """Where a population's state has its members: everywhere but in the number of updates."""
-    return ppo.TrainState(None, 0, 0, 0, 0)  # type: ignore[arg-type]
+def population_axes(update: Any, rest: Any) -> Any:
+    """A prefix of a state: one thing for the number of updates, which members share, and a rest."""
+    return ppo.TrainState(update, rest, rest, rest, rest)
+
+
+def _where(agent: Agent, shared: bool) -> jax.sharding.NamedSharding:
+    """Where arrays go that are the same for all members, or have a leading axis of them."""
+    return agent.layout.sharding(*(() if shared else (agent.layout.lead_axes,)))
 
 
 def compile_update(
@@ -283,18 +292,20 @@ def compile_update(
     state, updates_key = first_states(configs, agent)
     if agent.adapter is not None:
         lead = (1 if alone else len(members), len(player_games(config)))
-        spread = lambda leaf: jnp.broadcast_to(leaf, (*lead[alone:], *leaf.shape))
+        spread = lambda leaf: np.broadcast_to(leaf, (*lead[alone:], *leaf.shape))
         start = jax.tree.map(spread, agent.adapter)
-        state = state._replace(trainable=state.trainable | {"adapter": start})
+        where = jax.tree.map(lambda leaf: leaf.sharding, state.trainable["adapter"])
+        state = state._replace(trainable=state.trainable | {"adapter": place(start, where)})
     stacked = prompts_differ(members)
-    inputs = jax.device_put(packed_prompts(members, 0))
+    each, prompted = _where(agent, alone), _where(agent, not stacked)
+    inputs = place(packed_prompts(members, 0), prompted)
 
     one = lambda frozen, inputs: reference_table(agent.policy, frozen, inputs)
     refer = lambda frozen, inputs: ppo.per_player(partial(one, frozen), inputs)
     if stacked:
         refer_one = refer
-        refer = lambda frozen, inputs: jax.lax.map(partial(refer_one, frozen), inputs)
-    refer = jax.jit(refer)
+        refer = lambda frozen, inputs: map_spread(partial(refer_one, frozen), inputs, agent.layout)
+    refer = jax.jit(refer, out_shardings=prompted)
     reference = refer(agent.frozen, inputs)
     make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
     update = make(
@@ -307,36 +318,64 @@ def compile_update(
     )
     settings = ppo.adjustable(config.ppo)
     if not alone:
-        each = [ppo.adjustable(config.ppo) for config in configs]
-        settings = {name: np.stack([one[name] for one in each]) for name in settings}
-        update = over_members(update, stacked)
+        adjusted = [ppo.adjustable(config.ppo) for config in configs]
+        settings = {name: np.stack([one[name] for one in adjusted]) for name in settings}
+        # On a CPU one adapter's products fill it, and its activations alone stay in the caches.
+        in_turns = agent.model is not None and jax.default_backend() == "cpu"
+        update = over_members(update, stacked, agent.layout, in_turns)
+    settings = place(settings, each)
     draw = make_draws(configs)
-    constant = jax.device_put(environments(configs, 0))
+    constant = place(environments(configs, 0), each)
     changing = any(config.reward.then is not None for config in configs)
     drawn = config.env.payoff_draws > 0
 
     def arguments(update: int) -> tuple:
         shown, expected = inputs, reference
         if drawn and update:
-            shown = jax.device_put(packed_prompts(members, update))
+            shown = place(packed_prompts(members, update), prompted)
             expected = refer(agent.frozen, shown)
-        arena = environments(configs, update) if changing or drawn else constant
-        return updates_key, agent.frozen, shown, arena, expected, settings, draw(update)
+        arena = place(environments(configs, update), each) if changing or drawn else constant
+        draws = place(draw(update), each)
+        return updates_key, agent.frozen, shown, arena, expected, settings, draws
 
-    compiled = jax.jit(update, donate_argnums=0).lower(state, *arguments(0)).compile()
+    out = jax.tree.map(lambda leaf: leaf.sharding, state), agent.layout.sharding()
+    jitted = jax.jit(update, donate_argnums=0, out_shardings=out)
+    compiled = jitted.lower(state, *arguments(0)).compile()
     return state, lambda state, update: compiled(state, *arguments(update))
 
 
-def over_members(update: Callable, stacked: bool) -> Callable:
+def over_members(
+    update: Callable, stacked: bool, layout: Layout | None = None, in_turns: bool = False
+) -> Callable:
     """An update of a whole population, given one member's.
 
     Args:
       update: of `ppo.make_update`.
       stacked: whether prompts and reference differ between members.
+      layout: what spreads the members.
+      in_turns: whether members on the same place take turns instead of being computed at once.
     """
-    where = 0 if stacked else None
-    axes = (population_axes(), 0, None, where, 0, where, 0, 0)
-    return jax.vmap(update, in_axes=axes, out_axes=(population_axes(), 0))
+
+    def together(state, keys, frozen, inputs, environment, reference, settings, draws):
+        def one(xs):
+            rest, key, environment, settings, draws, *own = xs
+            shown, expected = own or (inputs, reference)
+            member = ppo.TrainState(state.update, *rest)
+            member, metrics = update(
+                member, key, frozen, shown, environment, expected, settings, draws
+            )
+            return member[1:], metrics
+
+        own = (inputs, reference) if stacked else ()
+        xs = (state[1:], keys, environment, settings, draws, *own)
+        if in_turns:
+            rest, metrics = map_spread(one, xs, layout)
+        else:
+            axes = None if layout is None else layout.lead_axes
+            rest, metrics = jax.vmap(one, spmd_axis_name=axes)(xs)
+        return ppo.TrainState(state.update + 1, *rest), metrics
+
+    return together
 
 
 def make_draws(members: Sequence[Config]) -> Callable[[int], Draws | None]:

@@ -2,13 +2,15 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 from jaxmoral.errors import UserError
 
@@ -78,32 +80,86 @@ def postfix(metrics: dict[str, Any]) -> str:
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to TensorBoard event files of a run folder."""
+    """Appends to `metrics.jsonl` and to TensorBoard event files of a run folder.
+
+    What was appended before `sync` survives whatever happens to the machine.
+    """
 
     def __init__(self, run_folder: Path, start: int):
-        """Opens the log for the updates after `start`, dropping lines of later ones."""
+        """Opens the log for the updates after `start`, dropping lines of later ones.
+
+        Raises:
+          UserError: lines of earlier updates are missing, or nothing can be written.
+        """
         self._path = run_folder / "metrics.jsonl"
         kept = [record for record in read(run_folder) if record["update"] <= start] if start else []
+        if [record["update"] for record in kept] != list(range(1, start + 1)):
+            raise UserError(
+                f"{self._path} is damaged: it must have one line for each of the {start} updates"
+                " of the checkpoint"
+            )
         scratch = self._path.with_name(self._path.name + ".part")
-        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with scratch.open("w") as file:
+            file.write("".join(json.dumps(record) + "\n" for record in kept))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(scratch, self._path)
         self._file = self._path.open("a")
-        self._events = SummaryWriter(str(run_folder / "tensorboard"), purge_step=start + 1)
+        self._events = _open_events(run_folder / "tensorboard", start)
 
     def append(self, record: dict) -> None:
-        """Writes one update's record."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        # One event for all scalars: an event each would take longer than a small update.
+        """Writes one update's record; raises UserError if it cannot."""
         values = [Summary.Value(tag=tag, simple_value=number) for tag, number in _scalars(record)]
-        self._events.file_writer.add_summary(Summary(value=values), record["update"])
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            # One event for all scalars: an event each would take longer than a small update.
+            _write_event(self._events, step=record["update"], summary=Summary(value=values))
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def sync(self) -> None:
+        """Makes the lines as durable as the checkpoint that is about to follow them."""
+        try:
+            os.fsync(self._file.fileno())
+            self._events.flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._events.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            self._file.close()
+            self._events.close()
+        except OSError as error:
+            if kind is None:  # otherwise what went wrong first is what matters
+                raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path} ({error.strerror}); --resume goes on from the last"
+            " checkpoint"
+        )
+
+
+def _open_events(folder: Path, start: int) -> RecordWriter:
+    """A TensorBoard file for the updates after `start`; later ones that are there do not count."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("events.out.tfevents.*"):
+        number = path.name.rpartition(".")[2]
+        if number.isdecimal() and int(number) >= start:
+            path.unlink()
+    # tensorboardX's own writer is a thread, which would die unheard on a full disk.
+    writer = RecordWriter(str(folder / f"events.out.tfevents.{start:010d}"))
+    _write_event(writer, file_version="brain.Event:2")
+    _write_event(writer, step=start + 1, session_log=SessionLog(status=SessionLog.START))
+    return writer
+
+
+def _write_event(writer: RecordWriter, **content: Any) -> None:
+    writer.write(Event(wall_time=time.time(), **content).SerializeToString())
 
 
 def _scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:

@@ -17,6 +17,7 @@ from flax import nnx
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
+from jaxmoral.mesh import Layout, constrain
 from jaxmoral.prompt_tree import PromptTree, ancestor_mask, chains
 from jaxmoral.responses import Trie, outcome_log_probs, sample_answer
 
@@ -173,12 +174,22 @@ class PromptInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GemmaPolicy:
-    """Gemma with LoRA and a linear value head on the last hidden state of each prompt."""
+    """Gemma with LoRA and a linear value head on the last hidden state of each prompt.
+
+    Attributes:
+      config, definition: of the base.
+      lora: which layers are adapted, and how.
+      remat: what the backward pass recomputes; a name in `gemma.model.RECOMPUTED`.
+      max_logits: how many are made at once; see `apply`, `score`.
+      layout: where the arrays are, if on more than one device.
+    """
 
     config: GemmaConfig
     definition: nnx.GraphDef
     lora: Lora
-    remat: bool = False
+    remat: str = "elementwise"
+    max_logits: int = 2**27
+    layout: Layout | None = None
 
     @property
     def dropout(self) -> bool:
@@ -194,25 +205,49 @@ class GemmaPolicy:
     def apply(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> PolicyTable:
-        one = lambda chunk: self._apply(frozen, chunk, trainable, dropout_key)[0]
+        model = nnx.merge(self.definition, frozen)
+
+        def one(chunk):
+            rows = self._rows(frozen, chunk, trainable, dropout_key)
+            log_probs = self._in_parts(
+                lambda rows: outcome_log_probs(model.logits(rows), chunk.trie), rows
+            )
+            return PolicyTable(log_probs, _value(trainable, rows[:, 0]))
+
         return _over_chunks(one, inputs)
 
     def apply_with_logits(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> tuple[PolicyTable, jax.Array]:
-        return _over_chunks(
-            lambda chunk: self._apply(frozen, chunk, trainable, dropout_key), inputs
-        )
+        model = nnx.merge(self.definition, frozen)
 
-    def _apply(
+        def one(chunk):
+            rows = self._rows(frozen, chunk, trainable, dropout_key)
+            logits = model.logits(rows)
+            log_probs = outcome_log_probs(logits, chunk.trie)
+            return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
+
+        return _over_chunks(one, inputs)
+
+    def _rows(
         self, frozen: PyTree, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
-    ) -> tuple[PolicyTable, jax.Array]:
+    ) -> jax.Array:
+        """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
         chex.assert_rank(chunk.nodes, 2)
         hidden = self._hidden(frozen, chunk.tree, trainable, dropout_key)
-        rows = hidden[chunk.nodes]
-        logits = nnx.merge(self.definition, frozen).logits(rows)
-        log_probs = outcome_log_probs(logits, chunk.trie)
-        return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
+        return constrain(hidden[chunk.nodes], self.layout, None, None, None)
+
+    def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
+        """Applies what makes logits of every place in `[n, places, ...]`, in parts that fit."""
+        num_rows, places = rows[0].shape[:2]
+        at_once = max(self.max_logits // (places * self.config.vocab_size), 1)
+        divisors = (n for n in range(1, num_rows + 1) if num_rows % n == 0)
+        parts = next(n for n in divisors if num_rows // n <= at_once)
+        if parts == 1:
+            return function(*rows)
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+        made = jax.lax.map(jax.checkpoint(lambda part: function(*part)), split)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 
     def write(
         self,
@@ -246,10 +281,13 @@ class GemmaPolicy:
         tokens: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         hidden = self._read(frozen, inputs, trainable, prompt, tokens, None)
-        logits = nnx.merge(self.definition, frozen).logits(hidden)
-        log_probs = jax.nn.log_softmax(logits)
-        log_probs = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
-        return log_probs, _value(trainable, hidden)
+        model = nnx.merge(self.definition, frozen)
+
+        def chosen(hidden, tokens):
+            log_probs = jax.nn.log_softmax(model.logits(hidden))
+            return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+        return self._in_parts(chosen, hidden, tokens), _value(trainable, hidden)
 
     def _read(
         self,

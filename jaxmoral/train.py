@@ -5,8 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
+from jaxmoral import cluster, figures
 from jaxmoral import config as configs
-from jaxmoral import figures
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.runs import read_run
@@ -29,8 +29,9 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
+    cluster.start()
     folder = arguments.output_dir
-    check_run_folder(folder, arguments.resume)
+    cluster.on_first(lambda: check_run_folder(folder, arguments.resume))
     path = arguments.config
     if path is None and arguments.resume and (folder / POPULATION).is_file():
         if flags:
@@ -48,6 +49,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         name = signal.Signals(trained.interrupted).name
         print(f"{name}: saved after update {int(trained.state.update)}; --resume goes on from here")
         sys.exit(128 + trained.interrupted)
+    if not cluster.is_first():
+        return
     if len(everyone) > 1:
         print(f"trained {len(everyone)} members, each a run folder in {folder}")
         print(f"next: python -m jaxmoral.evaluate --run {folder}")

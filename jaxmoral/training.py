@@ -1,14 +1,15 @@
 """The training loop around the jitted update: progress, checkpoints, interruption, populations."""
 
 import dataclasses
+import fcntl
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -19,9 +20,10 @@ from jaxmoral import config as configs
 from jaxmoral import metrics, ppo
 from jaxmoral.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.checkpoint import Checkpoints
+from jaxmoral.cluster import is_first, largest, on_first
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import Step, check_population, compile_update, resolve
+from jaxmoral.experiment import Step, check_population, compile_update, resolve, transition
 
 POPULATION = "members.yaml"  # lists a population's members, whose folders are beside it
 
@@ -100,14 +102,16 @@ def train_population(
     """
     folder = None if output_dir is None else Path(output_dir)
     if folder:
-        check_run_folder(folder, resume)
+        on_first(lambda: check_run_folder(folder, resume))
+    if not is_first():
+        say = lambda line: None
     resolved = {name: resolve(config) for name, config in members.items()}
     if len(resolved) == 1 and "" not in resolved:  # a population of one is a run
         (name,) = resolved
         return {name: train(members[name], output_dir, resume, say)}
     check_population(list(resolved.values()))
     started = time.perf_counter()
-    first = make_agent(next(iter(resolved.values())))
+    first = make_agent(next(iter(resolved.values())), len(resolved))
     agents = {
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in resolved.items()
@@ -131,16 +135,16 @@ def train_population(
     if folder is None:
         state, history, interrupted = _loop(settled, state, step, None, None)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            _write_configs(settled, folder)
-        with Checkpoints(folder, switches(settled)) as checkpoints:
-            if resume:
-                state = checkpoints.restore(state, settled)
-            else:
-                checkpoints.save(0, state, settled)
-            with metrics.MetricsLog(folder, int(state.update)) as log:
-                state, history, interrupted = _loop(settled, state, step, checkpoints, log)
+        with locked(folder, resume):
+            if not resume:
+                on_first(lambda: _write_configs(settled, folder))
+            with Checkpoints(folder, switches(settled), writable=True) as checkpoints:
+                if resume:
+                    state = checkpoints.restore(state, settled, set_aside=True, say=say)
+                else:
+                    checkpoints.save(0, state, settled)
+                with _open_log(folder, int(state.update)) as log:
+                    state, history, interrupted = _loop(settled, state, step, checkpoints, log)
     alone = len(settled) == 1
     return {
         name: TrainedAgent(
@@ -152,6 +156,42 @@ def train_population(
         )
         for index, (name, config) in enumerate(settled.items())
     }
+
+
+@contextmanager
+def locked(folder: Path, resume: bool) -> Iterator[None]:
+    """Makes the folder this program's own while it runs; the lock ends with the process.
+
+    Raises:
+      UserError: another process is writing to it, or wrote a run since it was checked.
+    """
+    held: list[TextIO] = []
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+        held.append(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}; stop it first") from None
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error.strerror}); start one training in it only")
+        check_run_folder(folder, resume)
+
+    try:
+        on_first(take)
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def _open_log(folder: Path, start: int) -> AbstractContextManager[metrics.MetricsLog | None]:
+    """The first process's metrics log; the others have none."""
+    log: list[metrics.MetricsLog] = []
+    on_first(lambda: log.append(metrics.MetricsLog(folder, start)))
+    return log[0] if log else nullcontext()
 
 
 def switches(members: Mapping[str, Config]) -> list[int]:
@@ -204,8 +244,10 @@ def _loop(
     history: list[dict] = []
     start = int(state.update)
     title = config.reward.name if len(members) == 1 else f"{len(members)} members"
-    bar = tqdm(total=config.updates, initial=start, desc=title, unit="update")
+    silent = not is_first()
+    bar = tqdm(total=config.updates, initial=start, desc=title, unit="update", disable=silent)
     lost: dict[str, int] = {}
+    stopped = 0
     with bar, _signals() as received:
         for update in range(start + 1, config.updates + 1):
             began = time.perf_counter()
@@ -227,14 +269,19 @@ def _loop(
                 log.append(record)
             bar.set_postfix_str(metrics.postfix(values), refresh=False)
             bar.update()
-            stop = bool(received)
-            last = update == config.updates or stop
+            stopped = largest(received[0] if received else 0)  # whichever process was told
+            last = update == config.updates or stopped
             due = last or update % config.checkpoint_every == 0
             if checkpoints and (due or update in switches(members)):
-                checkpoints.save(update, state, members)
-            if stop:
+                if log:
+                    log.sync()  # a checkpoint never knows more than the metrics do
+                changing = (c for c in members.values() if c.reward.then is not None)
+                final = all(transition(c, update - 1) == 1 for c in changing)
+                reward = float(np.mean(values["reward_mean"][..., 0])) if final else None
+                checkpoints.save(update, state, members, reward)
+            if stopped:
                 break
-    return state, history, received[0] if received else None
+    return state, history, stopped or None
 
 
 def _diverged(update: int, checkpoints: Checkpoints | None) -> str:

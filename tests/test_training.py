@@ -228,8 +228,18 @@ def test_a_damaged_checkpoint(whole, tmp_path):
     for path in (folder / "checkpoints" / "12").rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
             path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"12 cannot be read .*delete that folder"):
-        evaluate(folder)
+    with pytest.raises(UserError, match=r"12 is damaged"):
+        evaluate(folder, update=12)
+    evaluate(folder)
+    assert "12 is damaged" in (said := capsys.readouterr().out)
+    assert "going back to update 10" in said
+    again = train(config_of(), folder, resume=True, say=lambda line: None)
+    for ours, theirs in zip(
+        jax.tree.leaves(again.state), jax.tree.leaves(whole[1].state), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (folder / "damaged" / "12").is_dir()
+    assert [line["update"] for line in metrics.read(folder)] == list(range(1, 13))
 
 
 def test_a_run_killed_before_its_first_checkpoint_resumes(whole, tmp_path, monkeypatch):

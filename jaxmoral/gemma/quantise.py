@@ -7,6 +7,7 @@ of 64 a weight takes 8.5 or 4.5 bits.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -101,6 +102,15 @@ class Quantised(nnx.Module):
 
     def __getitem__(self, rows) -> jax.Array:
         return dequantise(self.codes[rows], self.scales[rows])
+
+
+def read_matrix(
+    stored: nnx.Param | Quantised, place: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The numbers of a frozen matrix; `place` is applied to what is stored."""
+    if isinstance(stored, Quantised):
+        return dequantise(place(stored.codes[...]), place(stored.scales[...]))
+    return place(stored[...])
 
 
 def matrix(kind: str | None, shape: tuple[int, int]) -> nnx.Param | Quantised:

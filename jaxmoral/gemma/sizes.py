@@ -31,13 +31,13 @@ def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
 
 
 def activation_bytes(
-    config: GemmaConfig, num_nodes: int, num_rows: int, itemsize: int, remat: bool
+    config: GemmaConfig, num_nodes: int, num_rows: int, itemsize: int, remat: str
 ) -> int:
     """What one update keeps for its backward pass.
 
     Of each token and layer: what the linear layers and the heads made and the block's input, or
-    with `remat` the input alone; and four float32 copies of the logits (they, their exponentials
-    and gradients).
+    if blocks are recomputed the input alone; and four float32 copies of the logits (they, their
+    exponentials and gradients).
 
     Args:
       config: of the base.
@@ -47,7 +47,7 @@ def activation_bytes(
       remat: see `ModelConfig.remat`.
     """
     kept = config.embed_dim
-    if not remat:
+    if remat != "block":
         queries = config.num_heads * config.head_dim
         kept += sum(outputs for _, outputs in config.linear_shapes.values()) + queries
     logits = 4 * 4 * num_rows * config.vocab_size

@@ -13,10 +13,12 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from jaxmoral.gemma.gguf_file import Vocabulary
+from jaxmoral.errors import UserError
+from jaxmoral.gemma.gguf_file import Vocabulary, bare, shown
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+_LONGEST = 1000  # characters of a piece; all its splits are tried
 
 
 def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -33,9 +35,25 @@ def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, st
 
 
 def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
-    """Builds the tokenizer; encoding with special tokens puts exactly one BOS in front."""
+    """Builds the tokenizer; encoding with special tokens puts exactly one BOS in front.
+
+    Raises:
+      UserError: a piece is empty, too long, or stands in the vocabulary twice.
+    """
     # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
     pieces = [piece.replace(" ", SPACE) for piece in vocabulary.pieces]
+    known: set[str] = set()
+    for number, piece in enumerate(pieces):
+        if not 0 < len(piece) <= _LONGEST or piece in known:
+            raise UserError(f"model: the vocabulary cannot hold {shown(piece)} as token {number}")
+        known.add(piece)
+    try:
+        return _build(pieces, vocabulary)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"model: the vocabulary makes no tokenizer ({bare(error)})") from None
+
+
+def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
     kinds = vocabulary.types.tolist()
     # SentencePiece keeps user-defined pieces (runs of spaces and newlines, tags) whole: rank first.
     scores = np.where(vocabulary.types == _USER_DEFINED, np.inf, vocabulary.scores).tolist()
@@ -75,6 +93,12 @@ def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
         pad_token=pieces[vocabulary.pad],
         clean_up_tokenization_spaces=False,
     )
+
+
+def check_numbers(tokenizer: "transformers.PreTrainedTokenizerFast", path: Path) -> None:
+    """Raises UserError unless the tokens are numbered from 0 without gaps."""
+    if {*tokenizer.get_vocab().values()} != {*range(len(tokenizer))}:
+        raise UserError(f"model: {path}: its tokens are not numbered 0 to {len(tokenizer) - 1}")
 
 
 def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:

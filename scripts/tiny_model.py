@@ -1,0 +1,85 @@
+"""Writes a tiny random Gemma in Hugging Face layout, with a tokenizer of the prompts' words.
+
+    python scripts/tiny_model.py FOLDER
+
+Training, sharding and crashes are tested on it: it starts in seconds and learns to answer legally.
+Its labels must be X and Y (--prompt.labels [X,Y]), which it spells with one token.
+"""
+
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxmoral.export import save_merged
+from jaxmoral.games import get_game
+from jaxmoral.gemma import tokenizer as tokenizers
+from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.gguf_file import Vocabulary
+from jaxmoral.gemma.load import LoadedModel, assemble
+from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.model import Gemma
+from jaxmoral.prompts import Presentation, all_prompts
+
+LABELS = ("X", "Y")
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+_CONTROL, _BYTE, _NORMAL = 3, 6, 1
+
+
+def vocabulary() -> Vocabulary:
+    """Every byte, and every word of the prompts with its beginnings, from which it is merged."""
+    texts = all_prompts(get_game("ipd"), Presentation(labels=LABELS))
+    found = dict.fromkeys(re.findall(r" ?[a-z]+|.", " ".join(texts), re.IGNORECASE))
+    words = [word.replace(" ", tokenizers.SPACE) for word in found]
+    starts = (word[:size] for word in words for size in range(1, len(word) + 1))
+    pieces = dict.fromkeys(itertools.chain((word for w in words for word in w), starts))
+    raw = [f"<0x{byte:02X}>" for byte in range(256)]
+    everything = [*SPECIAL, *raw, *pieces]
+    kinds = [_CONTROL] * len(SPECIAL) + [_BYTE] * len(raw) + [_NORMAL] * len(pieces)
+    return Vocabulary(
+        pieces=everything,
+        scores=np.array([float(len(piece)) for piece in everything], np.float32),
+        types=np.array(kinds, np.int32),
+        bos=2,
+        eos=1,
+        unk=3,
+        pad=0,
+    )
+
+
+def write(folder: Path, seed: int = 0) -> None:
+    """Writes the model; two calls write the same."""
+    words = vocabulary()
+    config = GemmaConfig(
+        family="gemma3",
+        vocab_size=-(-len(words.pieces) // 8) * 8,
+        embed_dim=64,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        mlp_dim=128,
+        sliding_window=64,
+        global_layers=(False, False, True, False),
+        query_scale=0.25,
+        qk_norm=True,
+    )
+    random = np.random.default_rng(seed)
+    _, abstract = Gemma.abstract(config)
+    parts = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
+        name = ".".join(str(key.key) for key in path if hasattr(key, "key"))
+        noise = random.standard_normal(leaf.shape, np.float32)
+        scale = 1 + 0.3 * noise if name.endswith(".scale") else 0.15 * noise
+        parts.append((name, ..., scale))
+    definition, weights = assemble(config, parts, "float32")
+    model = LoadedModel("tiny", "", config, definition, weights, tokenizers.build(words))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_merged(folder, model, {}, Lora(1, 1.0, 0.0, ()))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
