@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from jaxmoral.errors import UserError
 
-HEARTBEAT = 30  # seconds without a sign of life until the others give a process up
+PATIENCE = 30  # seconds after which a process that died, or left early, ends the others too
 
 
 def start() -> None:
@@ -45,9 +45,14 @@ def _detected() -> bool:
 def _join(
     address: str | None = None, num_processes: int | None = None, index: int | None = None
 ) -> None:
+    jax.config.update("jax_enable_preemption_service", False)  # the training loop listens itself
     try:
         jax.distributed.initialize(
-            address, num_processes, index, heartbeat_timeout_seconds=HEARTBEAT
+            address,
+            num_processes,
+            index,
+            heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
         )
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]

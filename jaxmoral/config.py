@@ -297,7 +297,8 @@ MAX_TEXT = 20_000  # characters of a wording or a persona
 MAX_NAME = 1_000  # characters of any other text, a path for instance
 MAX_KEY = 100  # characters of a key
 MAX_DEPTH = 16
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+_BREAK = re.compile(r"[\t\n\r\u2028\u2029]")
 _TEXTS = ("prompt.wording", "prompt.persona")
 PAPER_PRESET = Path(__file__).parent / "presets" / "paper.yaml"
 KEYS = _known_keys(Config)
@@ -352,10 +353,11 @@ def _plain(tree: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{key}: a whole number of more than 63 bits")
         if isinstance(value, str):
-            most = MAX_TEXT if key in _TEXTS else MAX_NAME
+            is_text = key in _TEXTS and len(value.split()) > 1  # and not a name or a path
+            most = MAX_TEXT if is_text else MAX_NAME
             if len(value) > most:
                 raise UserError(f"{key}: {len(value):,} characters; {most:,} at most")
-            if _UNPRINTABLE.search(value):
+            if _CONTROL.search(value) or (_BREAK.search(value) and not is_text):
                 raise UserError(f"{key}: holds a control character, got {_brief(value)}")
         return value
 

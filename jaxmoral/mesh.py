@@ -191,7 +191,7 @@ def make_layout(
       UserError: the sizes do not make up the number of devices or of members.
     """
     devices = jax.devices()
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     heavy = weight_bytes > limit / 3
     sizes = choose_sizes(asked, len(devices), units, max_tensor, heavy)
     mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

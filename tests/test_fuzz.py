@@ -6,6 +6,7 @@ nothing but a UserError comes out, in little time and memory, and that no reader
 
 import contextlib
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import struct
 import sys
 import time
 import tracemalloc
+import typing
 from unittest import mock
 
 import gguf
@@ -134,10 +136,69 @@ scalars = st.one_of(
     st.none() | st.booleans() | st.integers() | st.floats(),
     st.text(st.characters(), max_size=30),
 )
-values = st.recursive(
+junk = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=8,
+)
+values = scalars | scalars | junk
+
+# Names that mostly are some, so that more than the first look-up is reached.
+RANDOM_GAMES = ["ipd", "bos", "donation(3,1)", "affine(ipd,2)", "public-goods(3)", "group(ish,3)"]
+MACHINES = ["random", "joss", "noisy(tit-for-tat,0.1)", "extortionate(2)", "learner", "conditional"]
+MORALS = ["game", "deontological", "game+0.5*altruism(0.3)", "norm(0,1,2,3,4,5,6,7)", "-1*maximin"]
+NAMES = {
+    "env.game": RANDOM_GAMES,
+    "env.opponent": MACHINES,
+    "reward.name": MORALS,
+    "reward.then": MORALS,
+    "prompt.wording": ["structured", "story", "{choices} {when}", "{c} or {d}?\n{own_points}"],
+    "prompt.persona": ["none", "utilitarian", "Be good."],
+    "evaluation.suites": ["all", "trained", "personas"],
+    "evaluation.games": [*RANDOM_GAMES, "all", "plane"],
+    "evaluation.opponents": MACHINES,
+    "lora.adapter": ["folder"],
+}
+
+
+def of_type(hint, names):
+    """Values that a key of this type takes, or nearly."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return st.sampled_from(inner)
+    if origin is tuple and inner[-1] is ...:
+        return st.lists(of_type(inner[0], names), min_size=1, max_size=3)
+    if origin is tuple:
+        return st.tuples(*(of_type(one, names) for one in inner)).map(list)
+    if origin is dict:
+        return st.sampled_from([{}, {"x": PAIRS}, {"x": COIN}, {"x": {"C": [0, 2], "D": [1, 3]}}])
+    if inner:  # or None
+        return st.one_of(*(of_type(one, names) for one in inner))
+    usual = {
+        bool: st.booleans(),
+        int: st.integers(0, 9) | st.sampled_from([64, 256, 4096]),
+        float: st.floats(0, 1) | st.sampled_from([3.0, -6.0, 1e300, math.inf]),
+        str: st.sampled_from(names) if names else st.text(max_size=5),
+        type(None): st.none(),
+    }
+    return usual[hint]
+
+
+def usual_values(cls=configs.Config, prefix=""):
+    """A strategy for every key."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        key = prefix + name
+        if dataclasses.is_dataclass(hint):
+            found |= usual_values(hint, f"{key}.")
+        else:
+            found[key] = of_type(hint, NAMES.get(key))
+    return found
+
+
+USUAL = usual_values()
+some_keys = st.lists(st.sampled_from(configs.KEYS), max_size=5, unique=True).flatmap(
+    lambda keys: st.fixed_dictionaries({key: USUAL[key] for key in keys})
 )
 
 
@@ -164,11 +225,39 @@ def resolved(config):
     return found
 
 
+def together(changes):
+    """One nested dictionary of several keys."""
+    tree = nested("seed", 1)
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = copy.deepcopy(value)
+    return tree
+
+
 @pytest.mark.parametrize("key", [*configs.KEYS, *GROUPS, "zzz", "env.zzz", "ppo.a\nb", "\ud800.x"])
-@given(value=values)
-@examples(40)
-def test_any_value_of_any_key(key, value):
-    config = outcome(configs.parse, nested(key, value))
+def test_odd_values_of_every_key(key):
+    for value in ODD:
+        config = outcome(configs.parse, nested(key, value))
+        if config is not None:
+            resolved(config)
+
+
+@pytest.mark.parametrize("key", [*configs.KEYS, *GROUPS])
+@given(value=values, others=some_keys)
+@examples(12)
+def test_any_value_of_any_key(key, value, others):
+    config = outcome(configs.parse, together(others | {key: value}))
+    if config is not None:
+        resolved(config)
+
+
+@given(changes=some_keys)
+@examples(400)
+def test_usual_values_together(changes):
+    config = outcome(configs.parse, together(changes))
     if config is not None:
         resolved(config)
 
@@ -181,9 +270,9 @@ def test_numbers_that_python_does_not_write(key):
         assert outcome(configs.parse, nested(key, value)) is None
 
 
-names = st.sampled_from([part for key in configs.KEYS for part in key.split(".")])
+parts = st.sampled_from([part for key in configs.KEYS for part in key.split(".")])
 trees = st.recursive(
-    scalars, lambda inner: st.dictionaries(names | st.text(max_size=5), inner, max_size=4)
+    scalars, lambda inner: st.dictionaries(parts | st.text(max_size=5), inner, max_size=4)
 )
 
 
@@ -191,17 +280,6 @@ trees = st.recursive(
 @examples(300)
 def test_any_tree(tree):
     config = outcome(configs.parse, copy.deepcopy(tree))
-    if config is not None:
-        resolved(config)
-
-
-@pytest.mark.parametrize("key", ["env.game", "env.opponent", "games", "reward.name"])
-@given(value=values, draws=st.integers(0, 4), level=st.sampled_from(["outcome", "token"]))
-@examples(30)
-def test_any_game_in_other_modes(key, value, draws, level):
-    tree = nested(key, value, ppo={"level": level})
-    tree["env"]["payoff_draws"] = draws
-    config = outcome(configs.parse, tree)
     if config is not None:
         resolved(config)
 
@@ -220,30 +298,32 @@ def yaml_file(tmp_path_factory):
 
 
 @given(
-    in_file=st.lists(st.tuples(st.sampled_from(configs.KEYS), values), max_size=3),
-    in_flags=st.lists(st.tuples(st.sampled_from(configs.KEYS) | st.text(), values), max_size=3),
-    texts=st.lists(st.text(max_size=10), max_size=2),
+    in_file=some_keys,
+    in_flags=some_keys,
+    odd=st.lists(st.tuples(st.sampled_from(configs.KEYS) | st.text(), values), max_size=1),
+    texts=st.lists(st.text(max_size=10), max_size=1),
 )
 @examples(250)
-def test_files_and_flags(yaml_file, in_file, in_flags, texts):
-    tree = {}
-    for key, value in in_file:
-        tree |= nested(key, value)
-    yaml_file.write_text(as_text(tree))
-    flags = [part for key, value in in_flags for part in (f"--{key}", as_text(value))]
+def test_files_and_flags(yaml_file, in_file, in_flags, odd, texts):
+    yaml_file.write_text(as_text(together(in_file)))
+    given_flags = [*in_flags.items(), *odd]
+    flags = [part for key, value in given_flags for part in (f"--{key}", as_text(value))]
     members = outcome(configs.load_members, yaml_file, [*flags, *texts])
     for config in list((members or {}).values())[:3]:
         resolved(config)
 
 
-@given(
-    axes=st.dictionaries(
-        st.sampled_from(configs.KEYS), st.lists(scalars, max_size=6), min_size=1, max_size=4
-    )
+axes_of = st.lists(st.sampled_from(configs.KEYS), min_size=1, max_size=3, unique=True).flatmap(
+    lambda keys: st.fixed_dictionaries({key: st.lists(USUAL[key], max_size=4) for key in keys})
 )
-@examples(100)
-def test_populations_of_anything(yaml_file, axes):
-    flags = [part for key, value in axes.items() for part in (f"--{key}", as_text(value))]
+
+
+@given(
+    axes=axes_of, odd=st.dictionaries(st.sampled_from(configs.KEYS), st.lists(scalars), max_size=1)
+)
+@examples(150)
+def test_populations_of_anything(axes, odd):
+    flags = [part for key, value in (axes | odd).items() for part in (f"--{key}", as_text(value))]
     members = outcome(configs.load_members, None, flags)
     for name, config in (members or {}).items():
         assert "/" not in name
@@ -714,8 +794,13 @@ def test_a_spoiled_adapter_config(adapter, data):
     path = folder / "adapter_config.json"
     content = path.read_bytes()
     settings_of_others = json.loads(content) | {
-        "use_dora": False, "rank_pattern": {}, "layers_to_transform": None, "auto_map": {},
-        "modules_to_save": None, "fan_in_fan_out": False, "lora_bias": False,
+        "use_dora": False,
+        "rank_pattern": {},
+        "layers_to_transform": None,
+        "auto_map": {},
+        "modules_to_save": None,
+        "fan_in_fan_out": False,
+        "lora_bias": False,
     }
     content = json.dumps(settings_of_others).encode()
     kind = data.draw(st.sampled_from([spoiled_json, spoiled_json, spoiled]))
@@ -775,24 +860,24 @@ def folder(checkpoint, tmp_path):
 
 
 @contextlib.contextmanager
-def watched(inside, *also):
-    """Yields the files that are opened or looked for outside some folders, as Python sees them."""
-    opened = []
-    allowed = [os.fspath(path) for path in (inside, *also)]
+def watched(*inside):
+    """Yields a list of what Python opens outside these folders, and of calls to the network."""
+    found, active = [], True
+    allowed = tuple(map(os.fspath, inside))
 
     def audit(event, arguments):
-        if opened is not None and event in ("open", "os.listdir", "import"):
-            opened.append((event, arguments[0]))
+        if active and event.startswith("socket."):
+            found.append(event)
+        elif active and event in ("open", "os.listdir") and isinstance(arguments[0], str):
+            path = os.path.abspath(arguments[0])
+            if not path.startswith(allowed):
+                found.append(path)
 
-    sys.addaudithook(audit)
+    sys.addaudithook(audit)  # there is no way to remove it
     try:
-        yield lambda: [
-            path
-            for event, path in opened or []
-            if event != "import" and isinstance(path, str) and not path.startswith(tuple(allowed))
-        ]
+        yield found
     finally:
-        opened = None
+        active = False
 
 
 def rewrite(path, **changes):
@@ -856,51 +941,65 @@ MAP = {
 
 def test_no_code_of_a_folder_is_run(folder, monkeypatch):
     """Nor does a setting lead to other files or classes."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.syspath_prepend(folder)
     expected = read_folder(folder)
     for name in ("evil.py", "tokenization_evil.py", "custom_generate.py", "__init__.py"):
         (folder / name).write_text(EVIL)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nabort\n(tR.")
     (folder / "tokenizer.model").write_bytes(b"cos\nabort\n(tR.")
-    outside = "../secret.safetensors"
+    other = "../secret.safetensors"
     rewrite(
         folder / "config.json",
-        auto_map=MAP, trust_remote_code=True, configuration_files=[outside],
-        _name_or_path=outside, quantization_config={"quant_method": "evil"},
-        custom_pipelines={"x": {"impl": "evil.X"}}, architectures=["evil.Model"],
+        auto_map=MAP,
+        trust_remote_code=True,
+        configuration_files=[other],
+        _name_or_path=other,
+        quantization_config={"quant_method": "evil"},
+        custom_pipelines={"x": {"impl": "evil.X"}},
+        architectures=["evil.Model"],
     )
     rewrite(
         folder / "tokenizer_config.json",
-        auto_map=MAP, trust_remote_code=True, tokenizer_class="EvilTokenizer",
-        tokenizer_file=outside, vocab_file=outside, merges_file=outside,
-        fast_tokenizer_files=["../tokenizer.5.0.0.json"], name_or_path=outside,
-        added_tokens_file=outside, special_tokens_map_file=outside,
+        auto_map=MAP,
+        trust_remote_code=True,
+        tokenizer_class="EvilTokenizer",
+        tokenizer_file=other,
+        vocab_file=other,
+        merges_file=other,
+        fast_tokenizer_files=["../tokenizer.5.0.0.json"],
+        name_or_path=other,
+        added_tokens_file=other,
+        special_tokens_map_file=other,
     )
-    with watched(folder, sys.prefix, sys.base_prefix) as outside_of:
+    with watched(folder, sys.prefix, sys.base_prefix) as outside:
         assert read_folder(folder) == expected
-        assert not [path for path in outside_of() if "secret" in path]
+    assert not outside
     assert "evil" not in sys.modules
 
 
-def test_settings_of_an_adapter_lead_nowhere(adapter, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_settings_of_an_adapter_lead_nowhere(adapter, tmp_path):
     folder, config = adapter
     shutil.copytree(folder, tmp_path / "adapter")
     folder = tmp_path / "adapter"
     (tmp_path / "secret.json").write_text("{}")
     (folder / "evil.py").write_text(EVIL)
-    outside = str(tmp_path / "secret.json")
+    other = str(tmp_path / "secret.json")
     expected = read_adapter(folder, config)[1]
     rewrite(
         folder / "adapter_config.json",
-        base_model_name_or_path=outside, revision="../..", auto_mapping=MAP,
-        parent_library="evil", adapter_file=outside, corda_config={"cache": outside},
-        eva_config=outside, megatron_config=outside, loftq_config={"x": outside},
+        base_model_name_or_path=other,
+        revision="../..",
+        auto_mapping=MAP,
+        parent_library="evil",
+        adapter_file=other,
+        corda_config={"cache": other},
+        eva_config=other,
+        megatron_config=other,
+        loftq_config={"x": other},
     )
-    with watched(folder) as outside_of:
+    with watched(folder) as opened:
         assert read_adapter(folder, config)[1] == expected
-        assert not outside_of()
+    assert not opened
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])

@@ -223,7 +223,7 @@ def test_a_checkpoint_of_another_configuration(whole, tmp_path):
     assert records(folder) == records(whole[0])
 
 
-def test_a_damaged_checkpoint(whole, tmp_path):
+def test_a_damaged_checkpoint(whole, tmp_path, capsys):
     folder = shutil.copytree(whole[0], tmp_path / "run")
     for path in (folder / "checkpoints" / "12").rglob("*"):
         if path.is_file() and path.stat().st_size > 200:
@@ -233,7 +233,7 @@ def test_a_damaged_checkpoint(whole, tmp_path):
     evaluate(folder)
     assert "12 is damaged" in (said := capsys.readouterr().out)
     assert "going back to update 10" in said
-    again = train(config_of(), folder, resume=True, say=lambda line: None)
+    again = train(make_config(), folder, resume=True, say=quiet)
     for ours, theirs in zip(
         jax.tree.leaves(again.state), jax.tree.leaves(whole[1].state), strict=True
     ):

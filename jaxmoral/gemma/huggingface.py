@@ -23,7 +23,6 @@ from tokenizers import Tokenizer
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.gguf_file import MAX_LAYERS, bare, check_config, shown
-from jaxmoral.gemma.tokenizer import check_numbers
 
 FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 _CLASSES = {
@@ -323,6 +322,8 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
     try:
         backend = Tokenizer.from_file(str(path))
         vocabulary = backend.get_vocab()
+        if {*vocabulary.values()} != {*range(len(vocabulary))}:  # all up to the last would be tried
+            raise ValueError("its tokens are not numbered from 0 without gaps")
         roles = {
             role: _content(settings.get(role, usual if usual in vocabulary else None))
             for role, usual in _ROLES.items()
@@ -340,7 +341,6 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
         )
     except Exception as error:  # tokenizers raises nothing more special
         raise UserError(f"model: {path} cannot be read ({bare(error)})") from None
-    check_numbers(tokenizer, path)
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"model: the tokenizer in {folder} has {len(tokenizer)} tokens, the embedding only"

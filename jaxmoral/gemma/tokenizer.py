@@ -95,12 +95,6 @@ def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTraine
     )
 
 
-def check_numbers(tokenizer: "transformers.PreTrainedTokenizerFast", path: Path) -> None:
-    """Raises UserError unless the tokens are numbered from 0 without gaps."""
-    if {*tokenizer.get_vocab().values()} != {*range(len(tokenizer))}:
-        raise UserError(f"model: {path}: its tokens are not numbered 0 to {len(tokenizer) - 1}")
-
-
 def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:
     """Writes the tokenizer's files to a folder."""
     tokenizer.save_pretrained(folder)

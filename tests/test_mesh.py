@@ -1,0 +1,211 @@
+"""Many devices and many processes compute what one device does, and share their checkpoints."""
+
+import json
+import os
+import runpy
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoral import load_members, train_population
+from jaxmoral.config import MeshConfig
+from jaxmoral.errors import UserError
+from jaxmoral.mesh import choose_sizes
+
+ROOT = Path(__file__).parent
+write_tiny = runpy.run_path(str(ROOT.parent / "scripts" / "tiny_model.py"))["write"]
+on_mesh = runpy.run_path(str(ROOT / "on_mesh.py"))
+numbers, evaluated = on_mesh["numbers"], on_mesh["evaluated"]
+
+FLAGS = ["--updates", "5", "--env.episodes", "512", "--prompt.labels", "[X, Y]"]
+FLAGS += ["--ppo.learning_rate", "1e-3", "--checkpoint_every", "3"]
+MEMBERS = ["--seed", "[0, 1, 2, 3]", "--reward.name", "[game, utilitarian]"]
+ALONE = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+TOGETHER = {"data": (8, 1, 1), "all": (2, 2, 2)}
+
+
+def mesh_flags(sizes):
+    axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
+    return [part for axis, size in axes for part in (f"--mesh.{axis}", str(size))]
+
+
+def start(output, jobs, devices, environment=()):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | dict(environment)
+    command = [sys.executable, str(ROOT / "on_mesh.py"), str(output), json.dumps(jobs)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def start_cluster(output, jobs, processes, devices):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    return [
+        start(output, jobs, devices, names | {"JAX_PROCESS_ID": str(index)})
+        for index in range(processes)
+    ]
+
+
+def finish(processes, output):
+    for process in processes:
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said.decode()
+    with np.load(output) as found:
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    write_tiny(folder)
+    return ["--model.source", str(folder), *FLAGS]
+
+
+@pytest.fixture(scope="module")
+def one_device(flags, tmp_path_factory):
+    """What one device computes, alone and a population, and the run's folder."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    alone = train_population(load_members(None, flags), folder, say=lambda line: None)
+    many = train_population(load_members(None, [*flags, *MEMBERS]), say=lambda line: None)
+    firsts = [evaluated(next(iter(runs.values()))) for runs in (alone, many)]
+    return folder, {name: numbers(trained) for name, trained in (alone | many).items()}, firsts
+
+
+@pytest.fixture(scope="module")
+def eight_devices(flags, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eight")
+    jobs = [
+        {
+            "name": f"alone-{name}",
+            "flags": [*flags, *mesh_flags(sizes)],
+            "evaluate": name == "all",
+        }
+        for name, sizes in ALONE.items()
+    ]
+    jobs += [
+        {
+            "name": f"together-{name}",
+            "flags": [*flags, *MEMBERS, *mesh_flags(sizes)],
+            "evaluate": name == "data",
+        }
+        for name, sizes in TOGETHER.items()
+    ]
+    jobs.append({"name": "kept", "flags": flags, "folder": str(folder / "run")})
+    return folder / "run", finish([start(folder / "found.npz", jobs, 8)], folder / "found.npz")
+
+
+def assert_close(found, expected, name):
+    """To 1e-5 of each whole: Adam blows up the rounding of gradients that are zero but for it."""
+    for member, values in expected.items():
+        for kind, value in values.items():
+            ours = found[f"{name}|{member}|{kind}"]
+            assert np.linalg.norm(ours - value) <= 1e-5 * np.linalg.norm(value), (name, kind)
+
+
+@pytest.mark.parametrize("mesh", ALONE)
+def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
+    assert_close(eight_devices[1], {"": one_device[1][""]}, f"alone-{mesh}")
+
+
+@pytest.mark.parametrize("mesh", TOGETHER)
+def test_a_population_on_every_mesh(mesh, one_device, eight_devices):
+    members = {name: values for name, values in one_device[1].items() if name}
+    assert len(members) == 8
+    assert_close(eight_devices[1], members, f"together-{mesh}")
+
+
+def test_an_evaluation_is_spread(one_device, eight_devices):
+    for name, expected in zip(("alone-all", "together-data"), one_device[2], strict=True):
+        found = eight_devices[1][f"{name}|evaluation"]
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+        assert len(found) == 3
+
+
+def resumed(folder, flags, updates, copy):
+    """Goes on from another machine's checkpoint of update 3, on this one device."""
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoints" / str(updates))
+    members = load_members(None, flags)
+    return train_population(members, copy, resume=True, say=lambda line: None)[""]
+
+
+def test_checkpoints_move_between_meshes(one_device, eight_devices, flags, tmp_path):
+    here = numbers(resumed(eight_devices[0], flags, 5, tmp_path / "from-eight"))
+    assert len(here["losses"]) == 2  # updates 4 and 5
+    expected = one_device[1][""]
+    gap = np.linalg.norm(here["parameters"] - expected["parameters"])
+    assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
+
+    copy = shutil.copytree(one_device[0], tmp_path / "from-one")
+    shutil.rmtree(copy / "checkpoints" / "5")
+    job = {"name": "on", "flags": flags, "folder": str(copy), "resume": True}
+    found = finish([start(tmp_path / "on.npz", [job], 8)], tmp_path / "on.npz")
+    gap = np.linalg.norm(found["on||parameters"] - expected["parameters"])
+    assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
+def test_processes_equal_one_device(processes, devices, one_device, flags, tmp_path):
+    jobs = [
+        {"name": "alone", "flags": flags, "folder": str(tmp_path / "run")},
+        {"name": "together", "flags": [*flags, *MEMBERS], "evaluate": True},
+    ]
+    jobs = jobs if processes == 2 else jobs[:1]
+    output = tmp_path / "found.npz"
+    found = finish(start_cluster(output, jobs, processes, devices), output)
+    alone = one_device[1][""]
+    assert_close(found, {"": alone}, "alone")
+    if len(jobs) > 1:
+        assert_close(found, {k: v for k, v in one_device[1].items() if k}, "together")
+        gap = np.linalg.norm(found["together|evaluation"] - one_device[2][1])
+        assert gap <= 1e-5 * np.linalg.norm(one_device[2][1])
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in lines] == [1, 2, 3, 4, 5]
+    # What several processes saved, one goes on with.
+    here = numbers(resumed(tmp_path / "run", flags, 5, tmp_path / "again"))
+    gap = np.linalg.norm(here["parameters"] - alone["parameters"])
+    assert gap <= 1e-5 * np.linalg.norm(alone["parameters"])
+
+
+def sizes(asked, num_devices, units=1, max_tensor=4, heavy=False):
+    return choose_sizes(MeshConfig(**asked), num_devices, units, max_tensor, heavy)
+
+
+def test_chosen_sizes():
+    assert sizes({}, 1) == (1, 1, 1)
+    assert sizes({}, 4) == (1, 1, 4)
+    assert sizes({}, 8) == (2, 1, 4)  # heads are four: the rest splits the tree
+    assert sizes({}, 8, heavy=True) == (1, 2, 4)
+    assert sizes({}, 8, units=20) == (4, 1, 2)
+    assert sizes({}, 8, units=20, heavy=True) == (1, 4, 2)
+    assert sizes({}, 8, units=None) == (8, 1, 1)
+    assert sizes({"tensor": 2}, 8, units=None) == (4, 1, 2)
+    assert sizes({"fsdp": 2}, 8, units=8) == (4, 2, 1)
+    assert sizes({"data": 2, "fsdp": 2, "tensor": 2}, 8) == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "units", "message"),
+    [
+        ({"data": 3}, 1, "data 3 do not fit the 8 devices"),
+        ({"data": 2, "fsdp": 1, "tensor": 2}, 1, "do not fit the 8 devices"),
+        ({"data": 8}, 6, "data 8 do not divide the 6 members"),
+        ({"tensor": 1}, 3, "leave 8 of every 8 devices without members"),
+    ],
+)
+def test_impossible_meshes(asked, units, message):
+    with pytest.raises(UserError, match=message):
+        sizes(asked, 8, units)
+
+
+def test_a_mesh_of_more_devices_than_there_are(flags):
+    with pytest.raises(UserError, match=r"mesh: .* do not fit the 1 devices"):
+        train_population(load_members(None, [*flags, "--mesh.data", "2"]), say=lambda line: None)
+    assert len(jax.devices()) == 1
