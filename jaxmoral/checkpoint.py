@@ -6,6 +6,8 @@ checksum of the state goes with it, so that damage is found when it is read.
 
 import importlib.metadata
 import logging
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,8 @@ class Checkpoints:
           kept: updates whose checkpoints are never deleted, besides the newest three and the best.
           writable: whether checkpoints will be saved; one process, or one cluster, at a time.
         """
+        if sys.excepthook is not _report:
+            sys.excepthook = _report
         folder = (run_folder / "checkpoints").resolve()
         self._folder = folder
         best = BestN(get_metric_fn=_reward, n=1, keep_checkpoints_without_metrics=False)
@@ -223,9 +227,21 @@ class _Damaged(UserError):
         super().__init__(f"the checkpoint {path} is damaged ({_first_line(error)})")
 
 
+_excepthook = sys.excepthook
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """When a write fails, the storage library's threads also report to a loop that is closed."""
+    if str(error) != "Event loop is closed":
+        _excepthook(kind, error, trace)
+
+
 def _reward(metrics: Any) -> float:
     return metrics["reward"]
 
 
 def _first_line(error: Exception) -> str:
+    # What the system said is deep inside a storage library's message.
+    if known := re.search("No space left on device|Disk quota exceeded", str(error)):
+        return known[0]
     return (str(error).splitlines() or [type(error).__name__])[0][:160]

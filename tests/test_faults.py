@@ -1,0 +1,187 @@
+"""Crashes, full disks, second writers: nothing is lost, nothing is half written, one clear line."""
+
+import fcntl
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral import metrics, train
+from jaxmoral.checkpoint import Checkpoints, checksum
+from jaxmoral.errors import UserError
+from jaxmoral.evaluation import evaluate
+
+ROOT = Path(__file__).parent.parent
+FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_every", "2"]
+TRAIN = [sys.executable, "-m", "jaxmoral.train"]
+
+
+def quiet(line):
+    pass
+
+
+def leaves(trained):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(trained.state)]
+
+
+def lines(folder):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics.read(folder)]
+
+
+def test_kills_at_random_moments(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "crash_test.py"), str(tmp_path / "runs")]
+    done = subprocess.run([*command, "--kills", "3"], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "equal to the last bit" in done.stdout
+    assert done.stdout.startswith("3 kills")
+
+
+@pytest.mark.parametrize("size", ["150k", "420k"])  # too small for the second checkpoint, for all
+def test_a_full_disk(size, tmp_path):
+    disk, elsewhere = tmp_path / "disk", tmp_path / "whole"
+    disk.mkdir()
+    flags = " ".join([*FLAGS, "--updates", "40"])
+    python = f"{sys.executable} -m jaxmoral.train --output-dir {disk}/run"
+    script = f"""
+        mount -t tmpfs -o size={size} tmpfs {disk} || exit 90
+        {python} {flags} 2> {tmp_path}/said
+        echo $? > {tmp_path}/code
+        mount -o remount,size=50m {disk} || exit 91
+        {python} --resume && cp -r {disk}/run {tmp_path}/resumed
+    """
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "code").read_text().strip() == "2"
+    said = (tmp_path / "said").read_text().split("\n")
+    errors = [line for line in said if line.startswith("error:")]
+    assert len(errors) == 1
+    assert "No space left on device" in errors[0]
+    assert "Traceback" not in "\n".join(said)
+    whole = train(configs.load(None, [*FLAGS, "--updates", "40"]), elsewhere, say=quiet)
+    resumed = train(
+        configs.load(tmp_path / "resumed" / "config.yaml"), tmp_path / "resumed", True, quiet
+    )
+    assert lines(tmp_path / "resumed") == lines(elsewhere)
+    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    train(configs.load(None, [*FLAGS, "--updates", "2"]), folder, say=quiet)
+    with (folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        command = [*TRAIN, "--output-dir", str(folder), "--resume"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert f"error: another process is training in {folder}" in done.stderr
+    evaluate(folder)  # reading is no writing
+    train(configs.load(folder / "config.yaml"), folder, resume=True, say=quiet)
+
+
+def test_a_read_only_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = f"""
+        mount -t tmpfs -o ro tmpfs {disk} || exit 90
+        {sys.executable} -m jaxmoral.train --output-dir {disk}/run {" ".join(FLAGS)}
+    """
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: --output-dir: cannot write to")
+
+
+def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
+    config = configs.load(None, [*FLAGS, "--updates", "9"])
+    whole = train(config, tmp_path / "whole", say=quiet)
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    train(configs.load(None, [*FLAGS, "--updates", "9"]), tmp_path / "back", say=quiet)
+    shutil.rmtree(tmp_path / "back" / "checkpoints" / "9")
+    again = train(config, tmp_path / "back", resume=True, say=quiet)
+    assert lines(tmp_path / "back") == lines(tmp_path / "whole")
+    for ours, theirs in zip(leaves(again), leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_flipped_bit_is_noticed(seed):
+    random = np.random.default_rng(seed)
+    state = {
+        "a": random.standard_normal((7, 5), np.float32),
+        "n": np.int32([3, 4]),
+        "u": np.int32(9),
+    }
+    before = int(checksum(state))
+    for _ in range(40):
+        name = random.choice(list(state))
+        raw = bytearray(state[name].tobytes())
+        raw[random.integers(len(raw))] ^= 1 << int(random.integers(8))
+        changed = np.frombuffer(bytes(raw), state[name].dtype).reshape(state[name].shape)
+        assert int(checksum(state | {name: changed})) != before
+
+
+def test_the_best_checkpoint_is_kept(tmp_path):
+    flags = ["--updates", "30", "--reward.name", "game", "--ppo.learning_rate", "0.3"]
+    train(configs.load(None, [*FLAGS, *flags]), tmp_path / "run", say=quiet)
+    rewards = {r["update"]: r["reward_mean"] for r in metrics.read(tmp_path / "run")}
+    saved = {update: reward for update, reward in rewards.items() if update % 2 == 0}
+    best = max(saved, key=lambda update: saved[update])
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.best() == best
+    assert (tmp_path / "run" / "checkpoints" / str(best)).is_dir()
+    assert evaluate(tmp_path / "run", update="best") == evaluate(tmp_path / "run", update=best)
+
+
+def test_lost_metrics_are_noticed(tmp_path):
+    folder = tmp_path / "run"
+    config = configs.load(None, [*FLAGS, "--updates", "4"])
+    train(config, folder, say=quiet)
+    kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(kept[:1] + kept[2:]))
+    with pytest.raises(UserError, match="must have one line for each of the 4 updates"):
+        train(config, folder, resume=True, say=quiet)
+
+
+def test_one_of_two_processes_is_killed(tmp_path):
+    mesh = runpy.run_path(str(ROOT / "tests" / "test_mesh.py"))
+    flags = [*FLAGS, "--updates", "400"]
+    job = {"name": "run", "flags": flags, "folder": str(tmp_path / "run")}
+    output = tmp_path / "found.npz"
+    first, second = mesh["start_cluster"](output, [job], 2, 1)
+    while not (tmp_path / "run" / "checkpoints" / "10").is_dir():
+        time.sleep(0.01)
+        assert first.poll() is None
+    os.kill(second.pid, signal.SIGKILL)
+    began = time.monotonic()
+    said, _ = first.communicate(timeout=120)
+    assert time.monotonic() - began < 100
+    assert first.returncode != 0
+    assert b"another task died" in said, said
+    second.communicate()
+
+    found = mesh["finish"](mesh["start_cluster"](output, [job | {"resume": True}], 2, 1), output)
+    assert len(found["run||losses"]) < 400
+    whole = train(configs.load(None, flags), tmp_path / "whole", say=quiet)
+    assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 401))
+    expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.trainable)])
+    np.testing.assert_allclose(found["run||parameters"], expected, rtol=1e-5, atol=1e-6)
