@@ -292,8 +292,8 @@ def _known_keys(cls: type, prefix: str = "") -> list[str]:
 
 MAX_MEMBERS = 4096  # of a population
 # What a configuration can hold at most. It bounds the time to read one, and what messages show.
-MAX_FILE = 100_000  # characters of a file, its aliases spelled out
-MAX_TEXT = 20_000  # characters of a wording or a persona
+MAX_FILE = 200_000  # characters of a file, its aliases spelled out
+MAX_TEXT = 16_000  # characters of a wording or a persona; escaped in a file, each may become six
 MAX_NAME = 1_000  # characters of any other text, a path for instance
 MAX_KEY = 100  # characters of a key
 MAX_DEPTH = 16
@@ -469,7 +469,7 @@ def load_members(path: Path | str | None, flags: Sequence[str] = ()) -> dict[str
         chosen = dict(zip(axes, combination, strict=True))
         name = ",".join(f"{key}={_shown(value)}" for key, value in chosen.items())
         if name in members:
-            raise UserError(f"{', '.join(axes)}: {name} stands twice in the lists")
+            raise UserError(f"{', '.join(axes)}: {_brief(name)} stands twice in the lists")
         members[name] = parse(_with_values(tree, chosen))
     return members
 

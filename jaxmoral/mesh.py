@@ -27,10 +27,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding\b", ("tensor", "fsdp")),
     (r"blocks\.(q|k|v|gate|up)\b", ("fsdp", "tensor")),
     (r"blocks\.(o|down)\b", ("tensor", "fsdp")),
-    (r"adapter\.(q|k|v|gate|up)\.a\b", (None, "fsdp")),
+    (r"adapter\.(q|k|v|gate|up)\.a\b", ("tensor", "fsdp")),
     (r"adapter\.(q|k|v|gate|up)\.b\b", (None, "tensor")),
     (r"adapter\.(o|down)\.a\b", (None, "tensor")),
-    (r"adapter\.(o|down)\.b\b", (None, "fsdp")),
+    (r"adapter\.(o|down)\.b\b", ("tensor", "fsdp")),
 )
 
 

@@ -235,7 +235,8 @@ class GemmaPolicy:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
         chex.assert_rank(chunk.nodes, 2)
         hidden = self._hidden(frozen, chunk.tree, trainable, dropout_key)
-        return constrain(hidden[chunk.nodes], self.layout, None, None, None)
+        prompts = None if self.layout is None else self.layout.node_axes
+        return constrain(hidden[chunk.nodes], self.layout, prompts, None, None)
 
     def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
         """Applies what makes logits of every place in `[n, places, ...]`, in parts that fit."""

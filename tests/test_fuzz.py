@@ -17,6 +17,7 @@ import sys
 import time
 import tracemalloc
 import typing
+import unicodedata
 from unittest import mock
 
 import gguf
@@ -85,7 +86,7 @@ def outcome(call, *arguments):
     except UserError as error:
         message = str(error)
         assert len(message.splitlines()) == 1, message
-        assert message.isprintable(), message
+        assert not {unicodedata.category(one) for one in message} & {"Cc", "Cs"}, message
         assert len(message) <= LONGEST, message
         return None
 
@@ -103,7 +104,7 @@ def frugal(size, call, *arguments):
 
 # --- configurations ---
 
-GROUPS = ("model", "lora", "prompt", "env", "reward", "ppo", "evaluation")
+GROUPS = sorted({key.partition(".")[0] for key in configs.KEYS if "." in key})
 PAIRS = {"CC": [3, 3], "CD": [0, 4], "DC": [4, 0], "DD": [1, 1]}
 COIN = {"cooperate": [0.5], "transitions": [[0, 0, 0, 0]]}
 ODD = [
@@ -114,7 +115,7 @@ ODD = [
     *("donation(1e308,-1e308)", "affine(ipd,1e6,1e308)", "ordinal(nan)", "ordinal(1e400)"),
     *("public-goods(4,1e6,1e308)", "group(group(ipd,3),3)", "noisy(noisy(random,1),nan)"),
     *("norm(" + "1," * 7 + "inf)", "random(inf)", "memory-one(1,1,1,1,2)", "extortionate(1,0)"),
-    *("../x.txt", "/etc/passwd", "/none/\x00.txt", "\nx.txt", "{", "{c} {d}", "{c.__class__} {d}"),
+    *("../x.txt", "/none/x.txt", "/none/\x00.txt", "\nx.txt", "{", "{c} {d}", "{c.__class__} {d}"),
     *("{c[0]} {d} x", "{} x", "{0} {c} {d}", "{c!r} {d} {}", "owner/name", "a@b@c", "."),
     *([], [None], [[]], [[[]]], [1, 2], [2, 1], ["a", "b"], ["a", "a"], ["a\n", "b"], [1.5, 2]),
     *([1e308, -1e308], [10**400, 1], ["q"], ["q", "q"], ["all"], ["all", "all"], [[1, 2], [2, 3]]),
@@ -144,19 +145,32 @@ junk = st.recursive(
 values = scalars | scalars | junk
 
 # Names that mostly are some, so that more than the first look-up is reached.
-RANDOM_GAMES = ["ipd", "bos", "donation(3,1)", "affine(ipd,2)", "public-goods(3)", "group(ish,3)"]
-MACHINES = ["random", "joss", "noisy(tit-for-tat,0.1)", "extortionate(2)", "learner", "conditional"]
-MORALS = ["game", "deontological", "game+0.5*altruism(0.3)", "norm(0,1,2,3,4,5,6,7)", "-1*maximin"]
+GAME_NAMES = ["ipd", "bos", "donation(3,1)", "affine(ipd,2)", "public-goods(3)", "group(ish,3)"]
+OPPONENT_NAMES = [
+    "random",
+    "joss",
+    "noisy(tit-for-tat,0.1)",
+    "extortionate(2)",
+    "learner",
+    "conditional",
+]
+REWARD_NAMES = [
+    "game",
+    "deontological",
+    "game+0.5*altruism(0.3)",
+    "norm(0,1,2,3,4,5,6,7)",
+    "-1*maximin",
+]
 NAMES = {
-    "env.game": RANDOM_GAMES,
-    "env.opponent": MACHINES,
-    "reward.name": MORALS,
-    "reward.then": MORALS,
+    "env.game": GAME_NAMES,
+    "env.opponent": OPPONENT_NAMES,
+    "reward.name": REWARD_NAMES,
+    "reward.then": REWARD_NAMES,
     "prompt.wording": ["structured", "story", "{choices} {when}", "{c} or {d}?\n{own_points}"],
     "prompt.persona": ["none", "utilitarian", "Be good."],
     "evaluation.suites": ["all", "trained", "personas"],
-    "evaluation.games": [*RANDOM_GAMES, "all", "plane"],
-    "evaluation.opponents": MACHINES,
+    "evaluation.games": [*GAME_NAMES, "all", "plane"],
+    "evaluation.opponents": OPPONENT_NAMES,
     "lora.adapter": ["folder"],
 }
 
@@ -202,14 +216,15 @@ some_keys = st.lists(st.sampled_from(configs.KEYS), max_size=5, unique=True).fla
 )
 
 
-def nested(key, value, **others):
-    """`{"a": {"b": value}}` of "a.b"; small where nothing else is asked for."""
-    tree = {"model": {"source": "tabular"}, "env": {"episodes": 8}, **others}
-    *groups, name = key.split(".")
-    node = tree
-    for group in groups:
-        node = node.setdefault(group, {})
-    node[name] = copy.deepcopy(value)
+def together(changes):
+    """`{"a": {"b": value}}` of `{"a.b": value}`; small where nothing else is asked for."""
+    tree = {"model": {"source": "tabular"}, "env": {"episodes": 8}}
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[name] = copy.deepcopy(value)
     return tree
 
 
@@ -225,22 +240,10 @@ def resolved(config):
     return found
 
 
-def together(changes):
-    """One nested dictionary of several keys."""
-    tree = nested("seed", 1)
-    for key, value in changes.items():
-        *groups, name = key.split(".")
-        node = tree
-        for group in groups:
-            node = node.setdefault(group, {})
-        node[name] = copy.deepcopy(value)
-    return tree
-
-
 @pytest.mark.parametrize("key", [*configs.KEYS, *GROUPS, "zzz", "env.zzz", "ppo.a\nb", "\ud800.x"])
 def test_odd_values_of_every_key(key):
     for value in ODD:
-        config = outcome(configs.parse, nested(key, value))
+        config = outcome(configs.parse, together({key: value}))
         if config is not None:
             resolved(config)
 
@@ -267,7 +270,7 @@ def test_numbers_that_python_does_not_write(key):
     """Of more than 4300 digits; not even Hypothesis can show them."""
     number = 10**5000
     for value in (number, -number, [number, number], {number: 1}, {"x": number}):
-        assert outcome(configs.parse, nested(key, value)) is None
+        assert outcome(configs.parse, together({key: value})) is None
 
 
 parts = st.sampled_from([part for key in configs.KEYS for part in key.split(".")])
@@ -336,27 +339,9 @@ PIECES = [
     *("!!python/object/apply:os.abort []", "!!python/name:os.abort", "!!python/tuple [1]"),
     *("!!bool x", "!!int ''", "!!int x", "!!float ''", "!!float x", "!!timestamp x", "!!binary é"),
     *("!!set {a}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!null x", "!!merge x", "!!value x"),
-    *(
-        "2020-99-99",
-        "2020-01-01",
-        "2020-01-01T00:00:00+99:99",
-        "1:1:1",
-        "0b_",
-        "0x_",
-        "0x" + "f" * 99,
-    ),
+    *("2020-99-99", "2020-01-01", "2020-01-01T00:00:00+99:99", "1:1:1", "0b_", "0x_", "0xff"),
     *("1" * 5000, ".inf", ".nan", "1e999", "null", "true", "%YAML 9.9\n", "%TAG ! x\n", "\ufeff"),
-    *(
-        "seed",
-        "env",
-        "game",
-        "model: {source: tabular}",
-        "games: ",
-        "x: ",
-        "\x85",
-        "\u2028",
-        "\x00",
-    ),
+    *("seed", "env", "model: {source: tabular}", "games: ", "x: ", "\x85", "\u2028", "\x00"),
 ]
 
 
@@ -594,6 +579,21 @@ def test_a_gguf_cut_anywhere(tiny_gguf):
     for length in {*marks, *range(0, len(content), 97)}:
         path.write_bytes(content[:length])
         assert frugal(len(content), read_gguf, path) is None
+
+
+def test_only_a_whole_gguf_is_kept(tiny_gguf, tmp_path, monkeypatch):
+    """Through `load`, which converts it into the cache."""
+    path, content, _ = tiny_gguf
+    monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "cache"))
+    layers = content.index(b"gemma3.block_count") + len("gemma3.block_count") + 4
+    many = content[:layers] + struct.pack("<I", 900) + content[layers + 4 :]
+    for spoiled_one in (content[:-100], many, content.replace(b"ffn_up", b"ffn_xx")):
+        path.write_bytes(spoiled_one)
+        assert outcome(gemma_load.load, str(path)) is None
+        assert not list((tmp_path / "cache").glob("*"))
+    path.write_bytes(content)
+    assert gemma_load.load(str(path)).config.num_layers == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def entry(key, kind, value):

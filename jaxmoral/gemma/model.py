@@ -123,7 +123,8 @@ class Block(nnx.Module):
         kernel = read_matrix(getattr(self, name), lambda x: whole(x, reads, writes))
         if name in adapter.weights:
             a, b = adapter.weights[name]["a"], adapter.weights[name]["b"]
-            pair = {"a": whole(a, None, reads), "b": whole(b, None, writes)}
+            # Where the layer is not split by what an adapter matrix touches, its rank is.
+            pair = {"a": whole(a, writes, reads), "b": whole(b, reads, writes)}
             adapter = adapter._replace(weights=adapter.weights | {name: pair})
         return _keep(lora_linear(inputs, kernel, name, adapter))
 

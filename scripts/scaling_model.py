@@ -1,0 +1,285 @@
+"""What an update costs on accelerators, on paper: memory from compiled programs, time from counts.
+
+    python scripts/scaling_model.py > docs/scaling.md
+
+Memory is XLA's own account of the update, compiled for eight virtual devices from shapes alone.
+Time is counted: useful FLOPs, bytes read and written, and what the mesh has to communicate, each
+divided by the chip's published peak.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+
+from jaxmoral import ppo
+from jaxmoral.agent import Condition, Prompter
+from jaxmoral.config import parse
+from jaxmoral.experiment import environments, over_members, population_axes
+from jaxmoral.games import get_game
+from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.load import load
+from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.model import Gemma
+from jaxmoral.gemma.sizes import num_adapter_parameters, num_parameters
+from jaxmoral.mesh import AXES, Layout, shardings
+from jaxmoral.policy import GemmaPolicy
+from jaxmoral.prompts import Presentation
+
+MODELS = runpy.run_path(str(Path(__file__).parent / "size_table.py"))["MODELS"]
+GIB = 2**30
+RANK = 64
+NODES, ROWS = 570, 48
+EFFICIENCY = 0.5  # of the peak that large products are taken to reach
+
+
+class Chip(NamedTuple):
+    """Published peaks of one chip: FLOP/s in bfloat16, bytes/s of memory and of links, bytes."""
+
+    flops: float
+    memory_rate: float
+    link_rate: float
+    memory: float
+
+
+CHIPS = {
+    "H100": Chip(989e12, 3.35e12, 450e9, 80e9),
+    "v4": Chip(275e12, 1.2e12, 300e9, 32e9),
+    "v5e": Chip(197e12, 0.82e12, 200e9, 16e9),
+    "v5p": Chip(459e12, 2.77e12, 600e9, 95e9),
+    "v6e": Chip(918e12, 1.64e12, 448e9, 32e9),
+}
+
+
+def lowered(config: GemmaConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter):
+    """The update of an agent or a population, lowered from shapes alone."""
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    layout = Layout(mesh, side_by_side=members > 1)
+    definition, weights = Gemma.abstract(config, layout)
+    lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
+    policy = GemmaPolicy(config, definition, lora, layout=layout)
+    experiment = parse({"model": {"source": "tabular"}})
+    condition = Condition(get_game("ipd"), Presentation())
+    inputs = prompter.inputs([[condition]])
+    memory = condition.presentation.remembers(condition.game)
+    update = ppo.make_update(policy, experiment.ppo, memory, 1000, 4096, 5)
+    optimiser = ppo.make_optimiser(experiment.ppo, 1000)
+    init = lambda key: ppo.init_state(key, policy, optimiser, jnp.float32(0.02), 1)
+    settings = ppo.adjustable(experiment.ppo)
+    alone = members == 1
+    each = environments([experiment] * members, 0)
+    if not alone:
+        update = over_members(update, False, layout)
+        init = jax.vmap(init, out_axes=population_axes(None, 0))
+        settings = {name: np.stack([value] * members) for name, value in settings.items()}
+    keys = jax.random.split(jax.random.key(0), members)
+    keys = keys[0] if alone else keys
+    state = jax.eval_shape(init, keys)
+
+    def shaped(tree, where):
+        one = lambda x, s: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=s)
+        if not isinstance(where, jax.sharding.NamedSharding):
+            return jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+            )
+        return jax.tree.map(lambda x: one(x, where), tree)
+
+    lead = layout.sharding(*(() if alone else (layout.lead_axes,)))
+    everywhere = layout.sharding()
+    weights = shaped(weights, shardings(weights, layout))
+    state_where = shardings(state, layout, population_axes(False, not alone))
+    arguments = (
+        shaped(state, state_where),
+        jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=lead),
+        weights,
+        shaped(inputs, everywhere),
+        shaped(each, lead),
+        jax.ShapeDtypeStruct((1, 16, 3), jnp.float32, sharding=everywhere),
+        shaped(settings, lead),
+        None,
+    )
+    jitted = jax.jit(update, donate_argnums=0, out_shardings=(state_where, everywhere))
+    return jitted.lower(*arguments)
+
+
+def account(
+    config: GemmaConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter
+) -> tuple[float, float, float]:
+    """The compiled float32 update: bytes of arguments and temporary ones per device, its FLOPs."""
+    compiled = lowered(config, sizes, members, prompter).compile()
+    found = compiled.memory_analysis()
+    made = found.output_size_in_bytes - found.alias_size_in_bytes
+    flops = compiled.cost_analysis()["flops"]
+    return found.argument_size_in_bytes, found.temp_size_in_bytes + made, flops
+
+
+class Counts(NamedTuple):
+    """Of one device and update: FLOPs, bytes of memory traffic, bytes sent over links."""
+
+    flops: float
+    traffic: float
+    sent: float
+
+
+def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> Counts:
+    """Counts an update; see the assumptions on the page."""
+    data, fsdp, tensor = sizes
+    places = data * fsdp
+    matrices = config.num_layers * sum(i * o for i, o in config.linear_shapes.values())
+    embedding = config.vocab_size * config.embed_dim
+    lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
+    adapter = num_adapter_parameters(config, lora)
+    width = config.num_heads * config.head_dim
+    attention = 3 * 4 * NODES**2 / 2 * width * config.num_layers
+    agent = 4 * NODES * matrices + 6 * NODES * adapter + 4 * ROWS * embedding + attention
+    share = members / places  # a single agent's nodes are split like members
+    flops = agent * share / tensor
+    outputs = sum(o for _, o in config.linear_shapes.values()) + width + config.embed_dim
+    kept = 2 * NODES * config.num_layers * outputs  # bytes, written once and read twice
+    weights = 2 * 2 * (matrices + embedding) / tensor  # bytes, once forward and once backward
+    state = 4 * 7 * adapter  # parameters, gradient and two moments: read, and written but one
+    heads = 4 * 4 * ROWS * config.vocab_size
+    traffic = (
+        weights
+        + (3 * kept + state + heads) * (members / places if members > 1 else 1 / places) / tensor
+    )
+    activation = 2 * NODES * config.embed_dim * (members / places if members > 1 else 1)
+    ring = lambda parts: (parts - 1) / parts
+    # Tensor: an all-reduce after attention and MLP, forward and backward, sends twice its size.
+    sent = 2 * ring(tensor) * activation * 4 * config.num_layers
+    sent += 2 * 2 * ring(fsdp) * (matrices + embedding) / tensor  # weights gathered twice
+    if members == 1:  # keys and values of all nodes, forward, recomputed and backward
+        keys = 2 * config.num_kv_heads * config.head_dim
+        sent += 3 * 2 * ring(places) * NODES * keys * config.num_layers
+    return Counts(flops, traffic, sent)
+
+
+def time_of(counts: Counts, chip: Chip) -> tuple[float, str]:
+    """Seconds of an update, nothing overlapped but compute and memory; and what dominates."""
+    parts = {
+        "compute": counts.flops / (EFFICIENCY * chip.flops),
+        "memory": counts.traffic / chip.memory_rate,
+        "links": counts.sent / chip.link_rate,
+    }
+    total = max(parts["compute"], parts["memory"]) + parts["links"]
+    return total, max(parts, key=lambda name: parts[name])
+
+
+def measured_peak(source: str) -> int:
+    """The peak memory of a real training, in bytes."""
+    code = (
+        "import jaxmoral\n"
+        f"config = jaxmoral.parse({{'model': {{'source': '{source}'}}, 'updates': 3, "
+        f"'lora': {{'rank': {RANK}}}}})\n"
+        "jaxmoral.train(config, say=lambda line: None)\n"
+        "print([line.split()[1] for line in open('/proc/self/status') if 'VmHWM' in line][0])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) * 1024
+
+
+def print_memory(prompter: Prompter, small: GemmaConfig) -> None:
+    print("## Memory of an update\n")
+    print(
+        "XLA's account of the compiled update in GiB per device: 16 prompts, LoRA rank 64 on every"
+        " linear layer. Compiled in float32, because XLA for CPUs copies bfloat16 weights to"
+        " float32; weights are then counted in bfloat16, and what is temporary as it is, which for"
+        " bfloat16 activations is an upper bound. FLOPs are those of all devices against one, per"
+        " member; XLA counts a scanned block once.\n"
+    )
+    print("| model | members | data, fsdp, tensor | arguments | temporary | total | FLOPs |")
+    print("|---" * 7 + "|")
+    cases = [
+        (1, (1, 1, 1)),
+        (1, (1, 1, 8)),
+        (1, (1, 8, 1)),
+        (1, (2, 2, 2)),
+        (20, (1, 1, 1)),
+        (20, (4, 1, 2)),
+        (20, (1, 4, 2)),
+    ]
+    for name in ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"):
+        alone = 0.0
+        for members, sizes in cases:
+            held, made, flops = account(MODELS[name], sizes, members, prompter)
+            alone = alone or flops
+            held -= 2 * num_parameters(MODELS[name]) / (sizes[1] * sizes[2])
+            ratio = flops * np.prod(sizes) / (alone * members)
+            shown = ", ".join(map(str, sizes))
+            print(
+                f"| {name} | {members} | {shown} | {held / GIB:.2f} | {made / GIB:.2f} |"
+                f" {(held + made) / GIB:.2f} | {ratio:.2f} |",
+                flush=True,
+            )
+    held, made, _ = account(small, (1, 1, 1), 1, prompter)
+    base = measured_peak("tabular")
+    real = measured_peak("gemma3-270m") - base
+    print(
+        f"\nThe account of Gemma 3 270M in float32 on one device is {(held + made) / GIB:.2f} GiB;"
+        f" a real training's peak was {real / GIB:.2f} GiB above that of a tabular one"
+        f" ({base / GIB:.2f} GiB): {(held + made) / real - 1:+.0%}.\n"
+    )
+
+
+def main() -> None:
+    model = load("gemma3-270m")
+    print("# Scaling, on paper\n")
+    print("Written by `python scripts/scaling_model.py`. No accelerator was used.\n")
+    print_memory(Prompter(model, "plain", multiple=8), model.config)
+    print_time()
+
+
+def print_time() -> None:
+    print("## Time of an update\n")
+    print(
+        f"Products reach {EFFICIENCY:.0%} of the peak; compute overlaps with memory traffic, links"
+        " overlap with nothing. Weights are read twice, what is kept for the backward pass is"
+        " written once and read twice; an all-reduce sends twice its size.\n"
+    )
+    print(
+        "| model | members | chips | data, fsdp, tensor | TFLOP a chip | GB of memory | GB sent |"
+        " seconds | dominated by | 1,000 updates |"
+    )
+    print("|---" * 10 + "|")
+    cases = [
+        (1, "H100", (1, 1, 1)),
+        (20, "H100", (1, 1, 1)),
+        (20, "v4", (4, 1, 1)),
+        (20, "v5e", (4, 1, 2)),
+        (20, "v5e", (1, 4, 2)),
+        (20, "v5p", (4, 1, 1)),
+        (20, "v6e", (4, 1, 2)),
+        (1, "v5e", (1, 1, 8)),
+        (1, "v5e", (1, 8, 1)),
+    ]
+    for name in ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"):
+        for members, chip, sizes in cases:
+            counts = count(MODELS[name], sizes, members)
+            seconds, dominant = time_of(counts, CHIPS[chip])
+            weights = 2 * num_parameters(MODELS[name]) / (sizes[1] * sizes[2])
+            if weights > CHIPS[chip].memory:
+                continue
+            shown = ", ".join(map(str, sizes))
+            minutes = seconds * 1000 / 60
+            print(
+                f"| {name} | {members} | {int(np.prod(sizes))} {chip} | {shown} |"
+                f" {counts.flops / 1e12:.2f} | {counts.traffic / 1e9:.1f} |"
+                f" {counts.sent / 1e9:.2f} | {seconds:.3f} | {dominant} | {minutes:.1f} min |"
+            )
+
+
+if __name__ == "__main__":
+    main()
