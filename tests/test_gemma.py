@@ -35,7 +35,7 @@ def log_probs(model, tokens, adapter=None, lora=None, dropout_key=None):
         module = nnx.merge(definition, weights)
         layers = prepare(adapter, config, lora, key)
         hidden = module.hidden(
-            jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, False
+            jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, "elementwise"
         )
         return jax.nn.log_softmax(module.logits(hidden))
 
@@ -141,7 +141,7 @@ def log_probs_cached(model, tokens, adapter, lora, key):
             module = nnx.merge(definition, weights)
             layers = prepare(adapter, config, lora, key)
             hidden = module.hidden(
-                jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, False
+                jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, "elementwise"
             )
             return jax.nn.log_softmax(module.logits(hidden))
 
@@ -149,7 +149,7 @@ def log_probs_cached(model, tokens, adapter, lora, key):
     return np.asarray(_COMPILED[lora](key))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "elementwise", "block"])
 def test_remat_changes_no_gradient(tiny, remat):
     config, definition, weights, _ = tiny
     lora = Lora(2, 4.0, 0.0, ("v", "gate"))

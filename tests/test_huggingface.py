@@ -40,7 +40,7 @@ def logits(model, sequences):
     module = nnx.merge(definition, weights)
     adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
     hidden = module.hidden(
-        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, adapter, False
+        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, adapter, "elementwise"
     )
     return np.asarray(module.logits(hidden)), [np.flatnonzero(masks[1][node]) for node in last]
 

@@ -46,7 +46,7 @@ def logits(model, adapter, lora):
     module = nnx.merge(definition, weights)
     layers = prepare(adapter, config, lora, None)
     hidden = module.hidden(
-        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, False
+        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, "elementwise"
     )
     return module.logits(hidden)
 

@@ -72,7 +72,7 @@ def forward(tiny, adapter, lora, tokens, positions, masks, dtype=jnp.float32):
     config, definition, weights, _ = tiny
     model = nnx.merge(definition, weights)
     layers = prepare(adapter, config, lora, None)
-    hidden = model.hidden(jnp.asarray(tokens), jnp.asarray(positions), masks, layers, False)
+    hidden = model.hidden(jnp.asarray(tokens), jnp.asarray(positions), masks, layers, "elementwise")
     return jax.nn.log_softmax(model.logits(hidden))
 
 

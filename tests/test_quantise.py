@@ -78,7 +78,7 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, tmp_pat
     def logits(definition, weights, adapter):
         model = nnx.merge(definition, weights)
         layers = prepare(adapter, config, lora, None)
-        hidden = model.hidden(tokens, jnp.arange(7), (causal, causal), layers, False)
+        hidden = model.hidden(tokens, jnp.arange(7), (causal, causal), layers, "elementwise")
         return model.logits(hidden)
 
     ours = logits(definition, weights, adapter)
