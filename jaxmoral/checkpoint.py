@@ -7,7 +7,7 @@ checksum of the state goes with it, so that damage is found when it is read.
 import importlib.metadata
 import logging
 import re
-import sys
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from jaxmoral.errors import UserError
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 _JSON = ocp.args.JsonRestore()
+_SPARE = 2**20  # bytes of small files that go with a state
 _VERSION = importlib.metadata.version("jaxmoral")
 
 
@@ -52,8 +53,6 @@ class Checkpoints:
           kept: updates whose checkpoints are never deleted, besides the newest three and the best.
           writable: whether checkpoints will be saved; one process, or one cluster, at a time.
         """
-        if sys.excepthook is not _report:
-            sys.excepthook = _report
         folder = (run_folder / "checkpoints").resolve()
         self._folder = folder
         best = BestN(get_metric_fn=_reward, n=1, keep_checkpoints_without_metrics=False)
@@ -77,7 +76,7 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             if kind is None:  # otherwise what went wrong first is what matters
-                raise self._unwritten(error) from error
+                raise self._unwritten(_first_line(error)) from error
 
     def latest(self) -> int | None:
         """The newest checkpoint's update, or None."""
@@ -103,6 +102,7 @@ class Checkpoints:
         """
         if self.latest() == update:
             return
+        on_first(lambda: self._check_room(state))
         try:
             self._manager.save(
                 update,
@@ -116,7 +116,7 @@ class Checkpoints:
                 metrics=None if reward is None else {"reward": reward},
             )
         except Exception as error:
-            raise self._unwritten(error) from error
+            raise self._unwritten(_first_line(error)) from error
 
     def restore(
         self,
@@ -200,6 +200,15 @@ class Checkpoints:
             raise _Damaged(self._folder / str(update), error) from error
         return state
 
+    def _check_room(self, state: Any) -> None:
+        """Refuses before the storage library begins: its threads report a full disk at length."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise self._unwritten(
+                f"No space left on device: {free / 2**20:.1f} of {needed / 2**20:.1f} MiB"
+            )
+
     def _set_aside(self, updates: Sequence[int]) -> None:
         damaged = self._folder.parent / "damaged"
 
@@ -213,10 +222,10 @@ class Checkpoints:
         on_first(move)
         self._manager.reload()
 
-    def _unwritten(self, error: Exception) -> UserError:
+    def _unwritten(self, reason: str) -> UserError:
         return UserError(
-            f"cannot write a checkpoint to {self._folder} ({_first_line(error)}); what was complete"
-            " before is kept: --resume goes on from there"
+            f"cannot write a checkpoint to {self._folder} ({reason}); what was complete before is"
+            " kept: --resume goes on from there"
         )
 
 
@@ -225,15 +234,6 @@ class _Damaged(UserError):
 
     def __init__(self, path: Path, error: Exception):
         super().__init__(f"the checkpoint {path} is damaged ({_first_line(error)})")
-
-
-_excepthook = sys.excepthook
-
-
-def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """When a write fails, the storage library's threads also report to a loop that is closed."""
-    if str(error) != "Event loop is closed":
-        _excepthook(kind, error, trace)
 
 
 def _reward(metrics: Any) -> float:

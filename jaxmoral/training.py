@@ -139,10 +139,11 @@ def train_population(
             if not resume:
                 on_first(lambda: _write_configs(settled, folder))
             with Checkpoints(folder, switches(settled), writable=True) as checkpoints:
-                if resume:
-                    state = checkpoints.restore(state, settled, set_aside=True, say=say)
-                else:
+                if checkpoints.latest() is None:  # a new run, or one that ended before its first
+                    on_first(lambda: _write_configs(settled, folder))
                     checkpoints.save(0, state, settled)
+                else:
+                    state = checkpoints.restore(state, settled, set_aside=True, say=say)
                 with _open_log(folder, int(state.update)) as log:
                     state, history, interrupted = _loop(settled, state, step, checkpoints, log)
     alone = len(settled) == 1

@@ -45,7 +45,7 @@ def test_kills_at_random_moments(tmp_path):
     assert done.stdout.startswith("3 kills")
 
 
-@pytest.mark.parametrize("size", ["150k", "420k"])  # too small for the second checkpoint, for all
+@pytest.mark.parametrize("size", ["150k", "1200k"])  # too small for the first checkpoint, for all
 def test_a_full_disk(size, tmp_path):
     disk, elsewhere = tmp_path / "disk", tmp_path / "whole"
     disk.mkdir()
