@@ -1,8 +1,9 @@
 """Several processes as one program: started where a cluster is found, one of them does the talking.
 
-Every host runs the same command. JAX's own runtime connects them: on TPU slices, under Slurm and
-Open MPI it finds the others by itself; anywhere else JAX_COORDINATOR_ADDRESS (host:port of the
-first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are.
+Every host runs the same command. JAX's own runtime connects them. It is asked to find the others by
+itself under Slurm and Open MPI, where a TPU names several workers, and with JAXMORAL_CLUSTER=auto;
+anywhere else JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
+JAX_PROCESS_ID say who they are.
 """
 
 import os
@@ -38,6 +39,8 @@ def start() -> None:
 
 def _detected() -> bool:
     tasks = (os.environ.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    if os.environ.get("JAXMORAL_CLUSTER") == "auto":
+        return True
     several = any(number.isdecimal() and int(number) > 1 for number in tasks)
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
