@@ -21,7 +21,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --durations=15
 	@echo "All tests passed; next: make quickstart, or the design notes in README.md"
 
 $(VENV)/.model: pyproject.toml

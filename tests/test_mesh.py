@@ -26,7 +26,7 @@ numbers, evaluated = on_mesh["numbers"], on_mesh["evaluated"]
 FLAGS = ["--updates", "5", "--env.episodes", "512", "--prompt.labels", "[X, Y]"]
 FLAGS += ["--ppo.learning_rate", "1e-3", "--checkpoint_every", "3"]
 MEMBERS = ["--seed", "[0, 1, 2, 3]", "--reward.name", "[game, utilitarian]"]
-ALONE = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+ALONE = {"fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
 TOGETHER = {"data": (8, 1, 1), "all": (2, 2, 2)}
 
 

@@ -106,6 +106,8 @@ def test_memory_and_learning_on_the_real_model(kind, limit, real, tmp_path):
     assert last["reward_mean"] > first["reward_mean"] + 1
     assert last["p_illegal"] < 0.1
 
+    if kind == "int8":
+        return
     # Merged, it is a full model that answers as the quantised one with its adapter did.
     agent = trained.agent
     save_merged(tmp_path, agent.model, trained.trainable["adapter"], agent.policy.lora)
