@@ -258,8 +258,8 @@ def main() -> None:
 def print_time() -> None:
     print("## Time of an update\n")
     print(
-        f"Products reach {EFFICIENCY:.0%} of the peak, the share that `scripts/benchmark.py` measured"
-        " on a CPU; compute overlaps with memory traffic, links"
+        f"Products reach {EFFICIENCY:.0%} of the peak, the share that `scripts/benchmark.py`"
+        " measured on a CPU; compute overlaps with memory traffic, links"
         " overlap with nothing. Weights are read twice, what is kept for the backward pass is"
         " written once and read twice; an all-reduce sends twice its size.\n"
     )
