@@ -4,10 +4,12 @@ import dataclasses
 import math
 import string
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jinja2
 import numpy as np
 
 from jaxmoral import prompts
@@ -30,6 +32,8 @@ from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
 from jaxmoral.prompt_tree import PromptTree, pack, pad
 from jaxmoral.prompts import Presentation
 from jaxmoral.responses import Responses, spell, stack
+
+MAX_TRIES = 10_000  # strings that are drawn for random labels
 
 
 class Condition(NamedTuple):
@@ -117,9 +121,12 @@ class Prompter:
 
     def conversation(self, turns: list[dict[str, str]]) -> list[int]:
         """The token ids of a chat up to the model's next turn, with exactly one BOS."""
-        return self._encode(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        )
+        render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
+        try:
+            text = render(add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
+        return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         bos = self.tokenizer.bos_token
@@ -198,16 +205,25 @@ class Prompter:
 
 
 def random_labels(model: LoadedModel, num_tokens: int, seed: int) -> tuple[str, str]:
-    """Two different strings of letters and digits, each of so many tokens."""
+    """Two different strings of letters and digits, each of so many tokens.
+
+    Raises:
+      UserError: the tokenizer hardly makes any.
+    """
     random = np.random.default_rng([seed, num_tokens])
     characters = list(string.ascii_letters + string.digits)
     labels: list[str] = []
-    while len(labels) < 2:
+    for _ in range(MAX_TRIES):
         label = "".join(random.choice(characters, num_tokens))
         tokens = model.tokenizer.encode(label, add_special_tokens=False)
         if len(tokens) == num_tokens and label not in labels:
             labels.append(label)
-    return labels[0], labels[1]
+        if len(labels) == 2:
+            return labels[0], labels[1]
+    raise UserError(
+        f"prompt.random_labels: {MAX_TRIES:,} strings of {num_tokens} characters were tried, and no"
+        f" two have {num_tokens} tokens; ask for fewer"
+    )
 
 
 def make_presentation(config: Config, model: LoadedModel | None) -> Presentation:

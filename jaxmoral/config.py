@@ -20,7 +20,8 @@ from pydantic import Field
 
 from jaxmoral.errors import UserError
 
-Positive = Annotated[int, Field(gt=0, strict=True)]
+Positive = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -69,7 +70,7 @@ class LoraConfig:
 
     adapter: str | None = None
     rank: Positive = 8
-    alpha: Annotated[float, Field(gt=0)] = 16.0
+    alpha: Above = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] = (
         "q",
@@ -186,12 +187,12 @@ class PPOConfig:
     level: Literal["outcome", "token"] = "outcome"
     estimator: Literal["sampled", "exact"] = "sampled"
     sample_with_dropout: Flag = False
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Above = 2e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     epochs: Positive = 1
     minibatches: Positive = 1
-    clip: Annotated[float, Field(gt=0)] = 0.2
+    clip: Above = 0.2
     value_clip: Annotated[float, Field(gt=0)] = 1.0
     value_coef: NonNegative = 0.1
     entropy_coef: NonNegative = 1.0
@@ -201,7 +202,7 @@ class PPOConfig:
     normalise_advantages: Flag = False
     normalise_rewards: Flag = False
     kl_coef: NonNegative = 0.02
-    kl_target: Annotated[float, Field(gt=0)] = 6.0
+    kl_target: Above = 6.0
     kl_gain: NonNegative = 0.1
 
 
@@ -595,7 +596,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def differences(one: Config, other: Config) -> list[str]:

@@ -9,6 +9,8 @@ from numbers import Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MAX_MESSAGE = 1_000  # characters that a command shows of what was wrong
+MAX_NESTED = 8  # brackets within brackets in what a name stands for
 
 
 class UserError(ValueError):
@@ -44,6 +46,8 @@ def build(
       UserError: the name is unknown, a bracket is missing, or the arguments do not fit.
     """
     text = str(text).strip()
+    if text.count("(") > MAX_NESTED:
+        raise UserError(f"{kind}: {text[:40]!r}... has more than {MAX_NESTED} brackets")
     name, bracket, rest = text.partition("(")
     if text in known:
         return known[text]
@@ -86,11 +90,19 @@ def _number_or_text(text: str) -> float | str:
         return text
 
 
+def _as_float(value: Any) -> float:
+    """The number; not a number if it is none, infinite if it is too large for a float."""
+    try:
+        return float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return math.inf
+
+
 def check_number(
     name: str, value: Any, low: float = float("-inf"), high: float = float("inf")
 ) -> float:
     """The number; raises UserError if it is none or not within [low, high]."""
-    number = float(value) if isinstance(value, Real) else math.nan
+    number = _as_float(value)
     if not low <= number <= high or math.isinf(number):
         span = f" from {low:g} to {high:g}" if low > float("-inf") else ""
         raise UserError(f"{name}: needs a finite number{span}, got {value!r}")
@@ -99,7 +111,7 @@ def check_number(
 
 def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """The whole number; raises UserError if it is none or not within [low, high]."""
-    number = float(value) if isinstance(value, Real) else math.nan
+    number = _as_float(value)
     if not low <= number <= high or number % 1:
         raise UserError(f"{name}: needs a whole number from {low} to {high}, got {value!r}")
     return int(number)
@@ -113,7 +125,9 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
     except (UserError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        text = " ".join(str(error).split())
+        shown = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+        print("error:", shown, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

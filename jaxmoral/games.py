@@ -19,6 +19,7 @@ from jaxmoral.errors import UserError, build, check_number, check_whole
 
 CELLS = ("CC", "CD", "DC", "DD")
 MAX_PLAYERS = 10
+MAX_POINTS = 1e6  # of a game from a configuration; what is made of them stays finite
 
 
 class Game(NamedTuple):
@@ -49,13 +50,15 @@ def make_game(name: str, pairs: Mapping[str, Sequence[float]], title: str | None
       title: how tables and pictures call it; the name when not given.
 
     Raises:
-      UserError: a joint action is missing or unknown, or its points are not two finite numbers.
+      UserError: a joint action is missing or unknown, its points are not two or too large.
     """
     if set(pairs) != set(CELLS):
         raise UserError(f"games.{name}: needs exactly the keys {', '.join(CELLS)}")
     for cell, pair in pairs.items():
-        if np.shape(pair) != (2,) or not np.all(np.isfinite(pair)):
-            raise UserError(f"games.{name}.{cell}: needs two finite numbers, got {pair}")
+        if np.shape(pair) != (2,) or not np.all(np.abs(pair) <= MAX_POINTS):
+            raise UserError(
+                f"games.{name}.{cell}: needs two finite numbers up to {MAX_POINTS:g}, got {pair}"
+            )
     cells = np.array([pairs[cell] for cell in CELLS], np.float32)
     return Game(name, title or name, np.moveaxis(cells.reshape(2, 2, 2), -1, 0))
 
@@ -82,8 +85,8 @@ def make_group_game(
             f"games.{name}: needs two rows (C, D) of one number per count of other co-operators,"
             f" 0 to N - 1, for 2 to {MAX_PLAYERS} players"
         )
-    if not np.all(np.isfinite(table)):
-        raise UserError(f"games.{name}: needs finite numbers")
+    if not np.all(np.abs(table) <= MAX_POINTS):
+        raise UserError(f"games.{name}: needs finite numbers up to {MAX_POINTS:g}")
     own = table[:, ::-1]  # by defectors
     others = own.shape[1] - 1
     means = np.zeros_like(own)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxmoral.config import MAX_TEXT
 from jaxmoral.errors import UserError, choose
 from jaxmoral.games import CELLS, Game
 from jaxmoral.memory import History, Memory, make_memory
@@ -85,13 +86,24 @@ def inline(key: str, value: str, known: dict[str, str]) -> str:
     if not value.endswith(".txt"):
         choose(key, value, {**known, "the path of a .txt file": ""})
     try:
-        return Path(value).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        with Path(value).open(encoding="utf-8") as file:
+            text = file.read(MAX_TEXT + 1).strip()
+    except (OSError, ValueError) as error:  # also of other bytes than UTF-8
         raise UserError(f"{key}: cannot read {value} ({error})") from None
+    if len(text) > MAX_TEXT:
+        raise UserError(f"{key}: {value} has more than {MAX_TEXT:,} characters")
+    return text
 
 
 def _fields(line: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(line) if name is not None}
+    """The placeholders; raises ValueError if one says how it wants to be formatted."""
+    found = set()
+    for _, name, layout, conversion in string.Formatter().parse(line):
+        if layout or conversion:
+            raise ValueError(f"{{{name}}} stands for a text as it is, without ':' and '!'")
+        if name is not None:
+            found.add(name)
+    return found
 
 
 def check_wording(wording: str, memory: int = 1) -> str:
@@ -101,7 +113,7 @@ def check_wording(wording: str, memory: int = 1) -> str:
     try:
         names = _fields(text)
     except ValueError as error:
-        raise UserError(f"prompt.wording: {shown} has stray braces ({error})") from None
+        raise UserError(f"prompt.wording: {shown} cannot be filled in ({error})") from None
     unknown = sorted(names - set(PLACEHOLDERS))
     if unknown:
         known = ", ".join(PLACEHOLDERS)

@@ -192,7 +192,7 @@ def test_a_template_of_ones_own(tmp_path):
         ("Say what you like to A.", "does not name the labels"),
         ("Say {c} to A.", "does not name the labels"),
         ("Choose {choices} for {money}.", "unknown placeholder {money}"),
-        ("Choose {choices} or {.", "stray braces"),
+        ("Choose {choices} or {.", "cannot be filled in"),
     ],
 )
 def test_templates_without_their_placeholders(tmp_path, text, message):
@@ -226,6 +226,13 @@ def test_no_rounds_need_a_line_to_leave_out():
         assert "Choose action3 or action4." in prompts.all_prompts(game, shown)
         with pytest.raises(UserError, match="needs a line of its own.* to show 0 of them"):
             prompts.check(SHOWN._replace(wording="A {other}. Choose {choices}.", **change))
+
+
+def test_a_text_has_a_limit(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text("x" * 20_000)
+    with pytest.raises(UserError, match="more than 16,000 characters"):
+        prompts.inline("prompt.persona", str(path), {})
 
 
 def test_names_of_wordings_and_personas():

@@ -142,7 +142,8 @@ def _from_hub(source: str) -> tuple[str, Path]:
             f"model.source: {source!r} is neither a file, nor a folder, nor a hub id owner/name,"
             f" nor one of {', '.join(PACKAGED)}"
         )
-    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "*.jinja"]
+    wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    wanted += ["tokenizer.json", "tokenizer_config.json", "*.jinja"]
     try:
         path = huggingface_hub.snapshot_download(
             name, revision=revision or None, allow_patterns=wanted
@@ -189,6 +190,8 @@ def _convert(path: Path, folder: Path) -> None:
         try:
             weights = dict(model.weights())
             vocabulary, config = model.vocabulary(), model.config()
+        except UserError:  # says it all
+            raise
         except (KeyError, ValueError, NotImplementedError) as error:
             raise UserError(f"model: {path} is not a complete Gemma ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
