@@ -12,6 +12,9 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import functools
+import math
+import re
 import runpy
 import subprocess
 import sys
@@ -42,6 +45,17 @@ GIB = 2**30
 RANK = 64
 NODES, ROWS = 570, 48
 EFFICIENCY = 0.5  # of the peak that large products are taken to reach
+
+CASES = [
+    (1, (1, 1, 1)),
+    (1, (1, 1, 8)),
+    (1, (1, 8, 1)),
+    (1, (2, 2, 2)),
+    (20, (1, 1, 1)),
+    (20, (4, 1, 1)),
+    (20, (4, 1, 2)),
+    (20, (1, 4, 2)),
+]
 
 
 class Chip(NamedTuple):
@@ -114,15 +128,30 @@ def lowered(config: GemmaConfig, sizes: tuple[int, int, int], members: int, prom
     return jitted.lower(*arguments)
 
 
+class Account(NamedTuple):
+    """The compiled float32 update, per device: bytes of arguments and of what is temporary, FLOPs,
+    and bytes sent by kind of collective."""
+
+    held: float
+    made: float
+    flops: float
+    sent: dict[str, float]
+
+
+@functools.cache
 def account(
     config: GemmaConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter
-) -> tuple[float, float, float]:
-    """The compiled float32 update: bytes of arguments and temporary ones per device, its FLOPs."""
+) -> Account:
     compiled = lowered(config, sizes, members, prompter).compile()
     found = compiled.memory_analysis()
     made = found.output_size_in_bytes - found.alias_size_in_bytes
     flops = compiled.cost_analysis()["flops"]
-    return found.argument_size_in_bytes, found.temp_size_in_bytes + made, flops
+    return Account(
+        found.argument_size_in_bytes,
+        found.temp_size_in_bytes + made,
+        flops,
+        sent(compiled.as_text(), config.num_layers),
+    )
 
 
 class Counts(NamedTuple):
@@ -133,8 +162,8 @@ class Counts(NamedTuple):
     sent: float
 
 
-def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> Counts:
-    """Counts an update; see the assumptions on the page."""
+def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> tuple[float, float]:
+    """FLOPs and bytes of memory traffic of an update; see the assumptions on the page."""
     data, fsdp, tensor = sizes
     places = data * fsdp
     matrices = config.num_layers * sum(i * o for i, o in config.linear_shapes.values())
@@ -145,25 +174,44 @@ def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> Cou
     attention = 3 * 4 * NODES**2 / 2 * width * config.num_layers
     agent = 4 * NODES * matrices + 6 * NODES * adapter + 4 * ROWS * embedding + attention
     share = members / places  # a single agent's nodes are split like members
-    flops = agent * share / tensor
     outputs = sum(o for _, o in config.linear_shapes.values()) + width + config.embed_dim
     kept = 2 * NODES * config.num_layers * outputs  # bytes, written once and read twice
     weights = 2 * 2 * (matrices + embedding) / tensor  # bytes, once forward and once backward
     state = 4 * 7 * adapter  # parameters, gradient and two moments: read, and written but one
     heads = 4 * 4 * ROWS * config.vocab_size
-    traffic = (
-        weights
-        + (3 * kept + state + heads) * (members / places if members > 1 else 1 / places) / tensor
-    )
-    activation = 2 * NODES * config.embed_dim * (members / places if members > 1 else 1)
-    ring = lambda parts: (parts - 1) / parts
-    # Tensor: an all-reduce after attention and MLP, forward and backward, sends twice its size.
-    sent = 2 * ring(tensor) * activation * 4 * config.num_layers
-    sent += 2 * 2 * ring(fsdp) * (matrices + embedding) / tensor  # weights gathered twice
-    if members == 1:  # keys and values of all nodes, forward, recomputed and backward
-        keys = 2 * config.num_kv_heads * config.head_dim
-        sent += 3 * 2 * ring(places) * NODES * keys * config.num_layers
-    return Counts(flops, traffic, sent)
+    return agent * share / tensor, weights + (3 * kept + state + heads) * share / tensor
+
+
+_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)\(")
+_SHAPE = re.compile(r"(f32|s32|u32|pred)\[([\d,]*)\]")
+_GROUPS = re.compile(r"replica_groups=(?:mesh\[(.*?)\] \{(.*?)\}|\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+
+
+def sent(program: str, num_layers: int) -> dict[str, float]:
+    """Bytes that a device sends in a compiled program, by kind of collective.
+
+    As rings: an all-reduce of n devices sends 2 (n - 1) / n of its size, the others (n - 1) / n.
+    What stands in a loop is done once a layer. Counted as bfloat16: half of what it is here.
+    """
+    found: dict[str, float] = {}
+    for line in program.splitlines():
+        if not (match := _COLLECTIVE.search(line)):
+            continue
+        shapes, kind = match.groups()
+        numbers = sum(
+            math.prod(int(size) for size in dims.split(",") if size)
+            for _, dims in _SHAPE.findall(shapes)
+        )
+        mesh, names, width, members = _GROUPS.search(line).groups()  # type: ignore[union-attr]
+        if mesh:
+            axes = dict(part.split("=") for part in mesh.split(","))
+            group = math.prod(int(axes[name]) for name in names.split(","))
+        else:
+            group = int(width) if width else members.count(",") + 1
+        times = num_layers if "while/body" in line else 1
+        twice = 2 if kind == "all-reduce" else 1
+        found[kind] = found.get(kind, 0) + 2 * numbers * times * twice * (group - 1) / group
+    return found
 
 
 def time_of(counts: Counts, chip: Chip) -> tuple[float, str]:
@@ -216,20 +264,10 @@ def print_memory(prompter: Prompter, small: GemmaConfig) -> None:
     )
     print("| model | members | data, fsdp, tensor | arguments | temporary | total | FLOPs |")
     print("|---" * 7 + "|")
-    cases = [
-        (1, (1, 1, 1)),
-        (1, (1, 1, 8)),
-        (1, (1, 8, 1)),
-        (1, (2, 2, 2)),
-        (20, (1, 1, 1)),
-        (20, (4, 1, 1)),
-        (20, (4, 1, 2)),
-        (20, (1, 4, 2)),
-    ]
     for name in ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"):
         alone = 0.0
-        for members, sizes in cases:
-            held, made, flops = account(MODELS[name], sizes, members, prompter)
+        for members, sizes in CASES:
+            held, made, flops, _ = account(MODELS[name], sizes, members, prompter)
             alone = alone or flops
             held -= 2 * num_parameters(MODELS[name]) / (sizes[1] * sizes[2])
             ratio = flops * np.prod(sizes) / (alone * members)
@@ -239,7 +277,7 @@ def print_memory(prompter: Prompter, small: GemmaConfig) -> None:
                 f" {(held + made) / GIB:.2f} | {ratio:.2f} |",
                 flush=True,
             )
-    held, made, _ = account(small, (1, 1, 1), 1, prompter)
+    held, made, _, _ = account(small, (1, 1, 1), 1, prompter)
     real = measured()
     print(
         f"\nThe account of Gemma 3 270M in float32 on one device is {(held + made) / GIB:.2f} GiB;"
@@ -251,17 +289,40 @@ def main() -> None:
     model = load("gemma3-270m")
     print("# Scaling, on paper\n")
     print("Written by `python scripts/scaling_model.py`. No accelerator was used.\n")
-    print_memory(Prompter(model, "plain", multiple=8), model.config)
-    print_time()
+    prompter = Prompter(model, "plain", multiple=8)
+    print_memory(prompter, model.config)
+    print_links(prompter)
+    print_time(prompter)
 
 
-def print_time() -> None:
+def print_links(prompter: Prompter) -> None:
+    print("## What is sent\n")
+    print(
+        "MB that a device sends in an update of Gemma 2 2B, by the collectives of the compiled"
+        " program. Tensor parallelism adds up partial sums: in every layer four activations"
+        " forward (what o and down make) and ten backward (the gradients of what enters q, k, v,"
+        " gate and up), base and adapter apart. With fsdp the frozen weights are gathered, each"
+        " layer twice and the embedding once; a single agent, whose nodes are split, gathers keys"
+        " and values and adds up the adapter's gradients besides. Members of a population share"
+        " nothing but their metrics.\n"
+    )
+    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+    print(f"| members | data, fsdp, tensor | {' | '.join(kinds)} |")
+    print("|---" * (2 + len(kinds)) + "|")
+    for members, sizes in CASES:
+        links = account(MODELS["Gemma 2 2B"], sizes, members, prompter).sent
+        shown = " | ".join(f"{links.get(kind, 0) / 1e6:.1f}" for kind in kinds)
+        print(f"| {members} | {', '.join(map(str, sizes))} | {shown} |", flush=True)
+    print()
+
+
+def print_time(prompter: Prompter) -> None:
     print("## Time of an update\n")
     print(
         f"Products reach {EFFICIENCY:.0%} of the peak, the share that `scripts/benchmark.py`"
-        " measured on a CPU; compute overlaps with memory traffic, links"
-        " overlap with nothing. Weights are read twice, what is kept for the backward pass is"
-        " written once and read twice; an all-reduce sends twice its size.\n"
+        " measured on a CPU; compute overlaps with memory traffic, links overlap with nothing."
+        " Weights are read twice, what is kept for the backward pass is written once and read"
+        " twice. What is sent is what the compiled programs above send, counted as bfloat16.\n"
     )
     print(
         "| model | members | chips | data, fsdp, tensor | TFLOP a chip | GB of memory | GB sent |"
@@ -281,7 +342,8 @@ def print_time() -> None:
     ]
     for name in ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"):
         for members, chip, sizes in cases:
-            counts = count(MODELS[name], sizes, members)
+            links = account(MODELS[name], sizes, members, prompter).sent
+            counts = Counts(*count(MODELS[name], sizes, members), sum(links.values()))
             seconds, dominant = time_of(counts, CHIPS[chip])
             weights = 2 * num_parameters(MODELS[name]) / (sizes[1] * sizes[2])
             if weights > CHIPS[chip].memory:
