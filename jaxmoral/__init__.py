@@ -2,12 +2,12 @@
 
 from jaxmoral.config import Config, load, load_members, parse
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.games import GAMES, Game, get_game, make_game, make_group_game, register
 from jaxmoral.opponents import OPPONENTS, Opponent, machine, memory_one, memoryless
 from jaxmoral.results import table
 from jaxmoral.rewards import REWARDS, Cell
-from jaxmoral.training import TrainedAgent, train, train_population
+from jaxmoral.training import TrainedAgent, train_agent, train_population
 
 __all__ = [
     "GAMES",
@@ -19,7 +19,7 @@ __all__ = [
     "Opponent",
     "TrainedAgent",
     "UserError",
-    "evaluate",
+    "evaluate_agent",
     "get_game",
     "load",
     "load_members",
@@ -31,6 +31,6 @@ __all__ = [
     "parse",
     "register",
     "table",
-    "train",
+    "train_agent",
     "train_population",
 ]

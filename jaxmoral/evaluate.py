@@ -12,7 +12,7 @@ import pandas as pd
 from jaxmoral import cluster, figures
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError, run_command, split_outside
-from jaxmoral.evaluation import evaluate, load_population
+from jaxmoral.evaluation import evaluate_agent, load_population
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.results import rows, table
 from jaxmoral.training import POPULATION
@@ -67,7 +67,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         if arguments.output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
         for folder, member in load_population(arguments.run, arguments.update):
-            evaluation = evaluate(member, **chosen)
+            evaluation = evaluate_agent(member, **chosen)
             if cluster.is_first():
                 write_json(evaluation, folder / "evaluation.json")
                 print(f"{folder.name}\n{table(evaluation)}\n")
@@ -75,7 +75,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
             f"wrote each member's evaluation.json; next: python -m jaxmoral.report {arguments.run}"
         )
         return
-    evaluation = evaluate(source, **chosen, update=arguments.update)
+    evaluation = evaluate_agent(source, **chosen, update=arguments.update)
     if not cluster.is_first():
         return
     print(table(evaluation))

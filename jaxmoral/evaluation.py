@@ -172,7 +172,7 @@ def draw_paper() -> tuple[Draws, Draws]:
     return carried, Streams(PAPER_SEED).draw(PAPER_EPISODES * PAPER_ROUNDS, 1)
 
 
-def evaluate(
+def evaluate_agent(
     source: TrainedAgent | Path | str | Config,
     games: Sequence[str] | None = None,
     opponents: Sequence[str] | None = None,
@@ -183,7 +183,7 @@ def evaluate(
     """Evaluates a trained agent beside its base in many conditions.
 
     Args:
-      source: what `train` returned, a run folder, or a configuration whose untrained model is
+      source: what `train_agent` returned, a run folder, or a configuration whose untrained model is
         evaluated alone (or beside its `lora.adapter`).
       games, opponents, suites, protocols: see `jaxmoral.config.EvaluationConfig`; by default what
         the configuration says.

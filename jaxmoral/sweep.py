@@ -15,10 +15,10 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluate import write_json
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.runs import read_run, tidy
-from jaxmoral.training import train
+from jaxmoral.training import train_agent
 
 
 def run_name(path: Path, seed: int) -> str:
@@ -37,9 +37,9 @@ def run_one(config: Config, folder: Path) -> int | None:
         print(f"{folder.name}: finished before")
         return None
     print(f"{folder.name}:")
-    trained = train(config, folder, resume=(folder / "checkpoints").exists())
+    trained = train_agent(config, folder, resume=(folder / "checkpoints").exists())
     if trained.interrupted is None:
-        write_json(evaluate(trained), evaluation)
+        write_json(evaluate_agent(trained), evaluation)
     return trained.interrupted
 
 

@@ -62,7 +62,7 @@ def member_state(state: ppo.TrainState, index: int) -> ppo.TrainState:
     return ppo.TrainState(state.update, *jax.tree.map(lambda leaf: leaf[index], state[1:]))
 
 
-def train(
+def train_agent(
     config: Config,
     output_dir: Path | str | None = None,
     resume: bool = False,
@@ -98,7 +98,7 @@ def train_population(
       say: where lines for people go.
 
     Raises:
-      UserError: as for `train`, or the members cannot share one compiled step.
+      UserError: as for `train_agent`, or the members cannot share one compiled step.
     """
     folder = None if output_dir is None else Path(output_dir)
     if folder:
@@ -108,7 +108,7 @@ def train_population(
     resolved = {name: resolve(config) for name, config in members.items()}
     if len(resolved) == 1 and "" not in resolved:  # a population of one is a run
         (name,) = resolved
-        return {name: train(members[name], output_dir, resume, say)}
+        return {name: train_agent(members[name], output_dir, resume, say)}
     check_population(list(resolved.values()))
     started = time.perf_counter()
     first = make_agent(next(iter(resolved.values())), len(resolved))

@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     for reward in PAPER_REWARDS:
         for seed in arguments.seeds.split(","):
             config = configs.load(None, [*flags, "--reward.name", reward, "--seed", seed])
-            trained = jaxmoral.train(config, say=lambda line: None)
+            trained = jaxmoral.train_agent(config, say=lambda line: None)
             run = Run(Path(), trained.config, trained.history, None, [])
             histories.setdefault(reward, [run])
             lines.append(row(trained))
@@ -76,7 +76,7 @@ def row(trained: jaxmoral.TrainedAgent) -> str:
     """Describes a trained agent as a row of a Markdown table."""
     config = trained.config
     reward = config.reward.name
-    evaluation = jaxmoral.evaluate(trained, [config.env.game], [config.env.opponent])
+    evaluation = jaxmoral.evaluate_agent(trained, [config.env.game], [config.env.opponent])
     tuned = evaluation["suites"]["trained"][config.env.game]["policies"]["tuned"]
     exact = tuned["opponents"][config.env.opponent]["exact"]
     policy = np.array([list(cell.values()) for cell in tuned["remembered"].values()])

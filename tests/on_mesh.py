@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxmoral import cluster, evaluate, load_members, train_population
+from jaxmoral import cluster, evaluate_agent, load_members, train_population
 from jaxmoral.gemma.load import use_compilation_cache
 
 GAMES = ("ipd", "ish", "bos")  # do not divide the devices
@@ -31,7 +31,7 @@ def numbers(trained) -> dict[str, np.ndarray]:
 
 def evaluated(trained) -> np.ndarray:
     """The tuned agent's exact points in each game."""
-    found = evaluate(trained, GAMES, ["random"], protocols=["exact"])
+    found = evaluate_agent(trained, GAMES, ["random"], protocols=["exact"])
     return np.array(
         [
             game["policies"]["tuned"]["opponents"]["random"]["exact"]["rewards"]["game"]

@@ -9,7 +9,7 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral.chat import Match
 from jaxmoral.memory import make_memory
-from jaxmoral.training import train
+from jaxmoral.training import train_agent
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "150"]
 FLAGS += ["--ppo.learning_rate", "0.3", "--reward.name", "game+deontological"]
@@ -71,7 +71,7 @@ def test_a_match_remembers_as_long_as_the_agent(memory, blank):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    train(configs.load(None, FLAGS), path, say=lambda line: None)
+    train_agent(configs.load(None, FLAGS), path, say=lambda line: None)
     return path
 
 

@@ -1,5 +1,6 @@
 """The two commands as a user runs them: exit codes, one-line errors, nothing overwritten."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import time
 
 import pytest
+
+import jaxmoral
 
 QUICK = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "4"]
 
@@ -91,3 +94,8 @@ def test_an_unwritable_output_is_refused_before_the_model_is_loaded(tmp_path):
     done = command("train", "--output-dir", tmp_path / "file" / "run", "--model.source", "no/hub")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --output-dir: cannot write to")
+
+
+def test_commands_do_not_hide_the_package_s_functions():
+    for name in jaxmoral.__all__:
+        assert importlib.util.find_spec(f"jaxmoral.{name}") is None, name

@@ -11,7 +11,7 @@ from jaxmoral import config as configs
 from jaxmoral.agent import make_agent
 from jaxmoral.chain import against, visits
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate, group_by_size
+from jaxmoral.evaluation import evaluate_agent, group_by_size
 from jaxmoral.experiment import resolve
 from jaxmoral.games import GAMES
 from jaxmoral.memory import make_memory
@@ -47,7 +47,7 @@ def played(evaluation, game):
 
 
 def test_regrets_of_an_unconditional_cooperator():
-    result = evaluate(player((0, 0)))
+    result = evaluate_agent(player((0, 0)))
     assert set(result["suites"]["trained"]) == set(GAMES)
     for name, game in GAMES.items():
         joint = game.payoffs.sum(0)
@@ -61,17 +61,17 @@ def test_regrets_of_an_unconditional_cooperator():
 
 
 def test_regrets_of_a_defector_and_of_nonsense():
-    defector = exact(evaluate(player((1, 1))), "ipd")
+    defector = exact(evaluate_agent(player((1, 1))), "ipd")
     assert defector["regret"]["deontological"]["points"] == pytest.approx(1.5, abs=1e-4)
     assert defector["action_types"]["D|C"] == pytest.approx(0.5, abs=1e-5)
-    nonsense = exact(evaluate(player((2, 2))), "ipd")
+    nonsense = exact(evaluate_agent(player((2, 2))), "ipd")
     assert nonsense["regret"]["deontological"]["normalised"] == pytest.approx(1)
     assert nonsense["regret"]["utilitarian"]["normalised"] == pytest.approx(1)
     assert nonsense["action_types"]["illegal|D"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_mirroring_agent_meets_tit_for_tat():
-    result = evaluate(player((0, 1)), ["ipd"], ["tit-for-tat", "always-defect"])
+    result = evaluate_agent(player((0, 1)), ["ipd"], ["tit-for-tat", "always-defect"])
     kinds = exact(result, "ipd", "tit-for-tat")["action_types"]
     assert kinds["C|C"] == pytest.approx(0.5, abs=1e-5)
     assert kinds["D|D"] == pytest.approx(0.5, abs=1e-5)
@@ -96,7 +96,7 @@ def test_exact_and_sampled_agree(memory):
     size, flags = MEMORIES[memory]
     agent = with_logits(np.random.default_rng(0).normal(size=(size, 3)), *flags)
     second = "conditional" if flags is TRIO else "tit-for-tat"
-    result = evaluate(agent, None, ["random", second])
+    result = evaluate_agent(agent, None, ["random", second])
     # Shares of 100,000 episodes; at most the error of as many coins.
     assert 0 < result["largest_gap"] < 5 * 0.5 / np.sqrt(100_000)
     for game in result["suites"]["trained"].values():
@@ -113,7 +113,7 @@ def test_the_long_run_is_stationary():
     Grim trigger is sure to meet a D one day.
     """
     choices = np.log([[0.9, 0.1, 1e-12], [0.3, 0.7, 1e-12]] * 2)
-    result = evaluate(with_logits(choices), ["ipd"], ["tit-for-tat", "grim-trigger"])
+    result = evaluate_agent(with_logits(choices), ["ipd"], ["tit-for-tat", "grim-trigger"])
     found = played(result, "ipd")["tuned"]["opponents"]
     copied = found["tit-for-tat"]["long-run"]
     assert copied["outcomes"]["C"] == pytest.approx(0.3 / (0.1 + 0.3), abs=1e-5)
@@ -136,21 +136,21 @@ def test_the_long_run_is_stationary():
 def test_what_an_agent_does_not_know_is_refused(memory, asked, message):
     size, flags = MEMORIES[memory]
     with pytest.raises(UserError, match=message):
-        evaluate(with_logits(np.zeros((size, 3)), *flags), **asked)
+        evaluate_agent(with_logits(np.zeros((size, 3)), *flags), **asked)
 
 
 def test_all_games_are_those_an_agent_can_play_with_its_own_among_them():
     size, flags = MEMORIES["three players"]
-    alone = evaluate(with_logits(np.zeros((size, 3)), *flags), games=["all"])
+    alone = evaluate_agent(with_logits(np.zeros((size, 3)), *flags), games=["all"])
     assert len(alone["suites"]["trained"]) == 1
     flags = ["--env.game", "donation(3,1)"]
-    among = evaluate(with_logits(np.zeros((4, 3)), *flags), games=["all"])
+    among = evaluate_agent(with_logits(np.zeros((4, 3)), *flags), games=["all"])
     assert list(among["suites"]["trained"])[-1] == "donation(3,1)"
     assert len(among["suites"]["trained"]) == 7
 
 
 def test_base_stands_beside_tuned():
-    result = evaluate(player((0, 0)))
+    result = evaluate_agent(player((0, 0)))
     assert result["policies"] == ["base", "tuned"]
     base = played(result, "ipd")["base"]["remembered"]["CD"]
     assert base == pytest.approx({"C": 1 / 3, "D": 1 / 3, "illegal": 1 / 3}, abs=1e-5)
@@ -161,13 +161,13 @@ def test_base_stands_beside_tuned():
 
 
 def test_an_untrained_model_alone():
-    result = evaluate(configs.load(None, ["--model.source", "tabular"]), ["bos"])
+    result = evaluate_agent(configs.load(None, ["--model.source", "tabular"]), ["bos"])
     assert result["policies"] == ["base"]
     assert list(result["suites"]["trained"]) == ["bos"]
 
 
 def test_table_and_json():
-    result = evaluate(player((0, 1)))
+    result = evaluate_agent(player((0, 1)))
     assert json.loads(json.dumps(result)) == result
     text = table(result)
     lines = [line.split() for line in text.splitlines()]
@@ -178,16 +178,16 @@ def test_table_and_json():
 
 def test_bad_names(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        evaluate(tmp_path)
+        evaluate_agent(tmp_path)
     with pytest.raises(UserError, match="game: unknown name 'chess'"):
-        evaluate(player((0, 1)), ["chess"])
+        evaluate_agent(player((0, 1)), ["chess"])
     with pytest.raises(UserError, match="opponent: unknown name 'you'"):
-        evaluate(player((0, 1)), None, ["you"])
+        evaluate_agent(player((0, 1)), None, ["you"])
 
 
 def test_the_papers_protocol_is_a_shared_trajectory(monkeypatch):
     """10 x 5 rounds from the paper's streams; the base answers what the tuned agent saw."""
-    result = evaluate(player((0, 1)), ["ipd", "icd"], protocols=["paper"])
+    result = evaluate_agent(player((0, 1)), ["ipd", "icd"], protocols=["paper"])
     draws = Streams(100).draw(10, 5)
     kinds = dict.fromkeys(("C|C", "C|D", "D|C", "D|D"), 0)
     for episode in range(10):
@@ -209,9 +209,9 @@ def test_the_papers_protocol_is_a_shared_trajectory(monkeypatch):
 
 def test_xi_at_test_time():
     agent = player((1, 1))
-    three = evaluate(agent, ["ipd"])
+    three = evaluate_agent(agent, ["ipd"])
     changed = dataclasses.replace(agent.config.evaluation, xi=4.0)
-    four = evaluate(
+    four = evaluate_agent(
         dataclasses.replace(agent, config=dataclasses.replace(agent.config, evaluation=changed)),
         ["ipd"],
     )
@@ -240,7 +240,7 @@ def test_suites_have_the_conditions_of_the_paper():
 
 def test_a_table_has_no_suites_of_words():
     with pytest.raises(UserError, match="evaluation.suites: a tabular policy has no language"):
-        evaluate(player((0, 1)), suites=["labels"])
+        evaluate_agent(player((0, 1)), suites=["labels"])
 
 
 @pytest.mark.parametrize("seed", range(5))

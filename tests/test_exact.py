@@ -15,7 +15,7 @@ from jaxmoral.opponents import get_opponent, machine, noisy
 from jaxmoral.policy import PolicyTable
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.rollout import Environment, rollout, rollout_pair
-from jaxmoral.training import train
+from jaxmoral.training import train_agent
 
 STICKY = machine([0.9, 0.2], [[0, 1, 0, 0], [1, 1, 0, 1]])  # states that prompts do not show
 
@@ -235,13 +235,13 @@ def test_it_learns_every_reward_and_repeats_itself(name):
         "ppo": {"estimator": "exact", "learning_rate": 0.3, "entropy_coef": 0.3},
         "updates": 150,
     }
-    trained = train(config.parse(tree), say=lambda line: None)
+    trained = train_agent(config.parse(tree), say=lambda line: None)
     policy = jax.nn.softmax(trained.trainable["logits"]).reshape(4, 4, 3).mean(1)
     for cell, best in zip(policy, OPTIMA[name], strict=True):
         assert best is None or abs(float(cell[0]) - best) < 0.1
         assert float(cell[2]) < 0.01
     # The seed does not matter: nothing is sampled and the table starts at zero.
-    other = train(config.parse(tree | {"seed": 5}), say=lambda line: None)
+    other = train_agent(config.parse(tree | {"seed": 5}), say=lambda line: None)
     for ours, theirs in zip(
         jax.tree.leaves(trained.trainable), jax.tree.leaves(other.trainable), strict=True
     ):

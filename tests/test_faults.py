@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import metrics, train
+from jaxmoral import metrics, train_agent
 from jaxmoral.checkpoint import Checkpoints, checksum
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_every", "2"]
@@ -71,8 +71,8 @@ def test_a_full_disk(size, tmp_path):
     assert len(errors) == 1
     assert "No space left on device" in errors[0]
     assert "Traceback" not in "\n".join(said)
-    whole = train(configs.load(None, [*FLAGS, "--updates", "40"]), elsewhere, say=quiet)
-    resumed = train(
+    whole = train_agent(configs.load(None, [*FLAGS, "--updates", "40"]), elsewhere, say=quiet)
+    resumed = train_agent(
         configs.load(tmp_path / "resumed" / "config.yaml"), tmp_path / "resumed", True, quiet
     )
     assert lines(tmp_path / "resumed") == lines(elsewhere)
@@ -82,15 +82,15 @@ def test_a_full_disk(size, tmp_path):
 
 def test_a_second_writer_is_refused(tmp_path):
     folder = tmp_path / "run"
-    train(configs.load(None, [*FLAGS, "--updates", "2"]), folder, say=quiet)
+    train_agent(configs.load(None, [*FLAGS, "--updates", "2"]), folder, say=quiet)
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         command = [*TRAIN, "--output-dir", str(folder), "--resume"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert f"error: another process is training in {folder}" in done.stderr
-    evaluate(folder)  # reading is no writing
-    train(configs.load(folder / "config.yaml"), folder, resume=True, say=quiet)
+    evaluate_agent(folder)  # reading is no writing
+    train_agent(configs.load(folder / "config.yaml"), folder, resume=True, say=quiet)
 
 
 def test_a_read_only_disk(tmp_path):
@@ -112,12 +112,12 @@ def test_a_read_only_disk(tmp_path):
 
 def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
     config = configs.load(None, [*FLAGS, "--updates", "9"])
-    whole = train(config, tmp_path / "whole", say=quiet)
+    whole = train_agent(config, tmp_path / "whole", say=quiet)
     clock = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    train(configs.load(None, [*FLAGS, "--updates", "9"]), tmp_path / "back", say=quiet)
+    train_agent(configs.load(None, [*FLAGS, "--updates", "9"]), tmp_path / "back", say=quiet)
     shutil.rmtree(tmp_path / "back" / "checkpoints" / "9")
-    again = train(config, tmp_path / "back", resume=True, say=quiet)
+    again = train_agent(config, tmp_path / "back", resume=True, say=quiet)
     assert lines(tmp_path / "back") == lines(tmp_path / "whole")
     for ours, theirs in zip(leaves(again), leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -142,24 +142,26 @@ def test_any_flipped_bit_is_noticed(seed):
 
 def test_the_best_checkpoint_is_kept(tmp_path):
     flags = ["--updates", "30", "--reward.name", "game", "--ppo.learning_rate", "0.3"]
-    train(configs.load(None, [*FLAGS, *flags]), tmp_path / "run", say=quiet)
+    train_agent(configs.load(None, [*FLAGS, *flags]), tmp_path / "run", say=quiet)
     rewards = {r["update"]: r["reward_mean"] for r in metrics.read(tmp_path / "run")}
     saved = {update: reward for update, reward in rewards.items() if update % 2 == 0}
     best = max(saved, key=lambda update: saved[update])
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.best() == best
     assert (tmp_path / "run" / "checkpoints" / str(best)).is_dir()
-    assert evaluate(tmp_path / "run", update="best") == evaluate(tmp_path / "run", update=best)
+    assert evaluate_agent(tmp_path / "run", update="best") == evaluate_agent(
+        tmp_path / "run", update=best
+    )
 
 
 def test_lost_metrics_are_noticed(tmp_path):
     folder = tmp_path / "run"
     config = configs.load(None, [*FLAGS, "--updates", "4"])
-    train(config, folder, say=quiet)
+    train_agent(config, folder, say=quiet)
     kept = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(kept[:1] + kept[2:]))
     with pytest.raises(UserError, match="must have one line for each of the 4 updates"):
-        train(config, folder, resume=True, say=quiet)
+        train_agent(config, folder, resume=True, say=quiet)
 
 
 def test_one_of_two_processes_is_killed(tmp_path):
@@ -181,7 +183,7 @@ def test_one_of_two_processes_is_killed(tmp_path):
 
     found = mesh["finish"](mesh["start_cluster"](output, [job | {"resume": True}], 2, 1), output)
     assert len(found["run||losses"]) < 400
-    whole = train(configs.load(None, flags), tmp_path / "whole", say=quiet)
+    whole = train_agent(configs.load(None, flags), tmp_path / "whole", say=quiet)
     assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 401))
     expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.trainable)])
     np.testing.assert_allclose(found["run||parameters"], expected, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ from jaxmoral import ppo
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import PPOConfig
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate, load_run
+from jaxmoral.evaluation import evaluate_agent, load_run
 from jaxmoral.experiment import over_members
 from jaxmoral.games import get_game
 from jaxmoral.gemma.lora import Lora
@@ -24,7 +24,7 @@ from jaxmoral.responses import spell
 from jaxmoral.rewards import get_reward, reward_table
 from jaxmoral.rollout import Environment
 from jaxmoral.runs import read_run
-from jaxmoral.training import train, train_population
+from jaxmoral.training import train_agent, train_population
 
 TABULAR = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--updates", "6"]
 SMALL = [*TABULAR, "--env.episodes", "64"]
@@ -53,7 +53,7 @@ def test_each_member_is_bit_for_bit_what_it_is_alone(flags):
     assert len(configurations) in (4, 8, 16)
     together = train_population(configurations, say=quiet)
     for name in list(configurations)[::3]:
-        alone = train(configurations[name], say=quiet)
+        alone = train_agent(configurations[name], say=quiet)
         for ours, theirs in zip(
             jax.tree.leaves(together[name].state), jax.tree.leaves(alone.state), strict=True
         ):
@@ -134,8 +134,8 @@ def test_a_folder_holds_runs_by_name(tmp_path):
     run = read_run(folder / name)
     assert [record["update"] for record in run.history] == [1, 2, 3, 4, 5, 6]
     assert run.history == together[name].history
-    by_folder = evaluate(folder / name, ["ipd"], protocols=["exact"])
-    in_memory = evaluate(together[name], ["ipd"], protocols=["exact"])
+    by_folder = evaluate_agent(folder / name, ["ipd"], protocols=["exact"])
+    in_memory = evaluate_agent(together[name], ["ipd"], protocols=["exact"])
     assert by_folder["suites"] == in_memory["suites"]
 
 
@@ -162,7 +162,7 @@ def test_one_lost_member_does_not_take_the_others_along(capsys):
     assert not np.isfinite(lost.history[-1]["param_norm"])
     assert np.isfinite(kept.history[-1]["param_norm"])
     assert "ppo.value_coef=3e38: not finite numbers from update" in capsys.readouterr().out
-    alone = train(members(*SMALL, "--ppo.max_grad_norm", ".inf")[""], say=quiet)
+    alone = train_agent(members(*SMALL, "--ppo.max_grad_norm", ".inf")[""], say=quiet)
     assert kept.history[-1]["loss"] == alone.history[-1]["loss"]
 
 
@@ -204,7 +204,7 @@ def test_a_member_is_not_resumed_alone(tmp_path):
     train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
     config = configs.load(folder / "seed=0" / "config.yaml")
     with pytest.raises(UserError, match="is a member of a population; resume"):
-        train(config, folder / "seed=0", resume=True, say=quiet)
+        train_agent(config, folder / "seed=0", resume=True, say=quiet)
     load_run(folder / "seed=0")  # and nothing was left behind
     with pytest.raises(UserError, match="holds a population; name a member"):
         load_run(folder)

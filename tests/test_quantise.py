@@ -9,13 +9,13 @@ from flax import nnx
 from scipy.stats import norm
 
 from jaxmoral import config as configs
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.experiment import resolve
 from jaxmoral.export import save_merged
 from jaxmoral.gemma import quantise as q
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.gemma.sizes import num_parameters, weight_bytes
-from jaxmoral.training import train
+from jaxmoral.training import train_agent
 
 
 def test_the_codebook_holds_quantiles_of_a_normal_distribution():
@@ -96,7 +96,7 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, tmp_pat
 def test_memory_and_learning_on_the_real_model(kind, limit, real, tmp_path):
     """Issue: at most 0.35 (NF4) and 0.6 (int8) of bfloat16, and training works through it."""
     config = configs.parse({"model": {"quantisation": kind}, "updates": 8})
-    trained = train(config, say=lambda line: None)
+    trained = train_agent(config, say=lambda line: None)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(trained.agent.frozen))
     assert held == weight_bytes(trained.agent.model.config, 4)
     in_bfloat16 = 2 * num_parameters(real.config)
@@ -111,9 +111,9 @@ def test_memory_and_learning_on_the_real_model(kind, limit, real, tmp_path):
     # Merged, it is a full model that answers as the quantised one with its adapter did.
     agent = trained.agent
     save_merged(tmp_path, agent.model, trained.trainable["adapter"], agent.policy.lora)
-    merged = evaluate(configs.parse({"model": {"source": str(tmp_path)}}), ["ipd"])
+    merged = evaluate_agent(configs.parse({"model": {"source": str(tmp_path)}}), ["ipd"])
     policies = lambda result: result["suites"]["trained"]["ipd"]["policies"]
-    tuned = policies(evaluate(trained, ["ipd"]))["tuned"]["remembered"]
+    tuned = policies(evaluate_agent(trained, ["ipd"]))["tuned"]["remembered"]
     for cell, shares in policies(merged)["base"]["remembered"].items():
         assert shares == pytest.approx(tuned[cell], abs=1e-3)
 
@@ -123,7 +123,7 @@ def test_int8_barely_changes_the_real_policy(real):
     tables = []
     for kind in ("none", "int8"):
         config = resolve(configs.parse({"model": {"quantisation": kind}}))
-        result = evaluate(config, games=["ipd"])
+        result = evaluate_agent(config, games=["ipd"])
         tables.append(result["suites"]["trained"]["ipd"]["policies"]["base"]["remembered"])
     for cell, shares in tables[0].items():
         for outcome, share in shares.items():

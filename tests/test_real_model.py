@@ -18,14 +18,14 @@ from jaxmoral import games, prompts
 from jaxmoral.agent import Condition, Prompter, make_agent, random_labels
 from jaxmoral.ask import ask
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.experiment import resolve
 from jaxmoral.export import export
 from jaxmoral.gemma.load import load
 from jaxmoral.policy import GemmaPolicy, reference_table
 from jaxmoral.prompt_tree import pack
 from jaxmoral.results import rows
-from jaxmoral.training import train
+from jaxmoral.training import train_agent
 
 LABELS = ("action1", "action2")
 SHOWN = prompts.Presentation(labels=LABELS)
@@ -39,7 +39,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(run_folder):
-    return train(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]), run_folder)
+    return train_agent(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]), run_folder)
 
 
 def test_deontological_training_works_within_five_updates(trained):
@@ -47,7 +47,7 @@ def test_deontological_training_works_within_five_updates(trained):
     assert first["p_illegal"] > 0.5
     assert last["p_illegal"] < 0.05
     assert last["reward_mean"] > -0.5
-    result = evaluate(trained, ["ipd", "bos"])
+    result = evaluate_agent(trained, ["ipd", "bos"])
     tuned, base = (result["suites"]["trained"]["ipd"]["policies"][p] for p in ("tuned", "base"))
     assert tuned["remembered"]["CC"]["D"] < 0.1
     assert base["remembered"]["CC"]["illegal"] > 0.5
@@ -158,7 +158,7 @@ def test_suites_of_words_on_the_real_model(trained):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         suites = ("wordings", "unrelated", "swapped")
-        result = evaluate(trained, ["ipd"], suites=suites, protocols=["exact", "paper"])
+        result = evaluate_agent(trained, ["ipd"], suites=suites, protocols=["exact", "paper"])
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     programs = [event for event in compiled if event.endswith("backend_compile_duration")]

@@ -16,7 +16,7 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.report import write_report
 from jaxmoral.results import rows
 from jaxmoral.runs import find_runs, read_run, summarise, tidy
@@ -93,8 +93,10 @@ def test_what_is_finished_is_left_and_what_was_cut_is_resumed(swept, experiments
     before = (output / "selfish-seed1" / "metrics.jsonl").stat().st_mtime_ns
     (output / "mended-seed1" / "evaluation.json").unlink()
     trained = []
-    train = sweeps.train
-    monkeypatch.setattr(sweeps, "train", lambda *a, **k: trained.append(k) or train(*a, **k))
+    train_agent = sweeps.train_agent
+    monkeypatch.setattr(
+        sweeps, "train_agent", lambda *a, **k: trained.append(k) or train_agent(*a, **k)
+    )
     assert sweeps.sweep(experiments[:3], [1, 2], output, FLAGS) == {}
     assert trained == [{"resume": True}]
     assert (output / "mended-seed1" / "evaluation.json").is_file()
@@ -105,7 +107,7 @@ def test_a_crash_is_one_failed_run(experiments, tmp_path, monkeypatch):
     def crash(*arguments, **keywords):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sweeps, "evaluate", crash)
+    monkeypatch.setattr(sweeps, "evaluate_agent", crash)
     failed = sweeps.sweep(experiments[:1], [1], tmp_path / "out", FLAGS)
     assert failed == {"selfish-seed1": "RuntimeError: out of memory"}
 
@@ -114,10 +116,10 @@ def test_the_switch_keeps_its_checkpoint_and_changes_the_policy(swept):
     output, _ = swept
     folder = output / "mended-seed1"
     assert read_run(folder).config.reward.switch_at == 3
-    reward = [r["rewards"] for u in (3, None) for r in [exact(evaluate(folder, update=u))]]
+    reward = [r["rewards"] for u in (3, None) for r in [exact(evaluate_agent(folder, update=u))]]
     assert reward[1]["deontological"] > reward[0]["deontological"]
     with pytest.raises(UserError, match="no checkpoint of update 2 .* there are 3, 4, 5, 6"):
-        evaluate(folder, update=2)
+        evaluate_agent(folder, update=2)
 
 
 def exact(evaluation):

@@ -10,12 +10,12 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate
+from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.games import choose_games, get_game
 from jaxmoral.meetings import find_tournaments
 from jaxmoral.report import write_report
 from jaxmoral.tournament import entrant, hold, read_entrants, strategy
-from jaxmoral.training import train, train_population
+from jaxmoral.training import train_agent, train_population
 
 NAMES = ["tit-for-tat", "always-defect", "always-cooperate", "grim-trigger", "alternator"]
 quiet = lambda line: None
@@ -66,7 +66,7 @@ def test_matches_are_those_of_plain_loops(classic, game):
 
 def test_a_trained_agent_plays_as_its_policy_says(tmp_path):
     """An agent whose table is set to tit-for-tat gets what tit-for-tat gets, after its coin."""
-    (trained,) = [train(config, say=quiet) for config in tabular().values()]
+    (trained,) = [train_agent(config, say=quiet) for config in tabular().values()]
     logits = jnp.full((4, 4, 3), -40.0)
     for own in (0, 1):
         for other in (0, 1):
@@ -84,7 +84,7 @@ def test_a_trained_agent_plays_as_its_policy_says(tmp_path):
 
 
 def test_illegal_answers_cost_their_giver_only():
-    (trained,) = [train(config, say=quiet) for config in tabular().values()]
+    (trained,) = [train_agent(config, say=quiet) for config in tabular().values()]
     silent = jnp.tile(jnp.array([-40.0, -40.0, 0.0]), (16, 1))
     table = {"logits": silent, "values": jnp.zeros(16)}
     games = choose_games(["ipd"])
@@ -98,7 +98,7 @@ def test_illegal_answers_cost_their_giver_only():
 
 def test_populations_runs_and_names_take_part(tmp_path):
     train_population(tabular("--seed", "[0, 1]"), tmp_path / "many", say=quiet)
-    train(tabular()[""], tmp_path / "one", say=quiet)
+    train_agent(tabular()[""], tmp_path / "one", say=quiet)
     games = choose_games(["ipd"])
     found = [
         one.name
@@ -169,8 +169,8 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
 def test_a_report_of_a_single_point_of_the_plane(tmp_path):
     flags = ["--evaluation.games", "['plane(-5,15)']"]
     folder = tmp_path / "one"
-    trained = train(tabular(*flags)[""], folder, say=quiet)
-    (folder / "evaluation.json").write_text(json.dumps(evaluate(trained)))
+    trained = train_agent(tabular(*flags)[""], folder, say=quiet)
+    (folder / "evaluation.json").write_text(json.dumps(evaluate_agent(trained)))
     write_report([folder], tmp_path / "page")
     page = (tmp_path / "page" / "index.html").read_text()
     assert "Cooperation over the S-T plane" not in page
@@ -180,8 +180,8 @@ def test_a_report_of_a_single_point_of_the_plane(tmp_path):
 def test_an_agent_for_four_players_has_a_test_of_its_own(tmp_path):
     flags = ["--env.game", "public-goods(4)", "--env.opponent", "conditional"]
     flags += ["--evaluation.opponents", "[conditional]"]
-    trained = train(tabular(*flags)[""], tmp_path / "four", say=quiet)
-    found = evaluate(trained)
+    trained = train_agent(tabular(*flags)[""], tmp_path / "four", say=quiet)
+    found = evaluate_agent(trained)
     assert list(found["suites"]["trained"]) == ["public-goods(4,10,2)"]
     with pytest.raises(UserError, match="agents: four: the agent's policy has other histories"):
         read_entrants(str(tmp_path / "four"), choose_games(["ipd"]), 0.0)
