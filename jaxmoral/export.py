@@ -83,6 +83,10 @@ def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) 
             tensors[f"model.layers.{layer}.{stored}.weight"] = np.ascontiguousarray(matrix.T)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
+    named = folder / "tokenizer_config.json"
+    # The class's name in transformers 5 is unknown to earlier versions; all know this one.
+    settings = json.loads(named.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    named.write_text(json.dumps(settings, indent=2) + "\n")
     described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)}
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
 

@@ -1,0 +1,31 @@
+"""A worker: updates of jaxmoral. Arguments are flags of `python -m jaxmoral.train`."""
+
+import sys
+
+import jax
+from workers import serve, versions
+
+from jaxmoral import config as configs
+from jaxmoral.agent import make_agent
+from jaxmoral.experiment import compile_update, resolve
+
+
+def main() -> None:
+    config = resolve(configs.load(None, sys.argv[1:]))
+    agent = make_agent(config)
+    state, step = compile_update([(config, agent)])
+    done = 0
+
+    def update() -> dict:
+        nonlocal state, done
+        state, metrics = step(state, done)
+        done += 1
+        found = jax.device_get(metrics)
+        names = ("reward", "kl", "legal_rate")
+        return {name: float(found[name].mean()) for name in names if name in found}
+
+    serve({"versions": versions("jax", "flax", "optax")}, update)
+
+
+if __name__ == "__main__":
+    main()
