@@ -28,7 +28,8 @@ from jaxmoral.gemma.lora import Lora
 from jaxmoral.prompts import Presentation
 from jaxmoral.rewards import get_reward, reward_table
 
-REQUIREMENTS = ("torch==2.13.0", "trl==0.11.4", "transformers==4.51.3", "peft==0.21.2", "rich==15.0.0")
+REQUIREMENTS = ["torch==2.13.0", "trl==0.11.4", "transformers==4.51.3", "peft==0.21.2"]
+REQUIREMENTS += ["rich==15.0.0"]  # which that trl needs and does not name
 RANK, ALPHA, ROUNDS = 64, 32.0, 5
 OURS = ["--lora.rank", RANK, "--lora.alpha", ALPHA, "--env.rounds", ROUNDS, "--updates", 10_000]
 
