@@ -6,10 +6,12 @@ Training, sharding and crashes are tested on it: it starts in seconds and learns
 Its labels must be X and Y (--prompt.labels [X,Y]), which it spells with one token.
 """
 
+import dataclasses
 import itertools
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,8 +52,8 @@ def vocabulary() -> Vocabulary:
     )
 
 
-def write(folder: Path, seed: int = 0) -> None:
-    """Writes the model; two calls write the same."""
+def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
+    """Writes the model, its configuration changed by `sizes`; two calls write the same."""
     words = vocabulary()
     config = GemmaConfig(
         family="gemma3",
@@ -67,6 +69,7 @@ def write(folder: Path, seed: int = 0) -> None:
         query_scale=0.25,
         qk_norm=True,
     )
+    config = dataclasses.replace(config, **sizes)
     random = np.random.default_rng(seed)
     _, abstract = Gemma.abstract(config)
     parts = []

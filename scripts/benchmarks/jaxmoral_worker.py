@@ -16,7 +16,7 @@ def main() -> None:
     state, step = compile_update([(config, agent)])
     done = 0
 
-    def update() -> dict:
+    def update(request: str) -> dict:
         nonlocal state, done
         state, metrics = step(state, done)
         done += 1

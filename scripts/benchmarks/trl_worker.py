@@ -52,7 +52,7 @@ def main() -> None:
         logits, _, _ = model(prompts[0][None])
         first = torch.log_softmax(logits[0, -1].float(), -1)[task["first_tokens"]].tolist()
 
-    def update() -> dict:
+    def update(request: str) -> dict:
         own, other = chance.randrange(2), chance.randrange(2)
         queries, responses, scores = [], [], []
         counts = {"C": 0, "D": 0, "illegal": 0}

@@ -69,12 +69,12 @@ class Worker:
         raise RuntimeError(f"a worker ended with exit code {self._process.wait()}")
 
 
-def serve(ready: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
+def serve(ready: dict[str, Any], work: Callable[[str], dict[str, Any]]) -> None:
     """A worker's loop: every answer gets its wall time in seconds and the peak memory in GiB."""
     print(json.dumps(ready | {"peak_gib": peak_gib()}), flush=True)
-    for _ in sys.stdin:
+    for request in sys.stdin:
         start = time.perf_counter()
-        figures = work()
+        figures = work(request.strip())
         taken = {"seconds": time.perf_counter() - start, "peak_gib": peak_gib()}
         print(json.dumps(taken | figures), flush=True)
 
