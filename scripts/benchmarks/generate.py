@@ -1,6 +1,6 @@
 """Greedy decoding of the real model beside transformers on torch, in one process.
 
-    python scripts/benchmark_generate.py [--tokens 64]
+    python scripts/benchmarks/generate.py [--tokens 64]
 
 Both run in float32 with a key-value cache on the same prompts; torch comes with the extra `dev`.
 """

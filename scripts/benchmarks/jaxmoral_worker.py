@@ -21,7 +21,7 @@ def main() -> None:
         state, metrics = step(state, done)
         done += 1
         found = jax.device_get(metrics)
-        names = ("reward", "kl", "legal_rate")
+        names = ("reward_mean", "kl", "p_illegal")
         return {name: float(found[name].mean()) for name in names if name in found}
 
     serve({"versions": versions("jax", "flax", "optax")}, update)

@@ -1,7 +1,7 @@
 """Measures the time and peak host memory of loading a checkpoint in Hugging Face layout.
 
-    python scripts/benchmark_load.py FOLDER [--dtype bfloat16] [--quantisation nf4]
-    python scripts/benchmark_load.py FOLDER --make gemma2-2b
+    python scripts/benchmarks/load.py FOLDER [--dtype bfloat16] [--quantisation nf4]
+    python scripts/benchmarks/load.py FOLDER --make gemma2-2b
 
 With `--make` the folder is first filled with random bfloat16 weights of that model's shapes (the
 tokenizer is not needed to measure). Peak memory counts what the process allocated, not pages of

@@ -1,6 +1,6 @@
 """Measures what many agents cost: populations, the exact estimator, mixed rollouts, tournaments.
 
-    python scripts/benchmark_population.py [--members 8] [--skip-model] [--any.key value ...]
+    python scripts/benchmarks/population.py [--members 8] [--skip-model] [--any.key value ...]
 
 Everything is compared within one process, in turns. The comparison with Axelrod's matches needs
 `pip install axelrod==4.13.1` (the extra `dev`).

@@ -1,6 +1,6 @@
 """Measures speed and memory at the quickstart's setting on this machine.
 
-    python scripts/benchmark.py [--any.key value ...]
+    python scripts/benchmarks/update.py [--any.key value ...]
 
 Ratios are between measurements of one process, taken side by side; absolute times depend on the
 machine and on what else runs there.
@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from roofline import Work, matmul_rate
 
 from jaxmoral import config as configs
 from jaxmoral import games, opponents, rewards
@@ -27,7 +28,7 @@ from jaxmoral.experiment import compile_update, resolve
 from jaxmoral.gemma.load import load
 from jaxmoral.memory import make_memory
 from jaxmoral.policy import GemmaPolicy, PromptInputs
-from jaxmoral.prompt_tree import PromptTree, ancestor_mask, pack
+from jaxmoral.prompt_tree import PromptTree, pack
 from jaxmoral.rollout import Environment, rollout
 
 
@@ -44,35 +45,6 @@ def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> 
 
 def show(name: str, value: str, target: str) -> None:
     print(f"{name:44}{value:>34}   {target}", flush=True)
-
-
-def matmul_rate() -> float:
-    """The best float32 matrix-product rate of a few large shapes, FLOP/s."""
-    rates = []
-    for size in (1024, 2048):
-        matrix = jax.random.normal(jax.random.key(0), (size, size))
-        rates.append(2 * size**3 / seconds(jax.jit(jnp.matmul), matrix, matrix, repeats=10))
-    return max(rates)
-
-
-def useful_flops(policy: GemmaPolicy, inputs: PromptInputs, rank: int) -> float:
-    """Forward and backward of the packed trees: no recomputation, visible pairs only.
-
-    The base is frozen, so a linear layer costs one product forward and one backward; an adapter
-    matrix costs one forward and two backward; attention one forward and two backward.
-    """
-    config = policy.config
-    nodes = inputs.tree.tokens.size
-    shapes = config.linear_shapes.values()
-    linear = 2 * 2 * nodes * sum(i * o for i, o in shapes)
-    adapters = 3 * 2 * nodes * sum((i + o) * rank for i, o in shapes)
-    trees = [jax.tree.map(lambda x, at=at: x[at], inputs.tree) for at in range(len(inputs.nodes))]
-    near = sum(int(ancestor_mask(tree, config.sliding_window).sum()) for tree in trees)
-    pairs = {True: sum(int(ancestor_mask(tree).sum()) for tree in trees), False: near}
-    width = config.num_heads * config.head_dim
-    attention = sum(3 * 4 * pairs[is_global] * width for is_global in config.global_layers)
-    head = 2 * 2 * inputs.nodes.size * config.embed_dim * config.vocab_size
-    return config.num_layers * (linear + adapters) + attention + head
 
 
 def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, cache: str) -> None:
@@ -94,7 +66,7 @@ def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, c
         times.append(time.perf_counter() - start)
     peak = matmul_rate()
     assert isinstance(agent.policy, GemmaPolicy)
-    flops = useful_flops(agent.policy, inputs, config.lora.rank)
+    flops = Work(agent.policy, inputs).flops
     show("update, best and median of 10", f"{min(times):.2f} s, {np.median(times):.2f} s", "")
     show("useful work of an update", f"{flops / 1e9:.0f} GFLOP", "")
     show("float32 matmul rate", f"{peak / 1e9:.0f} GFLOP/s", "")

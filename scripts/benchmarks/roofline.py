@@ -1,0 +1,263 @@
+"""Where an update's time goes, stage by stage, against the machine's own limit.
+
+    python scripts/benchmarks/roofline.py [--profile FOLDER] [--any.key value ...]
+
+Each stage is timed alone, on the arrays of the real update; the limit of a stage is the larger of
+its useful FLOPs at the measured matrix-product rate and its bytes at the measured bandwidth.
+`--profile` writes a trace that https://ui.perfetto.dev opens. Results go to
+docs/benchmarks/roofline.json.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from workers import spread, versions, write
+
+from jaxmoral import config as configs
+from jaxmoral import ppo
+from jaxmoral.agent import Agent, Condition, make_agent
+from jaxmoral.checkpoint import Checkpoints
+from jaxmoral.config import Config
+from jaxmoral.experiment import compile_update, environment, resolve
+from jaxmoral.games import get_game
+from jaxmoral.gemma.lora import prepare
+from jaxmoral.policy import GemmaPolicy, PromptInputs
+from jaxmoral.prompt_tree import ancestor_mask
+from jaxmoral.responses import outcome_log_probs
+from jaxmoral.rollout import rollout
+
+REPEATS = 7
+
+
+def matmul_rate() -> float:
+    """The best float32 matrix-product rate of a few large shapes, FLOP/s."""
+    rates = []
+    for size in (1024, 2048):
+        matrix = jax.random.normal(jax.random.key(0), (size, size))
+        product = jax.jit(jnp.matmul)
+        rates.append(2 * size**3 / min(timed(lambda p=product, m=matrix: p(m, m))))
+    return max(rates)
+
+
+def bandwidth() -> float:
+    """Bytes a second read and written by adding two large arrays."""
+    one = jnp.ones(2**26)
+    add = jax.jit(lambda a, b: a + b)
+    return 3 * one.nbytes / min(timed(lambda: add(one, one)))
+
+
+def timed(function: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
+    """Wall times after a warm-up."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return times
+
+
+class Work:
+    """Useful FLOPs and least bytes of the stages that multiply matrices.
+
+    The base is frozen, so a linear layer costs a product forward and one backward; an adapter
+    matrix one forward and two backward; attention one forward and two backward, on visible pairs
+    only. Weights are read once each way; what products make is written once and read twice.
+    """
+
+    def __init__(self, policy: GemmaPolicy, inputs: PromptInputs):
+        config, rank = policy.config, policy.lora.rank
+        nodes = inputs.tree.tokens.size
+        shapes = list(config.linear_shapes.values())
+        matrices = config.num_layers * sum(i * o for i, o in shapes)
+        adapters = config.num_layers * sum((i + o) * rank for i, o in shapes)
+        trees = [
+            jax.tree.map(lambda x, at=at: x[at], inputs.tree) for at in range(len(inputs.nodes))
+        ]
+        near = sum(int(ancestor_mask(tree, config.sliding_window).sum()) for tree in trees)
+        pairs = {True: sum(int(ancestor_mask(tree).sum()) for tree in trees), False: near}
+        width = config.num_heads * config.head_dim
+        attention = sum(4 * pairs[is_global] * width for is_global in config.global_layers)
+        made = 4 * nodes * config.num_layers * (sum(o for _, o in shapes) + width)
+        rows = inputs.nodes.size
+        head = 2 * rows * config.embed_dim * config.vocab_size
+        table = 4 * config.vocab_size * config.embed_dim
+        logits = 4 * rows * config.vocab_size
+        self.forward = 2 * nodes * (matrices + adapters) + attention, 4 * matrices + made
+        self.head = head, table + logits
+        backward = 2 * nodes * (matrices + 2 * adapters) + 2 * attention + head
+        self.backward = backward, 4 * matrices + 2 * made + table + logits
+        self.flops = self.forward[0] + self.head[0] + backward
+
+
+def stages(
+    config: Config, agent: Agent, inputs: PromptInputs
+) -> dict[str, tuple[list[float], Any]]:
+    """Wall times and work of the parts of an update, each compiled alone."""
+    policy = agent.policy
+    assert isinstance(policy, GemmaPolicy)
+    work = Work(policy, inputs)
+    memory = agent.presentation.remembers(get_game(config.env.game))
+    trainable = jax.jit(policy.init)(jax.random.key(0))
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    frozen = agent.frozen
+
+    def hidden(frozen, tree, trainable):
+        model = nnx.merge(policy.definition, frozen)
+        tree = jax.tree.map(lambda leaf: leaf[0], tree)
+        mask = ancestor_mask(tree, policy.config.sliding_window), ancestor_mask(tree)
+        adapter = prepare(trainable["adapter"], policy.config, policy.lora, None)
+        return model.hidden(tree.tokens, tree.positions, mask, adapter, policy.remat)
+
+    def head(frozen, hidden, inputs):
+        logits = nnx.merge(policy.definition, frozen).logits(hidden[inputs.nodes[0]])
+        return outcome_log_probs(logits, jax.tree.map(lambda leaf: leaf[0], inputs.trie))
+
+    def apply(trainable, frozen, inputs):
+        return policy.apply(frozen, inputs, trainable, None)
+
+    def scalar(trainable, frozen, inputs):
+        table = apply(trainable, frozen, inputs)
+        return jnp.sum(table.log_probs) + jnp.sum(table.values)
+
+    found: dict[str, tuple[list[float], Any]] = {}
+    run = jax.jit(hidden)
+    states = run(frozen, inputs.tree, trainable)
+    found["tree, forward"] = timed(lambda: run(frozen, inputs.tree, trainable)), work.forward
+    make = jax.jit(head)
+    found["head, forward"] = timed(lambda: make(frozen, states, inputs)), work.head
+    gradient = jax.jit(jax.value_and_grad(scalar))
+    grads = gradient(trainable, frozen, inputs)[1]
+    both = timed(lambda: gradient(trainable, frozen, inputs))
+    ahead = float(np.median(found["tree, forward"][0]) + np.median(found["head, forward"][0]))
+    found["tree and head, backward"] = [taken - ahead for taken in both], work.backward
+
+    table = jax.jit(apply)(trainable, frozen, inputs)
+    arena = jax.device_put(environment(config))
+
+    def play(key, table, arena):
+        episodes = rollout(
+            key, table.log_probs, arena, memory, config.env.episodes, config.env.rounds
+        )
+        batch = ppo.make_batch(table, episodes, episodes.reward, config.ppo)
+        return batch, ppo.sampled_metrics(table, episodes, table.log_probs, memory)
+
+    sample = jax.jit(play)
+    batch, _ = sample(jax.random.key(0), table, arena)
+    found["rollout, advantages, metrics"] = (
+        timed(lambda: sample(jax.random.key(0), table, arena)),
+        None,
+    )
+
+    zero = jnp.zeros(())
+
+    def objective(table, batch):
+        return ppo.ppo_loss(table, batch, table.log_probs, zero, zero, config.ppo)[0]
+
+    loss = jax.jit(jax.value_and_grad(objective))
+    found["loss of the table"] = timed(lambda: loss(table, batch)), None
+
+    optimiser = ppo.make_optimiser(config.ppo, config.updates)
+    moments = optimiser.init(trainable)
+
+    def improve(grads, moments, trainable):
+        updates, moments = optimiser.update(grads, moments, trainable)
+        return jax.tree.map(lambda x, y: x + y, trainable, updates), moments
+
+    step = jax.jit(improve)
+    size = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+    found["optimiser"] = timed(lambda: step(grads, moments, trainable)), (12 * size, 28 * size)
+    return found
+
+
+def whole_updates(
+    config: Config, agent: Agent, profile: str | None
+) -> tuple[list[float], float, float]:
+    """Wall times of updates; seconds to compile, and to write a checkpoint."""
+    start = time.perf_counter()
+    state, step = compile_update([(config, agent)])
+    compiling = time.perf_counter() - start
+    times = []
+    for update in range(REPEATS + 2):
+        traced = profile if update == REPEATS + 1 else None
+        if traced is not None:
+            jax.profiler.start_trace(traced, create_perfetto_trace=True)
+        start = time.perf_counter()
+        state, metrics = step(state, update)
+        jax.block_until_ready(metrics)
+        if traced is not None:
+            jax.profiler.stop_trace()
+        elif update:
+            times.append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as scratch:
+        start = time.perf_counter()
+        with Checkpoints(Path(scratch), writable=True) as checkpoints:
+            checkpoints.save(1, state, {"": config}, 0.0)
+        saving = time.perf_counter() - start
+    return times, compiling, saving
+
+
+def main() -> None:
+    flags, profile = sys.argv[1:], None
+    if "--profile" in flags:
+        at = flags.index("--profile")
+        profile = flags[at + 1]
+        del flags[at : at + 2]
+    config = resolve(configs.load(None, flags))
+    start = time.perf_counter()
+    agent = make_agent(config)
+    jax.block_until_ready(agent.frozen)
+    loading = time.perf_counter() - start
+    packed = agent.inputs([[Condition(get_game(config.env.game), agent.presentation)]])
+    inputs = jax.tree.map(lambda field: field[0], packed)
+    rate, speed = matmul_rate(), bandwidth()
+    updates, compiling, saving = whole_updates(config, agent, profile)
+    found = stages(config, agent, inputs)
+    rate = max(rate, matmul_rate())  # the machine may have been busy the first time
+
+    update = float(np.median(updates))
+    rows = {}
+    for name, (times, work) in found.items():
+        taken = float(np.median(times))
+        rows[name] = {"seconds": taken, "share_of_update": taken / update}
+        if work is not None:
+            flops, size = work
+            limit = max(flops / rate, size / speed)
+            rows[name] |= {
+                "gflop": flops / 1e9,
+                "gbytes": size / 1e9,
+                "share_of_roofline": limit / taken,
+            }
+    assert isinstance(agent.policy, GemmaPolicy)
+    work = Work(agent.policy, inputs)
+    first = rows["tree, forward"]["seconds"] + rows["head, forward"]["seconds"]
+    write(
+        "roofline",
+        {
+            "versions": versions("jax", "jaxlib"),
+            "matmul_gflops": rate / 1e9,
+            "bandwidth_gbytes": speed / 1e9,
+            "load_seconds": loading,
+            "compile_seconds": compiling,
+            "checkpoint_seconds": saving,
+            "update_seconds": spread(updates),
+            "stages": rows,
+            "accounted": sum(row["seconds"] for row in rows.values()) / update,
+            "useful_rate": {
+                "update": work.flops / update / rate,
+                "forward": (work.forward[0] + work.head[0]) / first / rate,
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
