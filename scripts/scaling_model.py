@@ -321,8 +321,9 @@ def print_time(prompter: Prompter) -> None:
     print(
         f"Products reach {EFFICIENCY:.0%} of the peak, the share that"
         " `scripts/benchmarks/update.py` measured on a CPU; compute overlaps with memory traffic,"
-        " links overlap with nothing. Weights are read twice, what is kept for the backward pass is written once and read"
-        " twice. What is sent is what the compiled programs above send, counted as bfloat16.\n"
+        " links overlap with nothing. Weights are read twice, what is kept for the backward pass is"
+        " written once and read twice. What is sent is what the compiled programs above send,"
+        " counted as bfloat16.\n"
     )
     print(
         "| model | members | chips | data, fsdp, tensor | TFLOP a chip | GB of memory | GB sent |"
