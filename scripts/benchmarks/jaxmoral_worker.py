@@ -21,8 +21,11 @@ def main() -> None:
         state, metrics = step(state, done)
         done += 1
         found = jax.device_get(metrics)
-        names = ("reward_mean", "kl", "p_illegal")
-        return {name: float(found[name].mean()) for name in names if name in found}
+        return {
+            "reward": float(found["reward_mean"].mean()),
+            "kl": float(found["kl"].mean()),
+            "illegal": float(found["p_illegal"].mean()),
+        }
 
     serve({"versions": versions("jax", "flax", "optax")}, update)
 

@@ -1,0 +1,310 @@
+"""Makes docs/benchmarks.md and its figure from the results the benchmarks wrote.
+
+python scripts/benchmarks/page.py
+"""
+
+import json
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from workers import ROOT
+
+FOLDER = ROOT / "docs" / "benchmarks"
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def ranged(seconds: dict[str, float], digits: int = 2) -> str:
+    middle, low, high = (f"{seconds[name]:.{digits}f}" for name in ("median", "low", "high"))
+    return f"{middle} ({low} to {high})"
+
+
+def versions(programs: dict[str, Any]) -> str:
+    found: dict[str, str] = {}
+    for program in programs.values():
+        found |= program["versions"]
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
+
+
+def machine(results: dict[str, Any]) -> str:
+    about = results["machine"]
+    return f"{about['processor']}, {about['threads']} threads, Python {about['python']}"
+
+
+def against_trl() -> list[str]:
+    results = read("against_trl")
+    programs = results["programs"]
+    base = programs["TRL, 1 episode"]
+    rows = []
+    for name, one in programs.items():
+        faster = base["seconds_per_update"]["median"] / one["seconds_per_update"]["median"]
+        more = one["rounds_per_second"] / base["rounds_per_second"]
+        rows.append(
+            [
+                name,
+                ranged(one["seconds_per_update"]),
+                f"{faster:.1f}x",
+                f"{one['rounds_per_second']:,.2f}",
+                f"{more:,.0f}x",
+                f"{one['peak_gib']:.1f}",
+                f"{one['peak_gib'] / base['peak_gib']:.2f}",
+            ]
+        )
+    head = [
+        "program",
+        "seconds an update",
+        "faster",
+        "rounds a second",
+        "more",
+        "peak GiB",
+        "share",
+    ]
+    return [
+        "## Against the paper's loop on TRL",
+        "",
+        "`python scripts/benchmarks/against_trl.py`: Gemma 3 270M with the same weights (checked by"
+        " their log-probabilities), prompts, rewards and LoRA of rank 64 on every linear layer;"
+        " episodes of five rounds. TRL makes the paper's one optimiser step of four passes an"
+        " episode.",
+        "",
+        *table(head, rows),
+        "",
+        f"{machine(results)}; {versions(programs)}.",
+        "",
+    ]
+
+
+def against_tunix() -> list[str]:
+    results = read("against_tunix")
+    programs = results["programs"]
+    theirs = {name: one for name, one in programs.items() if name.startswith("Tunix")}
+    best = max(theirs.values(), key=lambda one: one["samples_per_second"])
+    rows = []
+    for name, one in programs.items():
+        rows.append(
+            [
+                name,
+                ranged(one["seconds_per_update"], 3),
+                f"{one['samples_per_second']:,.1f}",
+                f"{one['samples_per_second'] / best['samples_per_second']:,.0f}x",
+                f"{one['compile']:.1f}",
+                f"{one['compile'] / best['compile']:.2f}",
+                f"{one['peak_gib']:.1f}",
+            ]
+        )
+    head = ["program", "seconds an update", "samples a second", "more", "start and compile, s"]
+    head += ["share", "peak GiB"]
+    return [
+        "## Against Tunix",
+        "",
+        "`python scripts/benchmarks/against_tunix.py`: a Gemma 3 of four layers (width 128,"
+        " vocabulary 1,024) with random weights, sixteen prompts of 186 tokens, answers of four"
+        " tokens, LoRA of rank 8, one PPO step an update. Tunix reads a prompt for every sample.",
+        "",
+        *table(head, rows),
+        "",
+        f"{machine(results)}; {versions(programs)}.",
+        "",
+    ]
+
+
+def rounds() -> list[str]:
+    results = read("rounds")
+    sizes = list(results["lengths"])
+    rows = []
+    for name, title in results["names"].items():
+        found = results["programs"][name]
+        cells = [f"{found[n]['median']:.2g}" if n in found else "" for n in sizes]
+        rows.append([title, *cells])
+    return [
+        "## The environment alone",
+        "",
+        "`python scripts/benchmarks/rounds.py`: rounds a second of the iterated prisoner's dilemma"
+        " by the number of episodes at once, the median of three turns.",
+        "",
+        *table(["program", *(f"{int(n):,}" for n in sizes)], rows),
+        "",
+        f"{machine(results)}; {versions(results['programs'])}.",
+        "",
+    ]
+
+
+def roofline() -> list[str]:
+    results = read("roofline")
+    rows = []
+    for name, stage in results["stages"].items():
+        work = [f"{stage['gflop']:.1f}", f"{stage['gbytes']:.2f}"] if "gflop" in stage else ["", ""]
+        share = f"{stage['share_of_roofline']:.0%}" if "gflop" in stage else ""
+        shown = [f"{stage['seconds'] * 1e3:.1f}", f"{stage['share_of_update']:.1%}"]
+        rows.append([name, *shown, *work, share])
+    useful = results["useful_rate"]
+    return [
+        "## The machine's limit",
+        "",
+        "`python scripts/benchmarks/roofline.py --profile FOLDER` (the folder then holds a trace for"
+        " https://ui.perfetto.dev), at the quickstart's setting. The limit of a stage is the larger"
+        " of its useful FLOPs at the matrix-product rate and its least bytes at the bandwidth, both"
+        " measured in the same process:"
+        f" {results['matmul_gflops']:.0f} GFLOP/s and {results['bandwidth_gbytes']:.1f} GB/s.",
+        "",
+        *table(["stage", "ms", "of an update", "GFLOP", "GB", "of the limit"], rows),
+        "",
+        f"An update takes {ranged(results['update_seconds'])} s; the stages account for"
+        f" {results['accounted']:.0%} of it. Useful FLOPs at {useful['update']:.0%} of the"
+        f" matrix-product rate, in the forward pass at {useful['forward']:.0%}. Besides: loading"
+        f" {results['load_seconds']:.1f} s, compiling {results['compile_seconds']:.1f} s, a"
+        f" checkpoint {results['checkpoint_seconds']:.2f} s.",
+        "",
+        f"{machine(results)}; jax {results['versions']['jax']}.",
+        "",
+    ]
+
+
+def cost() -> list[str]:
+    results = read("cost")
+    rows = []
+    for name, curve in results["curves"].items():
+        points = [f"{int(n):,}: {one['median']:.2f}" for n, one in curve["seconds"].items()]
+        rows.append([name, ", ".join(points), ", ".join(map(str, curve["exponents"]))])
+    return [
+        "## How the cost grows",
+        "",
+        "`python scripts/benchmarks/cost.py`: seconds of an update (the median) where one thing"
+        " varies, and the exponents between neighbouring points: 0 costs nothing, 1 is"
+        " proportional.",
+        "",
+        *table(["what varies", "seconds by size", "exponents"], rows),
+        "",
+        f"{machine(results)}; jax {results['versions']['jax']}.",
+        "",
+    ]
+
+
+def estimators() -> list[str]:
+    results = read("estimators")
+    rows = []
+    curves = results["expected_reward"]
+    best = max(max(curve) for runs in curves.values() for curve in runs.values())
+    first = next(iter(next(iter(curves.values())).values()))[0]
+    level = first + 0.95 * (best - first)
+
+    def reached(curve: list[float] | None) -> str:
+        if curve is None:
+            return ""
+        return next((str(i) for i, reward in enumerate(curve) if reward >= level), "not")
+
+    for name in [*curves, *(n for n in results["variance"] if n not in curves)]:
+        noise = results["variance"].get(name, {})
+        runs = curves.get(name, {})
+        shown = [f"{noise[n]['noise']:.2g}" if n in noise else "" for n in ("1", "4096")]
+        cosine = next((f"{one['cosine']:.2f}" for one in reversed(noise.values())), "1.00")
+        rows.append([name, *shown, cosine, *(reached(runs.get(n)) for n in ("1", "4096"))])
+    head = ["estimator", "noise, 1 episode", "4,096 episodes", "cosine of its mean"]
+    head += ["updates to 95 %, 1 episode", "4,096 episodes"]
+    return [
+        "## Gradient estimators",
+        "",
+        "`python scripts/benchmarks/estimators.py` on Gemma 3 270M, deontological reward against"
+        " tit-for-tat. Noise is the variance of an estimate of the whole adapter's gradient over"
+        " its mean's square, at the first update; the cosine is that of the mean with the exact"
+        " gradient. Learning is Adam on the estimate alone, until the exact expected reward has"
+        f" made 95 % of the way from {first:.2f} to {best:.2f}.",
+        "",
+        *table(head, rows),
+        "",
+        f"{machine(results)}; jax {results['versions']['jax']}.",
+        "",
+    ]
+
+
+def learning() -> list[str]:
+    if not (FOLDER / "learning.json").exists():
+        return []
+    results = read("learning")
+    rows = [
+        [
+            name,
+            str(len(run["reward"])),
+            f"{run['seconds'][-1]:.0f}",
+            f"{run['rounds'][-1]:,}",
+            f"{run['reward'][0]:.2f}",
+            f"{sum(run['reward'][-5:]) / len(run['reward'][-5:]):.2f}",
+        ]
+        for name, run in results["programs"].items()
+    ]
+    head = ["program", "updates", "seconds", "rounds", "first reward", "mean of the last five"]
+    return [
+        "## Learning",
+        "",
+        "`python scripts/benchmarks/learning.py`: the reward of the rounds played in each update,"
+        " the same model, reward, opponent and learning rate.",
+        "",
+        *table(head, rows),
+        "",
+    ]
+
+
+def draw() -> None:
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    if (FOLDER / "learning.json").exists():
+        for name, run in read("learning")["programs"].items():
+            axes[0].plot(run["seconds"], run["reward"], marker=".", label=name)
+        axes[0].set(xscale="log", xlabel="seconds", ylabel="reward of a round", title="Learning")
+        axes[0].legend(frameon=False, fontsize=8)
+    results = read("rounds")
+    for name, title in results["names"].items():
+        found = results["programs"][name]
+        sizes = [n for n in results["lengths"] if n in found]
+        axes[1].loglog(
+            [int(n) for n in sizes], [found[n]["median"] for n in sizes], marker=".", label=title
+        )
+    axes[1].set(xlabel="episodes at once", ylabel="rounds a second", title="Environment alone")
+    axes[1].legend(frameon=False, fontsize=8)
+    for name, curve in read("cost")["curves"].items():
+        sizes = list(curve["seconds"])
+        first = curve["seconds"][sizes[0]]["median"]
+        axes[2].loglog(
+            [int(n) / int(sizes[0]) for n in sizes],
+            [curve["seconds"][n]["median"] / first for n in sizes],
+            marker=".",
+            label=name,
+        )
+    axes[2].set(xlabel="times the smallest", ylabel="times its update", title="Cost of an update")
+    axes[2].legend(frameon=False, fontsize=8)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(FOLDER / "benchmarks.png", dpi=110)
+
+
+def main() -> None:
+    parts = [against_trl, against_tunix, learning, rounds, estimators, cost, roofline]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Every figure comes from the command named above it, on the machine named below it; programs"
+        " that are compared take turns in one process tree, and seconds are medians with their"
+        " range. Others' programs are installed by the benchmark in environments of their own."
+        " Results are in `docs/benchmarks/*.json`; `python scripts/benchmarks/page.py` makes this"
+        " page.",
+        "",
+        "![Learning, rounds a second, cost of an update](benchmarks/benchmarks.png)",
+        "",
+    ]
+    for part in parts:
+        lines += part()
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(lines))
+    draw()
+
+
+if __name__ == "__main__":
+    main()
