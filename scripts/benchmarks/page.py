@@ -150,8 +150,8 @@ def roofline() -> list[str]:
     return [
         "## The machine's limit",
         "",
-        "`python scripts/benchmarks/roofline.py --profile FOLDER` (the folder then holds a trace for"
-        " https://ui.perfetto.dev), at the quickstart's setting. The limit of a stage is the larger"
+        "`python scripts/benchmarks/roofline.py --profile FOLDER` (which leaves a trace for"
+        " https://ui.perfetto.dev there), at the quickstart's setting. The limit of a stage is the larger"
         " of its useful FLOPs at the matrix-product rate and its least bytes at the bandwidth, both"
         " measured in the same process:"
         f" {results['matmul_gflops']:.0f} GFLOP/s and {results['bandwidth_gbytes']:.1f} GB/s.",
@@ -291,9 +291,9 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Every figure comes from the command named above it, on the machine named below it; programs"
-        " that are compared take turns in one process tree, and seconds are medians with their"
-        " range. Others' programs are installed by the benchmark in environments of their own."
+        "Every figure comes from the command above it, on the machine named below it; programs that"
+        " are compared take turns in one process tree, and seconds are medians with their range."
+        " Others' programs are installed by the benchmark in environments of their own."
         " Results are in `docs/benchmarks/*.json`; `python scripts/benchmarks/page.py` makes this"
         " page.",
         "",
