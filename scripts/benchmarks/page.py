@@ -151,9 +151,9 @@ def roofline() -> list[str]:
         "## The machine's limit",
         "",
         "`python scripts/benchmarks/roofline.py --profile FOLDER` (which leaves a trace for"
-        " https://ui.perfetto.dev there), at the quickstart's setting. The limit of a stage is the larger"
-        " of its useful FLOPs at the matrix-product rate and its least bytes at the bandwidth, both"
-        " measured in the same process:"
+        " https://ui.perfetto.dev there), at the quickstart's setting. The limit of a stage is the"
+        " larger of its useful FLOPs at the matrix-product rate and its least bytes at the"
+        " bandwidth, both measured in the same process:"
         f" {results['matmul_gflops']:.0f} GFLOP/s and {results['bandwidth_gbytes']:.1f} GB/s.",
         "",
         *table(["stage", "ms", "of an update", "GFLOP", "GB", "of the limit"], rows),
