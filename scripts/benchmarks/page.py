@@ -226,9 +226,23 @@ def estimators() -> list[str]:
     ]
 
 
+def start() -> list[str]:
+    results = read("start")
+    rows = [[name, ranged(seconds, 1)] for name, seconds in results["seconds"].items()]
+    return [
+        "## From the command to the first update",
+        "",
+        "`python scripts/benchmarks/start.py`: the quickstart until its first update is on"
+        " the disk.",
+        "",
+        *table(["", "seconds"], rows),
+        "",
+        f"{machine(results)}; jax {results['versions']['jax']}.",
+        "",
+    ]
+
+
 def learning() -> list[str]:
-    if not (FOLDER / "learning.json").exists():
-        return []
     results = read("learning")
     rows = [
         [
@@ -255,11 +269,10 @@ def learning() -> list[str]:
 
 def draw() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    if (FOLDER / "learning.json").exists():
-        for name, run in read("learning")["programs"].items():
-            axes[0].plot(run["seconds"], run["reward"], marker=".", label=name)
-        axes[0].set(xscale="log", xlabel="seconds", ylabel="reward of a round", title="Learning")
-        axes[0].legend(frameon=False, fontsize=8)
+    for name, run in read("learning")["programs"].items():
+        axes[0].plot(run["seconds"], run["reward"], marker=".", label=name)
+    axes[0].set(xscale="log", xlabel="seconds", ylabel="reward of a round", title="Learning")
+    axes[0].legend(frameon=False, fontsize=8)
     results = read("rounds")
     for name, title in results["names"].items():
         found = results["programs"][name]
@@ -287,7 +300,7 @@ def draw() -> None:
 
 
 def main() -> None:
-    parts = [against_trl, against_tunix, learning, rounds, estimators, cost, roofline]
+    parts = [against_trl, against_tunix, learning, rounds, estimators, cost, start, roofline]
     lines = [
         "# Benchmarks",
         "",

@@ -58,7 +58,7 @@ class Critic(nnx.Module):
     def __call__(self, tokens, positions=None, cache=None, attention_mask=None, segment_ids=None):
         self.base(tokens, positions, cache, attention_mask, output_hidden_states=True)
         sown: Any = nnx.pop(self.base, nnx.Intermediate)
-        return self.head(sown["all_hidden_states"][...][-1]), cache
+        return self.head(sown["all_hidden_states"].get_value()[-1]), cache
 
 
 def make_learner(task: dict, reward) -> ppo_learner.PPOLearner:
