@@ -269,10 +269,9 @@ def behaviour_metrics(
 
 def sampled_shares(trajectories: Trajectories, memory: Memory) -> jax.Array:
     """`[num_previous, 3 (outcome)]` of the rounds."""
-    cell = trajectories.previous * 3 + trajectories.outcome
-    num_kinds = memory.num_previous - (1 if memory.opening else 0)
-    shares = jnp.array([jnp.mean(cell == index) for index in range(3 * num_kinds)])
-    return jnp.pad(shares, (0, 3 * (memory.num_previous - num_kinds))).reshape(-1, 3)
+    cell = trajectories.previous.astype(jnp.int32) * 3 + trajectories.outcome
+    counts = jnp.zeros(3 * memory.num_previous, jnp.int32).at[cell.ravel()].add(1)
+    return (counts / cell.size).reshape(-1, 3)
 
 
 def sampled_metrics(

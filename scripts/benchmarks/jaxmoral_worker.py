@@ -3,7 +3,7 @@
 import sys
 
 import jax
-from workers import serve, versions
+from workers import count_compilation, serve, versions
 
 from jaxmoral import config as configs
 from jaxmoral.agent import make_agent
@@ -11,6 +11,7 @@ from jaxmoral.experiment import compile_update, resolve
 
 
 def main() -> None:
+    compiling = count_compilation()
     config = resolve(configs.load(None, sys.argv[1:]))
     agent = make_agent(config)
     state, step = compile_update([(config, agent)])
@@ -25,6 +26,7 @@ def main() -> None:
             "reward": float(found["reward_mean"].mean()),
             "kl": float(found["kl"].mean()),
             "illegal": float(found["p_illegal"].mean()),
+            "compile": compiling(),
         }
 
     serve({"versions": versions("jax", "flax", "optax")}, update)

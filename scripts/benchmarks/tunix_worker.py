@@ -23,7 +23,7 @@ from tunix.models.gemma3 import model as gemma3
 from tunix.rl import rl_cluster
 from tunix.rl.ppo import ppo_learner
 from tunix.rl.rollout import base_rollout
-from workers import peak_gib, versions
+from workers import count_compilation, peak_gib, versions
 
 LINEAR = ".*(q_einsum|kv_einsum|attn_vec_einsum|gate_proj|up_proj|down_proj).*"
 PAD, EOS, BOS = 0, 1, 2
@@ -109,6 +109,7 @@ def make_learner(task: dict, reward) -> ppo_learner.PPOLearner:
 
 def main() -> None:
     task, batch = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])
+    compiling = count_compilation()
     texts = [" ".join(map(str, ids)) for ids in task["prompts"]]
     prompts = np.array([texts[index % len(texts)] for index in range(batch)])
 
@@ -122,7 +123,8 @@ def main() -> None:
             start = time.perf_counter()
             yield {"prompts": prompts}
             taken = time.perf_counter() - start
-            print(json.dumps({"seconds": taken, "peak_gib": peak_gib()}), flush=True)
+            figures = {"seconds": taken, "peak_gib": peak_gib(), "compile": compiling()}
+            print(json.dumps(figures), flush=True)
 
     make_learner(task, reward).train(batches())
 

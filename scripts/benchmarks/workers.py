@@ -86,6 +86,20 @@ def peak_gib() -> float:
     return int(found[1]) / 2**20
 
 
+def count_compilation() -> Callable[[], float]:
+    """From now on, the seconds JAX takes to trace, lower and compile; call it to know them."""
+    import jax
+
+    taken = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            taken.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: sum(taken)
+
+
 def versions(*packages: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in packages}
 
