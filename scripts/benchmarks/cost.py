@@ -1,6 +1,6 @@
 """How the cost of an update grows: with episodes, prompts, adapters, prompt length and LoRA rank.
 
-    python scripts/benchmarks/cost.py [--updates 3]
+    python scripts/benchmarks/cost.py [--updates 3] [--curve NAME]
 
 One thing varies at a time, on the packaged model (the number of prompts on a model of four small
 layers, so that 4,096 of them fit into minutes); the points of a curve take turns. A curve's
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import jax
 import numpy as np
-from workers import ROOT, spread, versions, write
+from workers import ROOT, read, spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.agent import make_agent
@@ -82,10 +82,14 @@ def key_of(config: Config) -> tuple:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=3)
-    updates = parser.parse_args().updates
-    results = {}
+    parser.add_argument("--curve", help="one alone; the others stay as they were measured")
+    arguments = parser.parse_args()
+    updates = arguments.updates
+    results = read("cost")["curves"] if arguments.curve else {}
     with TemporaryDirectory() as folder:
         for name, sizes in curves(Path(folder)).items():
+            if arguments.curve not in (None, name):
+                continue
             agents: dict = {}
             points = {size: Point(flags, agents) for size, flags in sizes.items()}
             times: dict[int, list[float]] = {size: [] for size in points}

@@ -3,20 +3,13 @@
 python scripts/benchmarks/page.py
 """
 
-import json
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from workers import ROOT
-
-FOLDER = ROOT / "docs" / "benchmarks"
-
-
-def read(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{name}.json").read_text())
+from workers import RESULTS, ROOT, read
 
 
 def ranged(seconds: dict[str, float], digits: int = 2) -> str:
@@ -297,7 +290,7 @@ def draw() -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(FOLDER / "benchmarks.png", dpi=110)
+    figure.savefig(RESULTS / "benchmarks.png", dpi=110)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "benchmarks"
 THREADS = 2
 
 
@@ -135,9 +136,14 @@ def spread(values: Iterable[float]) -> dict[str, float]:
     return {"median": middle, "low": ordered[0], "high": ordered[-1]}
 
 
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark wrote."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
 def write(name: str, results: dict[str, Any]) -> None:
     """Keeps results where the table is made from, and shows them."""
-    path = ROOT / "docs" / "benchmarks" / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine()} | results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
