@@ -28,6 +28,15 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]]
 
 
+def section(
+    title: str, text: str, head: list[str], rows: list[list[str]], *after: str
+) -> list[str]:
+    lines = [f"## {title}", "", text, "", *table(head, rows), ""]
+    for line in after:
+        lines += [line, ""]
+    return lines
+
+
 def machine(results: dict[str, Any]) -> str:
     about = results["machine"]
     return f"{about['processor']}, {about['threads']} threads, Python {about['python']}"
@@ -61,19 +70,16 @@ def against_trl() -> list[str]:
         "peak GiB",
         "share",
     ]
-    return [
-        "## Against the paper's loop on TRL",
-        "",
+    return section(
+        "Against the paper's loop on TRL",
         "`python scripts/benchmarks/against_trl.py`: Gemma 3 270M with the same weights (checked by"
         " their log-probabilities), prompts, rewards and LoRA of rank 64 on every linear layer;"
         " episodes of five rounds. TRL makes the paper's one optimiser step of four passes an"
         " episode.",
-        "",
-        *table(head, rows),
-        "",
+        head,
+        rows,
         f"{machine(results)}; {versions(programs)}.",
-        "",
-    ]
+    )
 
 
 def against_tunix() -> list[str]:
@@ -97,18 +103,15 @@ def against_tunix() -> list[str]:
         )
     head = ["program", "seconds an update", "samples a second", "more", "start to first update, s"]
     head += ["of it compiling", "share", "peak GiB"]
-    return [
-        "## Against Tunix",
-        "",
+    return section(
+        "Against Tunix",
         "`python scripts/benchmarks/against_tunix.py`: a Gemma 3 of four layers (width 128,"
         " vocabulary 1,024) with random weights, sixteen prompts of 186 tokens, answers of four"
         " tokens, LoRA of rank 8, one PPO step an update. Tunix reads a prompt for every sample.",
-        "",
-        *table(head, rows),
-        "",
+        head,
+        rows,
         f"{machine(results)}; {versions(programs)}.",
-        "",
-    ]
+    )
 
 
 def rounds() -> list[str]:
@@ -119,17 +122,14 @@ def rounds() -> list[str]:
         found = results["programs"][name]
         cells = [f"{found[n]['median']:.2g}" if n in found else "" for n in sizes]
         rows.append([title, *cells])
-    return [
-        "## The environment alone",
-        "",
+    return section(
+        "The environment alone",
         "`python scripts/benchmarks/rounds.py`: rounds a second of the iterated prisoner's dilemma"
         " by the number of episodes at once, the median of three turns.",
-        "",
-        *table(["program", *(f"{int(n):,}" for n in sizes)], rows),
-        "",
+        ["program", *(f"{int(n):,}" for n in sizes)],
+        rows,
         f"{machine(results)}; {versions(results['programs'])}.",
-        "",
-    ]
+    )
 
 
 def roofline() -> list[str]:
@@ -141,47 +141,49 @@ def roofline() -> list[str]:
         shown = [f"{stage['seconds'] * 1e3:.1f}", f"{stage['share_of_update']:.1%}"]
         rows.append([name, *shown, *work, share])
     useful = results["useful_rate"]
-    return [
-        "## The machine's limit",
-        "",
+    return section(
+        "The machine's limit",
         "`python scripts/benchmarks/roofline.py --profile FOLDER` (which leaves a trace for"
         " https://ui.perfetto.dev there), at the quickstart's setting. The limit of a stage is the"
         " larger of its useful FLOPs at the matrix-product rate and its least bytes at the"
         " bandwidth, both measured in the same process:"
         f" {results['matmul_gflops']:.0f} GFLOP/s and {results['bandwidth_gbytes']:.1f} GB/s.",
-        "",
-        *table(["stage", "ms", "of an update", "GFLOP", "GB", "of the limit"], rows),
-        "",
+        ["stage", "ms", "of an update", "GFLOP", "GB", "of the limit"],
+        rows,
         f"An update takes {ranged(results['update_seconds'])} s; the stages account for"
         f" {results['accounted']:.0%} of it. Useful FLOPs at {useful['update']:.0%} of the"
         f" matrix-product rate, in the forward pass at {useful['forward']:.0%}. Besides: loading"
         f" {results['load_seconds']:.1f} s, compiling {results['compile_seconds']:.1f} s, a"
         f" checkpoint {results['checkpoint_seconds']:.2f} s.",
-        "",
         "What is left is not in the large products, which run at 440 to 490 GFLOP/s each: it is in"
         " reading the embedding at the memory's speed (head), in the adapter's and attention's thin"
         " products, in a layer's weights being copied out of their stack, and in elementwise work."
         " Tried on the gradient of the trees' hidden states, predicted and seen:",
-        "",
-        *table(
-            ["what was tried", "predicted", "forward", "gradient", "and so"],
-            [
-                ["layers unrolled, weights apart", "-15 %", "+3 %", "+19 %", "no"],
+        "\n".join(
+            table(
+                ["what was tried", "predicted", "forward", "gradient", "and so"],
                 [
-                    "layers as calls that are not inlined, weights apart",
-                    "-15 %",
-                    "-17 %",
-                    "-10 %",
-                    "no: three times the compile time, and weights in two layouts",
+                    ["layers unrolled, weights apart", "-15 %", "+3 %", "+19 %", "no"],
+                    [
+                        "layers as calls that are not inlined, weights apart",
+                        "-15 %",
+                        "-17 %",
+                        "-10 %",
+                        "no: three times the compile time, and weights in two layouts",
+                    ],
+                    ["adapter added to its kernel first", "-10 %", "-6 %", "-2 %", "no"],
+                    [
+                        "the same, dx and its adapter's part in one product",
+                        "-5 %",
+                        "-6 %",
+                        "0",
+                        "no",
+                    ],
                 ],
-                ["adapter added to its kernel first", "-10 %", "-6 %", "-2 %", "no"],
-                ["the same, dx and its adapter's part in one product", "-5 %", "-6 %", "0", "no"],
-            ],
+            )
         ),
-        "",
         f"{machine(results)}; jax {results['versions']['jax']}.",
-        "",
-    ]
+    )
 
 
 def cost() -> list[str]:
@@ -190,18 +192,15 @@ def cost() -> list[str]:
     for name, curve in results["curves"].items():
         points = [f"{int(n):,}: {one['median']:.2f}" for n, one in curve["seconds"].items()]
         rows.append([name, ", ".join(points), ", ".join(map(str, curve["exponents"]))])
-    return [
-        "## How the cost grows",
-        "",
+    return section(
+        "How the cost grows",
         "`python scripts/benchmarks/cost.py`: seconds of an update (the median) where one thing"
         " varies, and the exponents between neighbouring points: 0 costs nothing, 1 is"
         " proportional.",
-        "",
-        *table(["what varies", "seconds by size", "exponents"], rows),
-        "",
+        ["what varies", "seconds by size", "exponents"],
+        rows,
         f"{machine(results)}; jax {results['versions']['jax']}.",
-        "",
-    ]
+    )
 
 
 def estimators() -> list[str]:
@@ -225,36 +224,30 @@ def estimators() -> list[str]:
         rows.append([name, *shown, cosine, *(reached(runs.get(n)) for n in ("1", "4096"))])
     head = ["estimator", "noise, 1 episode", "4,096 episodes", "cosine of its mean"]
     head += ["updates to 95 %, 1 episode", "4,096 episodes"]
-    return [
-        "## Gradient estimators",
-        "",
+    return section(
+        "Gradient estimators",
         "`python scripts/benchmarks/estimators.py` on Gemma 3 270M, deontological reward against"
         " tit-for-tat. Noise is the variance of an estimate of the whole adapter's gradient over"
         " its mean's square, at the first update; the cosine is that of the mean with the exact"
         " gradient. Learning is Adam on the estimate alone, until the exact expected reward has"
         f" made 95 % of the way from {first:.2f} to {best:.2f}.",
-        "",
-        *table(head, rows),
-        "",
+        head,
+        rows,
         f"{machine(results)}; jax {results['versions']['jax']}.",
-        "",
-    ]
+    )
 
 
 def start() -> list[str]:
     results = read("start")
     rows = [[name, ranged(seconds, 1)] for name, seconds in results["seconds"].items()]
-    return [
-        "## From the command to the first update",
-        "",
+    return section(
+        "From the command to the first update",
         "`python scripts/benchmarks/start.py`: the quickstart until its first update is on"
         " the disk.",
-        "",
-        *table(["", "seconds"], rows),
-        "",
+        ["", "seconds"],
+        rows,
         f"{machine(results)}; jax {results['versions']['jax']}.",
-        "",
-    ]
+    )
 
 
 def learning() -> list[str]:
@@ -271,19 +264,17 @@ def learning() -> list[str]:
         for name, run in results["programs"].items()
     ]
     head = ["program", "updates", "seconds", "rounds", "first reward", "mean of the last five"]
-    return [
-        "## Learning",
-        "",
+    return section(
+        "Learning",
         "`python scripts/benchmarks/learning.py`: the reward of the rounds played in each update,"
         " the same model, reward, opponent and learning rate (2e-4, ours), one run each. With five"
         " rounds an update that rate is too high for either: TRL answered illegally from its first"
         " update to the last it had time for, and ours, which had learned in three updates, fell to"
         " the same after about 130 and did not come back; with 4,096 episodes it does not. The"
         " paper's rate of 1.41e-5 needed about a thousand updates, half a day of TRL here.",
-        "",
-        *table(head, rows),
-        "",
-    ]
+        head,
+        rows,
+    )
 
 
 def draw() -> None:
