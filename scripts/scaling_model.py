@@ -184,14 +184,15 @@ def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> tup
 
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)\(")
 _SHAPE = re.compile(r"(f32|s32|u32|pred)\[([\d,]*)\]")
-_GROUPS = re.compile(r"replica_groups=(?:mesh\[(.*?)\] \{(.*?)\}|\[\d+,(\d+)\]|\{\{([\d,]+)\})")
+_GROUPS = re.compile(r"replica_groups=(?:mesh\[(.*?)\].*? \{(.*?)\}|\[\d+,(\d+)\]|\{\{([\d,]+)\})")
 
 
 def sent(program: str, num_layers: int) -> dict[str, float]:
     """Bytes that a device sends in a compiled program, by kind of collective.
 
-    As rings: an all-reduce of n devices sends 2 (n - 1) / n of its size, the others (n - 1) / n.
-    What stands in a loop is done once a layer. Counted as bfloat16: half of what it is here.
+    As rings: an all-reduce of n devices sends 2 (n - 1) / n of its size, the others (n - 1) / n,
+    but a permutation all of it. What stands in a loop is done once a layer. Counted as bfloat16:
+    half of what it is here.
     """
     found: dict[str, float] = {}
     for line in program.splitlines():
@@ -202,16 +203,22 @@ def sent(program: str, num_layers: int) -> dict[str, float]:
             math.prod(int(size) for size in dims.split(",") if size)
             for _, dims in _SHAPE.findall(shapes)
         )
-        mesh, names, width, members = _GROUPS.search(line).groups()  # type: ignore[union-attr]
-        if mesh:
-            axes = dict(part.split("=") for part in mesh.split(","))
-            group = math.prod(int(axes[name]) for name in names.split(","))
-        else:
-            group = int(width) if width else members.count(",") + 1
         times = num_layers if "while/body" in line else 1
+        rest = 1.0 if kind == "collective-permute" else 1 - 1 / _group_size(line)
         twice = 2 if kind == "all-reduce" else 1
-        found[kind] = found.get(kind, 0) + 2 * numbers * times * twice * (group - 1) / group
+        found[kind] = found.get(kind, 0) + 2 * numbers * times * twice * rest
     return found
+
+
+def _group_size(line: str) -> int:
+    """How many devices take part in a collective."""
+    match = _GROUPS.search(line)
+    assert match is not None, line
+    mesh, names, width, members = match.groups()
+    if mesh:
+        axes = dict(part.split("=") for part in mesh.split(","))
+        return math.prod(int(axes[name]) for name in names.split(","))
+    return int(width) if width else members.count(",") + 1
 
 
 def time_of(counts: Counts, chip: Chip) -> tuple[float, str]:
