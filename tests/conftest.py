@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers
 
+from jaxmoral.export import save_merged
 from jaxmoral.gemma import huggingface
 from jaxmoral.gemma import load as gemma_load
+from jaxmoral.gemma.lora import Lora
 
 gemma_load.use_compilation_cache()
 
@@ -76,6 +78,14 @@ def tiny(tmp_path_factory):
 def real():
     """The real model, converted into the user's cache on the first run."""
     return gemma_load.load("gemma3-270m", "float32")
+
+
+@pytest.fixture(scope="session")
+def torch_export(real, tmp_path_factory):
+    """transformers' torch model of our export, which loads sooner than the GGUF."""
+    folder = tmp_path_factory.mktemp("export")
+    save_merged(folder, real, {}, Lora(1, 1.0, 0.0, ()))
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")

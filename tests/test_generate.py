@@ -82,7 +82,7 @@ def test_sampling_follows_its_settings():
     assert shares(GREEDY, logits, 10)[0] == 1
 
 
-def test_greedy_equals_transformers_on_the_real_model(real, torch_real):
+def test_greedy_equals_transformers_on_the_real_model(real, torch_export):
     """Issue: the same 64 tokens for 20 prompts."""
     texts = [
         prompts.all_prompts(game, prompts.Presentation())[i]
@@ -105,7 +105,7 @@ def test_greedy_equals_transformers_on_the_real_model(real, torch_real):
     stops = real.stop_tokens()
     for ids, got in zip(encoded, ours, strict=True):
         with torch.no_grad():  # one pass: each token must be the best one after those before it
-            twin = torch_real(torch.tensor([ids + got]), logits_to_keep=len(got) + 1)
+            twin = torch_export(torch.tensor([ids + got]), logits_to_keep=len(got) + 1)
         best = twin.logits[0].argmax(-1)
         assert got == best[: len(got)].tolist(), real.tokenizer.decode(ids)[:60]
         assert len(got) == 64 or int(best[-1]) in stops
