@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 MAX_MESSAGE = 1_000  # characters that a command shows of what was wrong
-MAX_NESTED = 8  # brackets within brackets in what a name stands for
+MAX_BRACKETS = 8  # in what a name stands for
 
 
 class UserError(ValueError):
@@ -46,8 +46,8 @@ def build(
       UserError: the name is unknown, a bracket is missing, or the arguments do not fit.
     """
     text = str(text).strip()
-    if text.count("(") > MAX_NESTED:
-        raise UserError(f"{kind}: {text[:40]!r}... has more than {MAX_NESTED} brackets")
+    if text.count("(") > MAX_BRACKETS:
+        raise UserError(f"{kind}: {text[:40]!r}... has more than {MAX_BRACKETS} brackets")
     name, bracket, rest = text.partition("(")
     if text in known:
         return known[text]

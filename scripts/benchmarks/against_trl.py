@@ -18,12 +18,11 @@ import numpy as np
 from workers import Worker, environment, in_turns, spread, write
 
 from jaxmoral import prompts
-from jaxmoral.agent import Condition, Prompter, make_agent
+from jaxmoral.agent import Agent, Condition, Prompter, make_agent
 from jaxmoral.config import parse
 from jaxmoral.experiment import resolve
 from jaxmoral.export import save_merged
 from jaxmoral.games import get_game
-from jaxmoral.gemma.load import load
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.prompts import Presentation
 from jaxmoral.rewards import get_reward, reward_table
@@ -36,7 +35,9 @@ OURS = ["--lora.rank", RANK, "--lora.alpha", ALPHA, "--env.rounds", ROUNDS, "--u
 
 def write_task(folder: Path, reward: str, learning_rate: float, seed: int = 0) -> Path:
     """The base in Hugging Face layout, and what TRL's loop needs besides; the task's path."""
-    model = load("gemma3-270m")
+    agent = make_agent(resolve(parse({})))
+    model = agent.model
+    assert model is not None
     save_merged(folder, model, {}, Lora(RANK, ALPHA, 0.0, ()))
     presentation, game = Presentation(), get_game("ipd")
     prompter = Prompter(model, "plain")
@@ -52,16 +53,15 @@ def write_task(folder: Path, reward: str, learning_rate: float, seed: int = 0) -
         "alpha": ALPHA,
         "learning_rate": learning_rate,
         "seed": seed,
-        "first_log_probs": first_log_probs(first),
+        "first_log_probs": first_log_probs(agent, first),
     }
     path = folder / "task.json"
     path.write_text(json.dumps(task))
     return path
 
 
-def first_log_probs(tokens: list[int]) -> list[float]:
+def first_log_probs(agent: Agent, tokens: list[int]) -> list[float]:
     """Of these tokens after the first prompt, to know that both programs have one model."""
-    agent = make_agent(resolve(parse({})))
     inputs = agent.inputs([[Condition(get_game("ipd"), Presentation())]])
     inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
     reference = agent.policy.reference_parameters()

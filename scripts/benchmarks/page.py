@@ -158,7 +158,8 @@ def roofline() -> list[str]:
         "What is left is not in the large products, which run at 440 to 490 GFLOP/s each: it is in"
         " reading the embedding at the memory's speed (head), in the adapter's and attention's thin"
         " products, in a layer's weights being copied out of their stack, and in elementwise work."
-        " Tried on the gradient of the trees' hidden states, predicted and seen:",
+        " Tried on the gradient of the trees' hidden states with prototypes that were not kept,"
+        " predicted and seen (they have no command):",
         "\n".join(
             table(
                 ["what was tried", "predicted", "forward", "gradient", "and so"],
@@ -220,7 +221,7 @@ def estimators() -> list[str]:
         noise = results["variance"].get(name, {})
         runs = curves.get(name, {})
         shown = [f"{noise[n]['noise']:.2g}" if n in noise else "" for n in ("1", "4096")]
-        cosine = next((f"{one['cosine']:.2f}" for one in reversed(noise.values())), "1.00")
+        cosine = next((f"{x['cosine']:.2f}" for x in noise.values() if "cosine" in x), "")
         rows.append([name, *shown, cosine, *(reached(runs.get(n)) for n in ("1", "4096"))])
     head = ["estimator", "noise, 1 episode", "4,096 episodes", "cosine of its mean"]
     head += ["updates to 95 %, 1 episode", "4,096 episodes"]
@@ -314,8 +315,9 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Every figure comes from the command above it, on the machine named below it; programs that"
-        " are compared take turns in one process tree, and seconds are medians with their range."
+        "Unless it says otherwise a figure comes from the command above it, on the machine named"
+        " below it; programs that are compared take turns in one process tree, and seconds are"
+        " medians with their range."
         " Others' programs are installed by the benchmark in environments of their own."
         " Results are in `docs/benchmarks/*.json`; `python scripts/benchmarks/page.py` makes this"
         " page.",

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from workers import spread, versions, write
 
@@ -99,12 +100,11 @@ class Work:
 
 
 def stages(
-    config: Config, agent: Agent, inputs: PromptInputs
+    config: Config, agent: Agent, inputs: PromptInputs, work: Work
 ) -> dict[str, tuple[list[float], Any]]:
     """Wall times and work of the parts of an update, each compiled alone."""
     policy = agent.policy
     assert isinstance(policy, GemmaPolicy)
-    work = Work(policy, inputs)
     memory = agent.presentation.remembers(get_game(config.env.game))
     trainable = jax.jit(policy.init)(jax.random.key(0))
     inputs = jax.tree.map(jnp.asarray, inputs)
@@ -170,7 +170,7 @@ def stages(
 
     def improve(grads, moments, trainable):
         updates, moments = optimiser.update(grads, moments, trainable)
-        return jax.tree.map(lambda x, y: x + y, trainable, updates), moments
+        return optax.apply_updates(trainable, updates), moments
 
     step = jax.jit(improve)
     size = sum(leaf.size for leaf in jax.tree.leaves(trainable))
@@ -220,24 +220,24 @@ def main() -> None:
     inputs = jax.tree.map(lambda field: field[0], packed)
     rate, speed = matmul_rate(), bandwidth()
     updates, compiling, saving = whole_updates(config, agent, profile)
-    found = stages(config, agent, inputs)
+    assert isinstance(agent.policy, GemmaPolicy)
+    work = Work(agent.policy, inputs)
+    found = stages(config, agent, inputs, work)
     rate = max(rate, matmul_rate())  # the machine may have been busy the first time
 
     update = float(np.median(updates))
     rows = {}
-    for name, (times, work) in found.items():
+    for name, (times, least) in found.items():
         taken = float(np.median(times))
         rows[name] = {"seconds": taken, "share_of_update": taken / update}
-        if work is not None:
-            flops, size = work
+        if least is not None:
+            flops, size = least
             limit = max(flops / rate, size / speed)
             rows[name] |= {
                 "gflop": flops / 1e9,
                 "gbytes": size / 1e9,
                 "share_of_roofline": limit / taken,
             }
-    assert isinstance(agent.policy, GemmaPolicy)
-    work = Work(agent.policy, inputs)
     first = rows["tree, forward"]["seconds"] + rows["head, forward"]["seconds"]
     write(
         "roofline",

@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from roofline import Work, matmul_rate
+from roofline import Work, matmul_rate, timed
 
 from jaxmoral import config as configs
 from jaxmoral import games, opponents, rewards
@@ -34,13 +35,7 @@ from jaxmoral.rollout import Environment, rollout
 
 def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:
     """Best wall time of a call after a warm-up."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timed(partial(function, *arguments), repeats))
 
 
 def show(name: str, value: str, target: str) -> None:
