@@ -12,7 +12,7 @@ import jax
 import jinja2
 import numpy as np
 
-from jaxmoral import prompts
+from jaxmoral import prompt_tree, prompts
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.games import Game, get_game
@@ -29,7 +29,7 @@ from jaxmoral.gemma.sizes import (
 from jaxmoral.gemma.tokenizer import byte_pieces
 from jaxmoral.mesh import Layout, make_layout
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
-from jaxmoral.prompt_tree import PromptTree, pack, pad
+from jaxmoral.prompt_tree import PromptTree, pack
 from jaxmoral.prompts import Presentation
 from jaxmoral.responses import Responses, spell, stack
 
@@ -82,7 +82,7 @@ class Prompter:
           model: whose tokenizer is used.
           template: "plain" or "chat".
           max_nodes: of one tree; larger prompt sets become several.
-          multiple: which the number of nodes of every tree is padded to.
+          multiple: of which the number of blocks of every tree is one.
         """
         self.max_nodes = max_nodes
         self.multiple = multiple
@@ -159,9 +159,6 @@ class Prompter:
             for spelled, count in zip(responses, rows, strict=True)
             for _ in range(count // each)
         ]
-        size = max(len(tree.tokens) for tree, _ in packed)
-        size = -(-size // self.multiple) * self.multiple
-        trees = [pad(tree, size) for tree, _ in packed]
         nodes, tokens = [], []
         for (_, last), spelled, branches in zip(packed, per_chunk, chunks, strict=True):
             own = last.reshape(each, len(spelled.prefixes))
@@ -173,7 +170,7 @@ class Prompter:
         for index in np.ndindex(*lengths.shape):
             padded[index][: lengths[index]] = tokens[index[0]][index[1]]
         inputs = PromptInputs(
-            tree=PromptTree(*map(np.stack, zip(*trees, strict=True))),
+            tree=prompt_tree.stack([tree for tree, _ in packed], self.multiple),
             nodes=np.stack(nodes),
             trie=stack([spelled.trie for spelled in per_chunk]),
             tokens=padded,

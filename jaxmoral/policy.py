@@ -18,7 +18,7 @@ from flax import nnx
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.mesh import Layout, constrain
-from jaxmoral.prompt_tree import PromptTree, ancestor_mask, chains
+from jaxmoral.prompt_tree import PromptTree, chains, sight
 from jaxmoral.responses import Trie, outcome_log_probs, sample_answer
 
 PyTree = Any
@@ -309,7 +309,7 @@ class GemmaPolicy:
         sequences = jnp.where(place < lengths, room, answers)
         forest = chains(sequences, lengths[:, 0] + budget - 1)
         hidden = self._hidden(frozen, forest, trainable, dropout_key)
-        hidden = hidden.reshape(size, len(place), -1)
+        hidden = hidden.reshape(size, -1, hidden.shape[-1])
         before = lengths - 1 + jnp.arange(budget)
         return jnp.take_along_axis(hidden, before[..., None], axis=1)
 
@@ -318,9 +318,9 @@ class GemmaPolicy:
     ) -> jax.Array:
         """The last hidden state of every node, `[num_nodes, embed_dim]`."""
         model = nnx.merge(self.definition, frozen)
-        mask = (ancestor_mask(tree, self.config.sliding_window), ancestor_mask(tree))
         adapter = prepare(trainable["adapter"], self.config, self.lora, dropout_key)
-        return model.hidden(tree.tokens, tree.positions, mask, adapter, self.remat)
+        seen = sight(tree, self.config.sliding_window)
+        return model.hidden(tree.tokens, tree.positions, seen, adapter, self.remat)
 
 
 def _over_chunks(function: Callable, inputs: PyTree) -> PyTree:

@@ -5,6 +5,10 @@ is its depth and it may attend to its ancestors only, so a causal transformer co
 node what it would compute for the separate sequence that ends there. Depth-first order makes
 "is an ancestor" a comparison of two numbers: j is an ancestor of i exactly when
 `j <= i < subtree_end[j]`.
+
+Attention works on blocks of consecutive nodes. An ancestor of any node of a block either lies in
+the block or is an ancestor of the block's first node, so a block needs the keys of one path and its
+own: the work grows with the number of nodes times the depth, not with the number squared.
 """
 
 from collections.abc import Sequence
@@ -23,18 +27,38 @@ class PromptTree(NamedTuple):
       tokens: `[num_nodes]` int32 token ids.
       positions: `[num_nodes]` int32 depths, the first token of a sequence being 0.
       subtree_end: `[num_nodes]` int32, one past the last descendant of each node.
+      paths: `[num_blocks, longest_path]` int32, the ancestors of the first node of each block of
+        `num_nodes / num_blocks` nodes; what pads a path is `num_nodes`.
     """
 
     tokens: np.ndarray | jax.Array
     positions: np.ndarray | jax.Array
     subtree_end: np.ndarray | jax.Array
+    paths: np.ndarray | jax.Array
+
+
+class Sight(NamedTuple):
+    """Who attends to whom, block by block.
+
+    Attributes:
+      keys: `[num_blocks, num_keys]` int32, the nodes whose keys a block needs.
+      masks: `[2 (sliding window, global), num_blocks, block_size, num_keys]` bool, which of them
+        each of its nodes attends to.
+    """
+
+    keys: jax.Array
+    masks: jax.Array
+
+
+_BLOCK = 64  # the most nodes of a block
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
     """Packs token sequences.
 
     Returns:
-      The tree, and `last_node`, `[num_sequences]` int32: the node each sequence ends at.
+      The tree, padded to whole blocks, and `last_node`, `[num_sequences]` int32: the node each
+      sequence ends at.
 
     Raises:
       ValueError: there is no sequence, or one is empty.
@@ -62,19 +86,50 @@ def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
         for node in path:
             subtree_end[node] = len(tokens)
         last_node[index] = path[-1]
-    tree = PromptTree(*(np.array(field, np.int32) for field in (tokens, positions, subtree_end)))
-    return tree, last_node
+    fields = (np.array(field, np.int32) for field in (tokens, positions, subtree_end))
+    return pad(PromptTree(*fields, np.zeros((0, 0), np.int32)), len(tokens)), last_node
 
 
-def pad(tree: PromptTree, num_nodes: int) -> PromptTree:
-    """Appends nodes that attend only to themselves and that nobody else attends to."""
+def pad(tree: PromptTree, num_nodes: int, multiple: int = 1) -> PromptTree:
+    """Appends nodes that attend only to themselves and that nobody else attends to.
+
+    Args:
+      tree: a tree outside jit.
+      num_nodes: the fewest nodes of the result, which has whole blocks.
+      multiple: of which the number of blocks is one.
+    """
+    num_blocks = -(-num_nodes // (_BLOCK * multiple)) * multiple
+    size = -(-num_nodes // num_blocks)
+    num_nodes = num_blocks * size
     missing = num_nodes - len(tree.tokens)
     end = np.arange(len(tree.tokens), num_nodes, dtype=np.int32) + 1
+    positions = np.pad(tree.positions, (0, missing))
+    paths = np.full((num_blocks, positions.max()), num_nodes, np.int32)
+    walk = np.zeros(positions.max() + 1, np.int32)  # the newest node of each depth
+    for node, depth in enumerate(positions):
+        if node % size == 0:
+            paths[node // size, :depth] = walk[:depth]
+        walk[depth] = node
     return PromptTree(
         tokens=np.pad(tree.tokens, (0, missing)),
-        positions=np.pad(tree.positions, (0, missing)),
+        positions=positions,
         subtree_end=np.concatenate([tree.subtree_end, end]),
+        paths=paths,
     )
+
+
+def stack(trees: Sequence[PromptTree], multiple: int = 1) -> PromptTree:
+    """Pads trees to one size (see `pad`) and stacks them on a new leading axis."""
+    num_nodes = max(len(tree.tokens) for tree in trees)
+    padded = [pad(tree, num_nodes, multiple) for tree in trees]
+    longest = max(tree.paths.shape[1] for tree in padded)
+    nobody = len(padded[0].tokens)
+    spare = [((0, 0), (0, longest - tree.paths.shape[1])) for tree in padded]
+    padded = [
+        tree._replace(paths=np.pad(tree.paths, room, constant_values=nobody))
+        for tree, room in zip(padded, spare, strict=True)
+    ]
+    return PromptTree(*map(np.stack, zip(*padded, strict=True)))
 
 
 def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
@@ -88,23 +143,35 @@ def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
       A packed forest of `num_sequences * longest` nodes.
     """
     num_sequences, longest = sequences.shape
+    per_sequence = -(-longest // _BLOCK)
+    size = -(-longest // per_sequence)
+    sequences = jnp.pad(sequences, ((0, 0), (0, per_sequence * size - longest)))
+    longest = sequences.shape[1]
     place = jnp.broadcast_to(jnp.arange(longest), sequences.shape)
     start = jnp.arange(num_sequences)[:, None] * longest
     end = jnp.where(place < lengths[:, None], start + lengths[:, None], start + place + 1)
-    return PromptTree(sequences.ravel(), place.ravel(), end.ravel())
+    first = jnp.arange(per_sequence)[:, None] * size
+    before = jnp.arange(longest - size)
+    paths = jnp.where(before < first, start[..., None] + before, sequences.size)
+    return PromptTree(
+        sequences.ravel(), place.ravel(), end.ravel(), paths.reshape(-1, longest - size)
+    )
 
 
-def ancestor_mask(tree: PromptTree, window: int | None = None) -> jax.Array:
-    """Who attends to whom: `[num_nodes (query), num_nodes (key)]` bool.
+def sight(tree: PromptTree, window: int) -> Sight:
+    """What the nodes of a packed tree attend to: their ancestors, themselves included.
 
     Args:
       tree: a packed tree.
-      window: if given, only the nearest `window` ancestors (the node included) are visible, the
-        tree's form of sliding-window attention.
+      window: how many of the nearest are visible in layers with a sliding window.
     """
-    chex.assert_equal_shape(tree)
-    node = jnp.arange(len(tree.tokens))
-    mask = (node[None, :] <= node[:, None]) & (node[:, None] < tree.subtree_end[None, :])
-    if window is not None:
-        mask &= tree.positions[:, None] - tree.positions[None, :] < window
-    return mask
+    num_nodes, num_blocks = len(tree.tokens), len(tree.paths)
+    chex.assert_equal_shape(tree[:3])
+    chex.assert_is_divisible(num_nodes, num_blocks)
+    node = jnp.arange(num_nodes).reshape(num_blocks, -1)
+    keys = jnp.concatenate([jnp.asarray(tree.paths), node], axis=1)
+    within = jnp.minimum(keys, num_nodes - 1)
+    ends, positions = jnp.asarray(tree.subtree_end), jnp.asarray(tree.positions)
+    seen = (keys[:, None] <= node[..., None]) & (node[..., None] < ends[within][:, None])
+    near = positions[node][..., None] - positions[within][:, None] < window
+    return Sight(within, jnp.stack([seen & near, seen]))

@@ -72,6 +72,7 @@ def _prefill(
     seen |= jnp.eye(size, dtype=bool)  # padding attends to itself, so that nothing is undefined
     near = seen & (place[:, None] - place[None, :] < config.sliding_window)
     masks = jnp.stack([near, seen])
+    keys = jnp.arange(batch * size).reshape(batch, size)  # a sequence is a block
     definition, weights = nnx.split(model.blocks)
 
     def body(x, layer):
@@ -79,8 +80,8 @@ def _prefill(
         block = nnx.merge(definition, weights)
         q, k, v = block.project(x, sin[is_global], cos[is_global], adapter)
         split = lambda y: y.reshape(batch, size, *y.shape[1:])
-        heads = jax.vmap(block.attention)(split(q), split(k), split(v), masks[is_global])
-        return block.finish(x, heads.reshape(len(x), -1), adapter), (split(k), split(v))
+        heads = block.attention(q, k, v, keys, masks[is_global])
+        return block.finish(x, heads, adapter), (split(k), split(v))
 
     layers = (weights, adapter, jnp.array(config.global_layers, jnp.int32))
     x, (keys, values) = jax.lax.scan(body, model.embed(tokens.reshape(-1)), layers)

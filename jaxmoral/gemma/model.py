@@ -11,7 +11,6 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -19,6 +18,7 @@ from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import LayerAdapter, lora_linear
 from jaxmoral.gemma.quantise import Quantised, matrix, read_matrix
 from jaxmoral.mesh import Layout, constrain
+from jaxmoral.prompt_tree import Sight
 
 
 def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -48,7 +48,6 @@ RECOMPUTED = {
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 _VOCABULARY_PIECES = 64  # in which a quantised embedding is multiplied
-_BLOCK = 256  # queries whose scores against all keys are computed at once
 
 
 def _keep(x: jax.Array) -> jax.Array:
@@ -61,31 +60,26 @@ def by_nodes(x: jax.Array, layout: Layout | None) -> jax.Array:
     return constrain(x, layout, None if layout is None else layout.node_axes, None)
 
 
-def on_one_cpu(layout: Layout | None) -> bool:
-    """Whether caches matter more than many equal products at once."""
-    return (layout is None or layout.mesh.size == 1) and jax.default_backend() == "cpu"
-
-
 def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     """Bounds x smoothly to (-cap, cap); does nothing without a cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, cap: float | None, block: int
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, cap: float | None
 ) -> jax.Array:
-    """Attention of one head: `q`, `k`, `v` are `[num_tokens, head_dim]`.
+    """Attention of one block of queries, of the heads that share keys and values.
 
-    In blocks of queries: their scores fit a cache, and there is no work on keys that come after a
-    block, which nobody attends to (parents precede children).
+    Args:
+      q: `[block_size, group, head_dim]`, as is the result.
+      k, v: `[num_keys, head_dim]`.
+      mask: `[block_size, num_keys]` bool.
+      cap: of the scores.
     """
-    outputs = []
-    for rows in np.array_split(np.arange(len(q)), -(-len(q) // block)):
-        start, stop = int(rows[0]), int(rows[-1]) + 1
-        scores = jnp.matmul(q[start:stop], k[:stop].T, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[start:stop, :stop], soft_cap(scores, cap), -jnp.inf)
-        outputs.append(jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v[:stop])
-    return jnp.concatenate(outputs)
+    scores = jnp.matmul(q.reshape(-1, q.shape[-1]), k.T, preferred_element_type=jnp.float32)
+    mask = jnp.repeat(mask, q.shape[1], axis=0)
+    scores = jnp.where(mask, soft_cap(scores, cap), -jnp.inf)
+    return (jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v).reshape(q.shape)
 
 
 class RMSNorm(nnx.Module):
@@ -144,24 +138,27 @@ class Block(nnx.Module):
         q = rotate(self.norm("q_norm", q), sin, cos) * config.query_scale
         return q, rotate(self.norm("k_norm", k), sin, cos), v
 
-    def attention(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        """All heads of one sequence side by side, `[num_tokens, num_heads * head_dim]`."""
+    def attention(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, keys: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """What the heads mix, `[num_tokens, num_heads * head_dim]`.
+
+        Args:
+          q, k, v: from `project`.
+          keys: `[num_blocks, num_keys]`, the tokens whose keys each block of queries needs.
+          mask: `[num_blocks, block_size, num_keys]` bool.
+        """
         config = self.config
-        group = config.num_heads // config.num_kv_heads
-        cap = config.attention_softcap
-        if on_one_cpu(self.layout):  # head by head: plain products whose operands stay in a cache
-            heads = [
-                attend(q[:, head], k[:, head // group], v[:, head // group], mask, cap, _BLOCK)
-                for head in range(config.num_heads)
-            ]
-            return jnp.concatenate(heads, axis=-1)
         nodes = None if self.layout is None else self.layout.node_axes
-        # Where each place has some of the queries they are cut already.
-        one = partial(attend, mask=mask, cap=cap, block=len(q) if nodes else _BLOCK)
-        split = lambda x, rows: constrain(x, self.layout, rows, "tensor", None)
-        k, v = (split(jnp.repeat(x, group, axis=1), None) for x in (k, v))
-        mixed = split(jax.vmap(one, in_axes=1, out_axes=1)(q, k, v), nodes)
-        return mixed.reshape(len(q), -1)
+        split = lambda x: constrain(x, self.layout, nodes, None, "tensor", None)
+        if self.layout is not None and self.layout.mesh.shape["tensor"] > 1:
+            # Heads are split, and there may be fewer keys than places.
+            k, v = (jnp.repeat(x, config.num_heads // config.num_kv_heads, axis=1) for x in (k, v))
+        q = q.reshape(*mask.shape[:2], *q.shape[1:])
+        k, v = split(k[keys]), split(v[keys])
+        q = q.reshape(*mask.shape[:2], k.shape[2], -1, config.head_dim)
+        heads = jax.vmap(partial(attend, cap=config.attention_softcap), (1, 1, 1, None), 1)
+        return jax.vmap(heads)(q, k, v, mask).reshape(-1, config.num_heads * config.head_dim)
 
     def finish(self, x: jax.Array, heads: jax.Array, adapter: LayerAdapter) -> jax.Array:
         """The rest of the block, given the heads' outputs."""
@@ -173,11 +170,17 @@ class Block(nnx.Module):
         return x + self.norm("mlp_out", h)
 
     def __call__(
-        self, x: jax.Array, mask: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
+        self,
+        x: jax.Array,
+        keys: jax.Array,
+        mask: jax.Array,
+        sin: jax.Array,
+        cos: jax.Array,
+        adapter: LayerAdapter,
     ) -> jax.Array:
         """Maps one sequence's `[num_tokens, embed_dim]` to the same shape."""
         q, k, v = self.project(x, sin, cos, adapter)
-        return self.finish(x, _keep(self.attention(q, k, v, mask)), adapter)
+        return self.finish(x, _keep(self.attention(q, k, v, keys, mask)), adapter)
 
 
 class Gemma(nnx.Module):
@@ -199,7 +202,7 @@ class Gemma(nnx.Module):
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        mask: tuple[jax.Array, jax.Array],
+        sight: Sight,
         adapter: LayerAdapter,
         remat: str,
     ) -> jax.Array:
@@ -207,8 +210,7 @@ class Gemma(nnx.Module):
 
         Args:
           tokens, positions: `[num_nodes]` int32.
-          mask: who attends to whom in sliding-window and in global layers, `[num_nodes,
-            num_nodes]` bool each.
+          sight: who attends to whom.
           adapter: LoRA weights stacked over layers.
           remat: what the backward pass recomputes, a name in `RECOMPUTED`.
 
@@ -218,14 +220,14 @@ class Gemma(nnx.Module):
         config = self.config
         chex.assert_equal_shape([tokens, positions])
         sin, cos = rotary_angles(config, positions)
-        masks = jnp.stack(mask)
         x = by_nodes(self.embed(tokens), self.layout)
         block_definition, block_weights = nnx.split(self.blocks)
 
         def body(x, layer):
             weights, adapter, is_global = layer
             block = nnx.merge(block_definition, weights)
-            return block(x, masks[is_global], sin[is_global], cos[is_global], adapter), None
+            kind = sight.masks[is_global], sin[is_global], cos[is_global]
+            return block(x, sight.keys, *kind, adapter), None
 
         is_global = jnp.array(config.global_layers)
         body = jax.checkpoint(body, policy=RECOMPUTED[remat], prevent_cse=False)

@@ -32,7 +32,7 @@ from jaxmoral.experiment import compile_update, environment, resolve
 from jaxmoral.games import get_game
 from jaxmoral.gemma.lora import prepare
 from jaxmoral.policy import GemmaPolicy, PromptInputs
-from jaxmoral.prompt_tree import ancestor_mask
+from jaxmoral.prompt_tree import sight
 from jaxmoral.responses import outcome_log_probs
 from jaxmoral.rollout import rollout
 
@@ -76,17 +76,17 @@ class Work:
 
     def __init__(self, policy: GemmaPolicy, inputs: PromptInputs):
         config, rank = policy.config, policy.lora.rank
-        nodes = inputs.tree.tokens.size
+        nodes = int(np.sum(inputs.nodes.max((1, 2)) + 1)) # what comes after pads the trees
         shapes = list(config.linear_shapes.values())
         matrices = config.num_layers * sum(i * o for i, o in shapes)
         adapters = config.num_layers * sum((i + o) * rank for i, o in shapes)
         trees = [
             jax.tree.map(lambda x, at=at: x[at], inputs.tree) for at in range(len(inputs.nodes))
         ]
-        near = sum(int(ancestor_mask(tree, config.sliding_window).sum()) for tree in trees)
-        pairs = {True: sum(int(ancestor_mask(tree).sum()) for tree in trees), False: near}
+        masks = [sight(tree, config.sliding_window).masks for tree in trees]
+        pairs = np.sum([mask.sum((1, 2, 3)) for mask in masks], axis=0)  # nearby, all
         width = config.num_heads * config.head_dim
-        attention = sum(4 * pairs[is_global] * width for is_global in config.global_layers)
+        attention = sum(4 * int(pairs[int(is_global)]) * width for is_global in config.global_layers)
         made = 4 * nodes * config.num_layers * (sum(o for _, o in shapes) + width)
         rows = inputs.nodes.size
         head = 2 * rows * config.embed_dim * config.vocab_size
@@ -113,9 +113,9 @@ def stages(
     def hidden(frozen, tree, trainable):
         model = nnx.merge(policy.definition, frozen)
         tree = jax.tree.map(lambda leaf: leaf[0], tree)
-        mask = ancestor_mask(tree, policy.config.sliding_window), ancestor_mask(tree)
+        seen = sight(tree, policy.config.sliding_window)
         adapter = prepare(trainable["adapter"], policy.config, policy.lora, None)
-        return model.hidden(tree.tokens, tree.positions, mask, adapter, policy.remat)
+        return model.hidden(tree.tokens, tree.positions, seen, adapter, policy.remat)
 
     def head(frozen, hidden, inputs):
         logits = nnx.merge(policy.definition, frozen).logits(hidden[inputs.nodes[0]])

@@ -29,7 +29,7 @@ from jaxmoral.experiment import compile_update, resolve
 from jaxmoral.gemma.load import load
 from jaxmoral.memory import make_memory
 from jaxmoral.policy import GemmaPolicy, PromptInputs
-from jaxmoral.prompt_tree import PromptTree, pack
+from jaxmoral.prompt_tree import pack, stack
 from jaxmoral.rollout import Environment, rollout
 
 
@@ -99,7 +99,7 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
     width = tree_inputs.nodes.shape[-1]
     rows = [pack(branches[start : start + width]) for start in range(0, len(branches), width)]
     flat = PromptInputs(
-        tree=PromptTree(*map(np.stack, zip(*(tree for tree, _ in rows), strict=True))),
+        tree=stack([tree for tree, _ in rows]),
         nodes=np.stack([last[None] for _, last in rows]),
         trie=jax.tree.map(lambda leaf: np.stack([leaf[0]] * len(rows)), tree_inputs.trie),
         tokens=tree_inputs.tokens.reshape(len(rows), 1, -1),
