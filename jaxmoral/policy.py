@@ -19,7 +19,15 @@ from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.mesh import Layout, constrain
 from jaxmoral.prompt_tree import PromptTree, chains, sight
-from jaxmoral.responses import Trie, outcome_log_probs, sample_answer
+from jaxmoral.responses import (
+    Trie,
+    edge_sources,
+    follow,
+    legal_tokens,
+    outcome_log_probs,
+    path_log_probs,
+    sample_answer,
+)
 
 PyTree = Any
 
@@ -209,9 +217,11 @@ class GemmaPolicy:
 
         def one(chunk):
             rows = self._rows(frozen, chunk, trainable, dropout_key)
-            log_probs = self._in_parts(
-                lambda rows: outcome_log_probs(model.logits(rows), chunk.trie), rows
-            )
+            trie = chunk.trie
+            edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
+            legal = legal_tokens(trie, self.config.vocab_size)
+            outside = model.log_sum_exp(rows, legal, self.max_logits)
+            log_probs = outcome_log_probs(follow(edges, outside, trie), trie)
             return PolicyTable(log_probs, _value(trainable, rows[:, 0]))
 
         return _over_chunks(one, inputs)
@@ -224,7 +234,7 @@ class GemmaPolicy:
         def one(chunk):
             rows = self._rows(frozen, chunk, trainable, dropout_key)
             logits = model.logits(rows)
-            log_probs = outcome_log_probs(logits, chunk.trie)
+            log_probs = outcome_log_probs(path_log_probs(logits, chunk.trie), chunk.trie)
             return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
 
         return _over_chunks(one, inputs)

@@ -50,7 +50,9 @@ class Sight(NamedTuple):
     masks: jax.Array
 
 
-_BLOCK = 64  # the most nodes of a block
+# Of which the number of a block's keys is a multiple, which suits matrix units; and about how many
+# of them are its own.
+_KEYS = 64
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
@@ -87,29 +89,31 @@ def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
             subtree_end[node] = len(tokens)
         last_node[index] = path[-1]
     fields = (np.array(field, np.int32) for field in (tokens, positions, subtree_end))
-    return pad(PromptTree(*fields, np.zeros((0, 0), np.int32)), len(tokens)), last_node
+    tree = PromptTree(*fields, np.zeros((0, 0), np.int32))
+    return pad(tree, len(tokens), max(positions)), last_node
 
 
-def pad(tree: PromptTree, num_nodes: int, multiple: int = 1) -> PromptTree:
+def pad(tree: PromptTree, num_nodes: int, depth: int, multiple: int = 1) -> PromptTree:
     """Appends nodes that attend only to themselves and that nobody else attends to.
 
     Args:
       tree: a tree outside jit.
       num_nodes: the fewest nodes of the result, which has whole blocks.
+      depth: the longest path there is room for.
       multiple: of which the number of blocks is one.
     """
-    num_blocks = -(-num_nodes // (_BLOCK * multiple)) * multiple
+    num_blocks, width = _blocks(num_nodes, depth, multiple)
     size = -(-num_nodes // num_blocks)
     num_nodes = num_blocks * size
     missing = num_nodes - len(tree.tokens)
     end = np.arange(len(tree.tokens), num_nodes, dtype=np.int32) + 1
     positions = np.pad(tree.positions, (0, missing))
-    paths = np.full((num_blocks, positions.max()), num_nodes, np.int32)
-    walk = np.zeros(positions.max() + 1, np.int32)  # the newest node of each depth
-    for node, depth in enumerate(positions):
+    paths = np.full((num_blocks, width), num_nodes, np.int32)
+    walk = np.zeros(depth + 1, np.int32)  # the newest node of each depth
+    for node, position in enumerate(positions):
         if node % size == 0:
-            paths[node // size, :depth] = walk[:depth]
-        walk[depth] = node
+            paths[node // size, :position] = walk[:position]
+        walk[position] = node
     return PromptTree(
         tokens=np.pad(tree.tokens, (0, missing)),
         positions=positions,
@@ -118,17 +122,22 @@ def pad(tree: PromptTree, num_nodes: int, multiple: int = 1) -> PromptTree:
     )
 
 
+def _blocks(num_nodes: int, depth: int, multiple: int = 1) -> tuple[int, int]:
+    """Into how many blocks nodes are cut, and how long the paths before them are."""
+    if num_nodes <= _KEYS and multiple == 1:
+        return 1, 0
+    size = _KEYS - depth % _KEYS
+    size += _KEYS if size < _KEYS // 2 else 0
+    num_blocks = -(-num_nodes // (size * multiple)) * multiple
+    size = -(-num_nodes // num_blocks)
+    return num_blocks, -(-(depth + size) // _KEYS) * _KEYS - size if depth + size > _KEYS else depth
+
+
 def stack(trees: Sequence[PromptTree], multiple: int = 1) -> PromptTree:
     """Pads trees to one size (see `pad`) and stacks them on a new leading axis."""
     num_nodes = max(len(tree.tokens) for tree in trees)
-    padded = [pad(tree, num_nodes, multiple) for tree in trees]
-    longest = max(tree.paths.shape[1] for tree in padded)
-    nobody = len(padded[0].tokens)
-    spare = [((0, 0), (0, longest - tree.paths.shape[1])) for tree in padded]
-    padded = [
-        tree._replace(paths=np.pad(tree.paths, room, constant_values=nobody))
-        for tree, room in zip(padded, spare, strict=True)
-    ]
+    depth = max(int(tree.positions.max()) for tree in trees)
+    padded = [pad(tree, num_nodes, depth, multiple) for tree in trees]
     return PromptTree(*map(np.stack, zip(*padded, strict=True)))
 
 
@@ -143,7 +152,7 @@ def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
       A packed forest of `num_sequences * longest` nodes.
     """
     num_sequences, longest = sequences.shape
-    per_sequence = -(-longest // _BLOCK)
+    per_sequence, width = _blocks(longest, longest - 1)
     size = -(-longest // per_sequence)
     sequences = jnp.pad(sequences, ((0, 0), (0, per_sequence * size - longest)))
     longest = sequences.shape[1]
@@ -151,11 +160,9 @@ def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
     start = jnp.arange(num_sequences)[:, None] * longest
     end = jnp.where(place < lengths[:, None], start + lengths[:, None], start + place + 1)
     first = jnp.arange(per_sequence)[:, None] * size
-    before = jnp.arange(longest - size)
+    before = jnp.arange(width)
     paths = jnp.where(before < first, start[..., None] + before, sequences.size)
-    return PromptTree(
-        sequences.ravel(), place.ravel(), end.ravel(), paths.reshape(-1, longest - size)
-    )
+    return PromptTree(sequences.ravel(), place.ravel(), end.ravel(), paths.reshape(-1, width))
 
 
 def sight(tree: PromptTree, window: int) -> Sight:

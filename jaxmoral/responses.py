@@ -189,46 +189,59 @@ class Paths(NamedTuple):
     leaving: jax.Array
 
 
-def _legal_tokens(trie: Trie, num_prefixes: int, vocab_size: int) -> jax.Array:
-    legal = jnp.zeros((num_prefixes, vocab_size), bool)
+def legal_tokens(trie: Trie, vocab_size: int) -> jax.Array:
+    """What can follow at each inner node, `[num_prefixes, vocab_size]` bool."""
+    legal = jnp.zeros((len(trie.prefix_edges), vocab_size), bool)
     return legal.at[trie.edge_node, trie.edge_token].set(True, mode="drop")
 
 
-def path_log_probs(logits: chex.Array, trie: Trie) -> Paths:
+def edge_sources(trie: Trie) -> jax.Array:
+    """The inner node each edge leaves, `[num_edges]` int32; the last one of padding edges."""
+    return jnp.minimum(jnp.asarray(trie.edge_node), len(trie.prefix_edges) - 1)
+
+
+def follow(edges: chex.Array, outside: chex.Array, trie: Trie) -> Paths:
     """Follows next-token distributions through the trie.
 
     Args:
-      logits: `[num_prompts, num_prefixes, vocab_size]` next-token logits at the inner nodes.
+      edges: `[num_prompts, num_edges]` logits of the edges at the nodes they leave.
+      outside: `[num_prompts, num_prefixes]`, the log of the summed exponentials of the logits of
+        all tokens that do not stay legal.
+      trie: the legal responses.
+    """
+    chex.assert_axis_dimension(outside, 1, len(trie.prefix_edges))
+    node = jnp.asarray(trie.edge_node)
+    own = jnp.where(node == jnp.arange(outside.shape[1])[:, None], edges[:, None], -jnp.inf)
+    normaliser = jax.nn.logsumexp(jnp.concatenate([outside[..., None], own], -1), axis=-1)
+
+    no_edge, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
+    taken = edges - normaliser[:, edge_sources(trie)]
+    taken = jnp.concatenate([taken, no_edge, never], -1)
+    reaching = taken[:, trie.prefix_edges].sum(-1)
+    return Paths(taken[:, trie.spelling_edges].sum(-1), reaching + outside - normaliser)
+
+
+def path_log_probs(logits: chex.Array, trie: Trie) -> Paths:
+    """`follow`, given all of the next-token logits at the inner nodes.
+
+    Args:
+      logits: `[num_prompts, num_prefixes, vocab_size]`.
       trie: the legal responses.
     """
     chex.assert_rank(logits, 3)
     chex.assert_axis_dimension(logits, 1, len(trie.prefix_edges))
     logits = logits.astype(jnp.float32)
-    num_prefixes, vocab_size = logits.shape[1:]
-    legal = _legal_tokens(trie, num_prefixes, vocab_size)
+    legal = legal_tokens(trie, logits.shape[-1])
     outside = jax.nn.logsumexp(jnp.where(legal, -jnp.inf, logits), axis=-1)
-
-    # One pass over the vocabulary is enough: the rest of the normaliser is a handful of edges.
-    node = jnp.asarray(trie.edge_node)
-    source = jnp.minimum(node, num_prefixes - 1)
-    edges = logits[:, source, trie.edge_token]
-    own = jnp.where(node == jnp.arange(num_prefixes)[:, None], edges[:, None], -jnp.inf)
-    normaliser = jax.nn.logsumexp(jnp.concatenate([outside[..., None], own], -1), axis=-1)
-
-    no_edge, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
-    edges = jnp.concatenate([edges - normaliser[:, source], no_edge, never], -1)
-    reaching = edges[:, trie.prefix_edges].sum(-1)
-    return Paths(edges[:, trie.spelling_edges].sum(-1), reaching + outside - normaliser)
+    return follow(logits[:, edge_sources(trie), trie.edge_token], outside, trie)
 
 
-def outcome_log_probs(logits: chex.Array, trie: Trie) -> jax.Array:
-    """The exact response distribution, `[num_prompts, num_prefixes, vocab_size]` logits to
-    `[num_prompts, 3]` float32 log-probabilities of C, D and illegal.
+def outcome_log_probs(paths: Paths, trie: Trie) -> jax.Array:
+    """The exact response distribution, `[num_prompts, 3]` log-probabilities of C, D and illegal.
 
     P(illegal) is the sum over inner nodes of reaching the node and leaving the trie there, not
     one minus the rest, so it keeps its relative precision when it is tiny.
     """
-    paths = path_log_probs(logits, trie)
     actions = [
         jax.nn.logsumexp(
             jnp.where(trie.spelling_action == action, paths.spellings, -jnp.inf), axis=-1
@@ -245,7 +258,7 @@ def sample_answer(
 
     Args:
       key: PRNG key.
-      logits: `[num_prompts, num_prefixes, vocab_size]`, as for `outcome_log_probs`.
+      logits: `[num_prompts, num_prefixes, vocab_size]`, as for `path_log_probs`.
       trie: the legal responses.
       prompt, outcome: `[num_samples]` int32.
 
@@ -259,7 +272,7 @@ def sample_answer(
         spelling_key, jnp.where(fits, paths.spellings[prompt], -jnp.inf)
     )
     prefix = jax.random.categorical(leaving_key, paths.leaving[prompt])
-    legal = _legal_tokens(trie, *logits.shape[1:])
+    legal = legal_tokens(trie, logits.shape[-1])
     outside = jax.random.categorical(
         token_key, jnp.where(legal[prefix], -jnp.inf, logits[prompt, prefix])
     )

@@ -16,7 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.lora import LayerAdapter, lora_linear
-from jaxmoral.gemma.quantise import Quantised, matrix, read_matrix
+from jaxmoral.gemma.quantise import Quantised, dequantise, matrix, read_matrix
+from jaxmoral.gemma.vocabulary import cut, log_sum_exp, soft_cap
 from jaxmoral.mesh import Layout, constrain
 from jaxmoral.prompt_tree import Sight
 
@@ -48,6 +49,7 @@ RECOMPUTED = {
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 _VOCABULARY_PIECES = 64  # in which a quantised embedding is multiplied
+_CACHED = 2048  # tokens whose embeddings and logits stay in the caches of a CPU
 
 
 def _keep(x: jax.Array) -> jax.Array:
@@ -58,11 +60,6 @@ def _keep(x: jax.Array) -> jax.Array:
 def by_nodes(x: jax.Array, layout: Layout | None) -> jax.Array:
     """Splits `[num_nodes, embed_dim]` by nodes where the mesh does so."""
     return constrain(x, layout, None if layout is None else layout.node_axes, None)
-
-
-def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Bounds x smoothly to (-cap, cap); does nothing without a cap."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def attend(
@@ -76,10 +73,16 @@ def attend(
       mask: `[block_size, num_keys]` bool.
       cap: of the scores.
     """
-    scores = jnp.matmul(q.reshape(-1, q.shape[-1]), k.T, preferred_element_type=jnp.float32)
+    queries = q.reshape(-1, q.shape[-1])
+    scores = jnp.einsum("qd,kd->qk", queries, k, preferred_element_type=jnp.float32)
     mask = jnp.repeat(mask, q.shape[1], axis=0)
     scores = jnp.where(mask, soft_cap(scores, cap), -jnp.inf)
-    return (jax.nn.softmax(scores, axis=-1).astype(v.dtype) @ v).reshape(q.shape)
+    # A softmax whose sums are taken apart: its backward pass needs no more sums over keys.
+    peak = _keep(jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    shares = jnp.exp(scores - peak)
+    total = _keep(shares.sum(-1, keepdims=True))
+    mixed = _keep(shares.astype(v.dtype) @ v)
+    return (mixed * (1 / total).astype(v.dtype)).reshape(q.shape)
 
 
 class RMSNorm(nnx.Module):
@@ -180,7 +183,7 @@ class Block(nnx.Module):
     ) -> jax.Array:
         """Maps one sequence's `[num_tokens, embed_dim]` to the same shape."""
         q, k, v = self.project(x, sin, cos, adapter)
-        return self.finish(x, _keep(self.attention(q, k, v, keys, mask)), adapter)
+        return self.finish(x, self.attention(q, k, v, keys, mask), adapter)
 
 
 class Gemma(nnx.Module):
@@ -249,6 +252,38 @@ class Gemma(nnx.Module):
         else:
             logits = against(...)
         return soft_cap(logits, self.config.final_softcap)
+
+    def chosen_logits(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Logits of one token each, `[..., n, embed_dim]` and `[n]` to `[..., n]` float32."""
+        rows = constrain(self.embedding[tokens], self.layout, None, None)
+        logits = jnp.einsum("...nd,nd->...n", hidden, rows, preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.config.final_softcap)
+
+    def log_sum_exp(self, hidden: jax.Array, excluded: jax.Array, max_logits: int) -> jax.Array:
+        """The log of the summed exponentials of all next-token logits but some.
+
+        Args:
+          hidden: `[num_rows, num_places, embed_dim]`.
+          excluded: `[num_places, vocab_size]` bool, what is left out in each place.
+          max_logits: how many are made at once.
+
+        Returns:
+          `[num_rows, num_places]` float32.
+        """
+        layout = self.layout
+        at_once = max_logits // (hidden.shape[0] * hidden.shape[1])
+        quantised = isinstance(self.embedding, Quantised)
+        if quantised:  # never dequantised as a whole
+            at_once = min(at_once, self.config.vocab_size // _VOCABULARY_PIECES)
+        if jax.default_backend() == "cpu" and (layout is None or layout.mesh.size == 1):
+            at_once = min(at_once, _CACHED)
+        splits = 1 if layout is None else math.gcd(layout.mesh.shape["tensor"], excluded.shape[1])
+        stored = self.embedding
+        leaves = (stored.codes[...], stored.scales[...]) if quantised else (stored[...],)
+        whole = tuple(constrain(leaf, layout, "tensor", None) for leaf in leaves)
+        read = (lambda leaves: dequantise(*leaves)) if quantised else (lambda leaves: leaves[0])
+        vocabulary = cut(whole, excluded, at_once, splits)
+        return log_sum_exp(read, self.config.final_softcap, vocabulary, hidden)
 
     @staticmethod
     def abstract(
