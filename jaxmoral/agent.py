@@ -19,6 +19,7 @@ from jaxmoral.games import Game, get_game
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.model import tokens_at_once
 from jaxmoral.gemma.peft import load_peft
 from jaxmoral.gemma.sizes import (
     activation_bytes,
@@ -352,7 +353,8 @@ def _summary(
         kind = f"{model.config.quantisation} dequantised to {kind}"
     itemsize = 4 if config.model.dtype == "float32" else 2
     rows, size = inputs.nodes.size // trees, nodes // trees
-    activations = activation_bytes(model.config, size, rows, itemsize, config.model.remat)
+    logits = rows * tokens_at_once(model.config, policy.layout, rows, policy.max_logits)
+    activations = activation_bytes(model.config, size, logits, itemsize, config.model.remat)
     # A trained parameter comes with its gradient and two moments of Adam.
     memory = sum(leaf.nbytes for leaf in frozen) + 16 * (adapter + head) + activations
     return [

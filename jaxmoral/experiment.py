@@ -280,11 +280,11 @@ def _where(agent: Agent, shared: bool) -> jax.sharding.NamedSharding:
 
 # On a CPU steps that take all cores are faster in turns than side by side, and what runs once and
 # takes no time is not worth much compiling.
-_OFTEN = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-_ONCE = {"xla_backend_optimization_level": 0}
+_OFTEN: dict[str, str | bool] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
-def _on_cpu(options: dict[str, bool | int]) -> dict[str, bool | int]:
+def _on_cpu(options: dict[str, str | bool]) -> dict[str, str | bool]:
     """These options for the compiler if it compiles for a CPU."""
     return options if jax.default_backend() == "cpu" else {}
 

@@ -25,7 +25,7 @@ from jaxmoral.responses import (
     follow,
     legal_tokens,
     outcome_log_probs,
-    path_log_probs,
+    outcomes,
     sample_answer,
 )
 
@@ -221,7 +221,7 @@ class GemmaPolicy:
             edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
             legal = legal_tokens(trie, self.config.vocab_size)
             outside = model.log_sum_exp(rows, legal, self.max_logits)
-            log_probs = outcome_log_probs(follow(edges, outside, trie), trie)
+            log_probs = outcomes(follow(edges, outside, trie), trie)
             return PolicyTable(log_probs, _value(trainable, rows[:, 0]))
 
         return _over_chunks(one, inputs)
@@ -234,7 +234,7 @@ class GemmaPolicy:
         def one(chunk):
             rows = self._rows(frozen, chunk, trainable, dropout_key)
             logits = model.logits(rows)
-            log_probs = outcome_log_probs(path_log_probs(logits, chunk.trie), chunk.trie)
+            log_probs = outcome_log_probs(logits, chunk.trie)
             return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
 
         return _over_chunks(one, inputs)

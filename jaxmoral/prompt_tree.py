@@ -88,8 +88,8 @@ def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
         for node in path:
             subtree_end[node] = len(tokens)
         last_node[index] = path[-1]
-    fields = (np.array(field, np.int32) for field in (tokens, positions, subtree_end))
-    tree = PromptTree(*fields, np.zeros((0, 0), np.int32))
+    fields = [np.array(field, np.int32) for field in (tokens, positions, subtree_end, [[]])]
+    tree = PromptTree(*fields)
     return pad(tree, len(tokens), max(positions)), last_node
 
 
@@ -162,7 +162,8 @@ def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
     first = jnp.arange(per_sequence)[:, None] * size
     before = jnp.arange(width)
     paths = jnp.where(before < first, start[..., None] + before, sequences.size)
-    return PromptTree(sequences.ravel(), place.ravel(), end.ravel(), paths.reshape(-1, width))
+    paths = paths.reshape(num_sequences * per_sequence, width)
+    return PromptTree(sequences.ravel(), place.ravel(), end.ravel(), paths)
 
 
 def sight(tree: PromptTree, window: int) -> Sight:

@@ -236,7 +236,12 @@ def path_log_probs(logits: chex.Array, trie: Trie) -> Paths:
     return follow(logits[:, edge_sources(trie), trie.edge_token], outside, trie)
 
 
-def outcome_log_probs(paths: Paths, trie: Trie) -> jax.Array:
+def outcome_log_probs(logits: chex.Array, trie: Trie) -> jax.Array:
+    """`outcomes`, given all next-token logits `[num_prompts, num_prefixes, vocab_size]`."""
+    return outcomes(path_log_probs(logits, trie), trie)
+
+
+def outcomes(paths: Paths, trie: Trie) -> jax.Array:
     """The exact response distribution, `[num_prompts, 3]` log-probabilities of C, D and illegal.
 
     P(illegal) is the sum over inner nodes of reaching the node and leaving the trie there, not

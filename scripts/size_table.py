@@ -68,7 +68,8 @@ def main() -> None:
             weight_bytes(dataclasses.replace(config, quantisation=kind), 2)
             for kind in (None, *KINDS)
         ]
-        rest = (16 * adapter, activation_bytes(config, NUM_NODES, NUM_ROWS, 2, "elementwise"))
+        logits = NUM_ROWS * config.vocab_size
+        rest = (16 * adapter, activation_bytes(config, NUM_NODES, logits, 2, "elementwise"))
         totals = (weights[0] + sum(rest), weights[-1] + sum(rest))
         cells = " | ".join(f"{part / GIB:.1f}" for part in (*weights, *rest, *totals))
         print(f"| {name} | {parameters / 1e6:,.0f} M | {adapter / 1e6:.1f} M | {cells} |")

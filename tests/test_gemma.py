@@ -11,7 +11,7 @@ from flax import nnx
 from transformers import AutoTokenizer
 
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.prompt_tree import ancestor_mask, pack
+from jaxmoral.prompt_tree import pack, sight
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
@@ -28,14 +28,14 @@ def log_probs(model, tokens, adapter=None, lora=None, dropout_key=None):
     config, definition, weights = model
     lora = lora or Lora(1, 1.0, 0.0, ())
     tree, _ = pack([tokens])
-    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+    seen = sight(tree, config.sliding_window)
 
     @jax.jit
     def run(weights, adapter, key):
         module = nnx.merge(definition, weights)
         layers = prepare(adapter, config, lora, key)
         hidden = module.hidden(
-            jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, "elementwise"
+            jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, layers, "elementwise"
         )
         return jax.nn.log_softmax(module.logits(hidden))
 
@@ -135,13 +135,13 @@ def log_probs_cached(model, tokens, adapter, lora, key):
     config, definition, weights = model
     if lora not in _COMPILED:
         tree, _ = pack([tokens])
-        masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+        seen = sight(tree, config.sliding_window)
 
         def run(key):
             module = nnx.merge(definition, weights)
             layers = prepare(adapter, config, lora, key)
             hidden = module.hidden(
-                jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, "elementwise"
+                jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, layers, "elementwise"
             )
             return jax.nn.log_softmax(module.logits(hidden))
 
@@ -155,13 +155,13 @@ def test_remat_changes_no_gradient(tiny, remat):
     lora = Lora(2, 4.0, 0.0, ("v", "gate"))
     adapter = random_adapter(config, lora)
     tree, _ = pack([[2, 7, 5, 30, 31], [2, 7, 6]])
-    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+    seen = sight(tree, config.sliding_window)
 
     def loss(adapter, remat):
         module = nnx.merge(definition, weights)
         layers = prepare(adapter, config, lora, None)
         hidden = module.hidden(
-            jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, remat
+            jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, layers, remat
         )
         return jnp.sum(jnp.sin(hidden))
 

@@ -17,7 +17,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.gemma import huggingface
 from jaxmoral.gemma import load as gemma_load
 from jaxmoral.gemma.lora import Lora, prepare
-from jaxmoral.prompt_tree import ancestor_mask, pack
+from jaxmoral.prompt_tree import pack, sight
 
 SEQUENCES = [list(range(3, 23)), [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46], [3, 4, 5, 60]]
 
@@ -32,17 +32,22 @@ def checkpoints(tmp_path_factory):
     return made
 
 
+def ancestors(tree, node):
+    """The nodes from the root to this one."""
+    return np.flatnonzero(node < tree.subtree_end[: node + 1])
+
+
 def logits(model, sequences):
     """Logits at every node of the packed tree, and each sequence's nodes."""
     config, definition, weights = model
     tree, last = pack(sequences)
-    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+    seen = sight(tree, config.sliding_window)
     module = nnx.merge(definition, weights)
     adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
     hidden = module.hidden(
-        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, adapter, "elementwise"
+        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, adapter, "elementwise"
     )
-    return np.asarray(module.logits(hidden)), [np.flatnonzero(masks[1][node]) for node in last]
+    return np.asarray(module.logits(hidden)), [ancestors(tree, node) for node in last]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

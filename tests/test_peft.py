@@ -17,7 +17,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.gemma.huggingface import LINEAR_NAMES
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.gemma.peft import load_peft, save_peft
-from jaxmoral.prompt_tree import ancestor_mask, pack
+from jaxmoral.prompt_tree import pack, sight
 
 TOKENS = [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46]
 KINDS = ("gemma", "gemma2", "gemma3")
@@ -42,11 +42,11 @@ def random_adapter(config, lora):
 def logits(model, adapter, lora):
     config, definition, weights = model
     tree, _ = pack([TOKENS])
-    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
+    seen = sight(tree, config.sliding_window)
     module = nnx.merge(definition, weights)
     layers = prepare(adapter, config, lora, None)
     hidden = module.hidden(
-        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), masks, layers, "elementwise"
+        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, layers, "elementwise"
     )
     return module.logits(hidden)
 

@@ -19,7 +19,7 @@ from jaxmoral.policy import (
     TabularPolicy,
     reference_table,
 )
-from jaxmoral.prompt_tree import pack, pad
+from jaxmoral.prompt_tree import pack, stack
 from jaxmoral.responses import spell
 from jaxmoral.rollout import Environment, rollout, rollout_pair
 
@@ -334,9 +334,10 @@ def tiny_policy(tiny, dropout=0.0, letters=26, chunks=1):
         tokens, lengths = np.array(some, np.int32), np.full(each, 6, np.int32)
         nodes = last.reshape(each, -1)
         packed.append((tree, PromptInputs(tree, nodes, responses.trie, tokens, lengths)))
-    size = max(len(tree.tokens) for tree, _ in packed)
-    packed = [inputs._replace(tree=pad(tree, size)) for tree, inputs in packed]
-    return policy, weights, jax.tree.map(lambda *leaves: jnp.stack(leaves), *packed)
+    tree = stack([tree for tree, _ in packed])
+    inputs = [inputs._replace(tree=()) for _, inputs in packed]
+    inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs)
+    return policy, weights, inputs._replace(tree=jax.tree.map(jnp.asarray, tree))
 
 
 def test_prompts_in_several_trees_are_the_same_prompts(tiny):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.prompt_tree import ancestor_mask, pack, pad
+from jaxmoral.prompt_tree import Sight, chains, pack, pad, sight, stack
 
 SEQUENCES = [
     [2, 5, 9, 11, 12, 13, 14, 15],
@@ -21,10 +21,27 @@ SEQUENCES = [
 ]
 
 
+FAR = 10**6
+
+
+def seen_by(tree, window=FAR):
+    """How often each node attends to each other, `[2 (sliding, global), num_nodes, num_nodes]`."""
+    keys, masks = map(np.asarray, sight(tree, window))
+    counts = np.zeros((2, len(tree.tokens), len(tree.tokens)), int)
+    for kind, block, row, key in np.argwhere(masks):
+        counts[kind, block * masks.shape[2] + row, keys[block, key]] += 1
+    return counts
+
+
+def ancestors(tree):
+    """What `seen_by` should be without a window, from the definition of a subtree."""
+    node = np.arange(len(tree.tokens))
+    return (node <= node[:, None]) & (node[:, None] < np.asarray(tree.subtree_end))
+
+
 def paths(tree):
     """Each node's tokens from the root, by following the mask."""
-    mask = np.asarray(ancestor_mask(tree))
-    return [tuple(tree.tokens[np.flatnonzero(row)]) for row in mask]
+    return [tuple(tree.tokens[np.flatnonzero(row)]) for row in seen_by(tree)[1]]
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=7), min_size=1, max_size=8))
@@ -47,7 +64,7 @@ def test_nodes_are_exactly_the_prefixes(sequences):
 @settings(max_examples=50, deadline=None)
 def test_window_sees_the_nearest_ancestors(sequences, window):
     tree, _ = pack(sequences)
-    full, near = np.asarray(ancestor_mask(tree)), np.asarray(ancestor_mask(tree, window))
+    near, full = seen_by(tree, window)
     for node in range(len(tree.tokens)):
         ancestors = sorted(np.flatnonzero(full[node]), key=lambda j: tree.positions[j])
         assert set(np.flatnonzero(near[node])) == set(ancestors[-window:])
@@ -56,10 +73,58 @@ def test_window_sees_the_nearest_ancestors(sequences, window):
 def test_padding_is_seen_by_nobody():
     tree, _ = pack(SEQUENCES)
     size = len(tree.tokens)
-    mask = np.asarray(ancestor_mask(pad(tree, size + 3)))
-    np.testing.assert_array_equal(mask[:size, :size], ancestor_mask(tree))
+    mask = seen_by(pad(tree, size + 3, 9))[1]
+    np.testing.assert_array_equal(mask[:size, :size], seen_by(tree)[1])
     assert not mask[:size, size:].any()
-    np.testing.assert_array_equal(mask[size:], np.eye(size + 3, dtype=bool)[size:])
+    np.testing.assert_array_equal(mask[size:], np.eye(size + 3, dtype=int)[size:])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 150), st.integers(1, 30), st.sampled_from([1, 2, 8]))
+@settings(max_examples=25, deadline=None)
+def test_blocks_see_every_ancestor_once_and_nothing_else(seed, length, count, multiple):
+    """Trees of any shape, cut into any number of blocks, alone and stacked with another."""
+    random = np.random.default_rng(seed)
+    sequences = random.integers(0, 2, (count, length)).tolist()  # they part early or late
+    shared = random.integers(0, length, count)
+    rows = [
+        [*sequences[0][:keep], *row[keep:]] for row, keep in zip(sequences, shared, strict=True)
+    ]
+    tree, last = pack(rows)
+    other, _ = pack([[1] * (length // 2 + 1)])
+    stacked = stack([tree, other], multiple)
+    for each in (
+        tree,
+        jax.tree.map(lambda x: x[0], stacked),
+        jax.tree.map(lambda x: x[1], stacked),
+    ):
+        np.testing.assert_array_equal(seen_by(each)[1], ancestors(each))
+    assert stacked.paths.shape[1] % multiple == 0
+    full = ancestors(tree)
+    for row, node in zip(rows, last, strict=True):
+        assert tree.tokens[np.flatnonzero(full[node])].tolist() == row
+
+
+def test_a_block_needs_one_path_and_itself():
+    """The keys of a tree of 3,000 leaves do not grow with the tree."""
+    rows = [[0] * 90 + [i // 100, i % 100, 1] for i in range(3000)]
+    tree, _ = pack(rows)
+    keys, masks = sight(tree, FAR)
+    assert len(tree.tokens) > 6000
+    assert masks.shape[1] * masks.shape[2] == len(tree.tokens)
+    assert keys.shape[1] <= 192
+
+
+@pytest.mark.parametrize("longest", [7, 64, 65, 150])
+def test_chains_are_causal(longest):
+    lengths = np.array([longest, 3, longest // 2 + 1])
+    forest = jax.jit(chains)(jnp.ones((3, longest), jnp.int32), lengths)
+    room = len(forest.tokens) // 3
+    counts = seen_by(forest)[1]
+    expected = np.eye(3 * room, dtype=int)
+    for index, length in enumerate(lengths):
+        start = index * room
+        expected[start : start + length, start : start + length] = np.tri(length)
+    np.testing.assert_array_equal(counts, expected)
 
 
 def test_empty_sequences_are_refused():
@@ -68,11 +133,11 @@ def test_empty_sequences_are_refused():
             pack(sequences)
 
 
-def forward(tiny, adapter, lora, tokens, positions, masks, dtype=jnp.float32):
+def forward(tiny, adapter, lora, tokens, positions, seen):
     config, definition, weights, _ = tiny
     model = nnx.merge(definition, weights)
     layers = prepare(adapter, config, lora, None)
-    hidden = model.hidden(jnp.asarray(tokens), jnp.asarray(positions), masks, layers, "elementwise")
+    hidden = model.hidden(jnp.asarray(tokens), jnp.asarray(positions), seen, layers, "elementwise")
     return jax.nn.log_softmax(model.logits(hidden))
 
 
@@ -82,9 +147,9 @@ def test_tree_equals_torch_on_separate_sequences(tiny):
     lora = Lora(2, 4.0, 0.0, ("q",))
     adapter = init_adapter(jax.random.key(0), config, lora)
     tree, last = pack(SEQUENCES)
-    masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
-    packed = np.asarray(forward(tiny, adapter, lora, tree.tokens, tree.positions, masks))
-    full = np.asarray(ancestor_mask(tree))
+    seen = sight(tree, config.sliding_window)
+    packed = np.asarray(forward(tiny, adapter, lora, tree.tokens, tree.positions, seen))
+    full = ancestors(tree)
     for sequence, node in zip(SEQUENCES, last, strict=True):
         with torch.no_grad():
             expected = twin(torch.tensor([sequence])).logits[0].log_softmax(-1).numpy()
@@ -102,8 +167,8 @@ def test_tree_gradients_equal_separate_forwards(tiny):
     weights = jax.random.normal(jax.random.key(2), (len(SEQUENCES), config.vocab_size))
 
     def packed(adapter):
-        masks = (ancestor_mask(tree, config.sliding_window), ancestor_mask(tree))
-        rows = forward(tiny, adapter, lora, tree.tokens, tree.positions, masks)[last]
+        seen = sight(tree, config.sliding_window)
+        rows = forward(tiny, adapter, lora, tree.tokens, tree.positions, seen)[last]
         return jnp.sum(rows * weights)
 
     def separate(adapter):
@@ -112,8 +177,8 @@ def test_tree_gradients_equal_separate_forwards(tiny):
             size = len(sequence)
             causal = np.tril(np.ones((size, size), bool))
             near = causal & ~np.tril(np.ones((size, size), bool), -config.sliding_window)
-            masks = (jnp.asarray(near), jnp.asarray(causal))
-            rows = forward(tiny, adapter, lora, sequence, np.arange(size), masks)
+            seen = Sight(jnp.arange(size)[None], jnp.stack([near, causal])[:, None])
+            rows = forward(tiny, adapter, lora, sequence, np.arange(size), seen)
             total += jnp.sum(rows[-1] * weight)
         return total
 

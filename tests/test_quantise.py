@@ -15,6 +15,7 @@ from jaxmoral.export import save_merged
 from jaxmoral.gemma import quantise as q
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
 from jaxmoral.gemma.sizes import num_parameters, weight_bytes
+from jaxmoral.prompt_tree import Sight
 from jaxmoral.training import train_agent
 
 
@@ -73,12 +74,13 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, tmp_pat
     adapter = init_adapter(jax.random.key(0), config, lora)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     tokens = jnp.array([1, 5, 9, 2, 7, 7, 3])
-    causal = jnp.tril(jnp.ones((7, 7), bool))
+    causal = jnp.tril(jnp.ones((1, 7, 7), bool))
+    seen = Sight(jnp.arange(7)[None], jnp.stack([causal, causal]))
 
     def logits(definition, weights, adapter):
         model = nnx.merge(definition, weights)
         layers = prepare(adapter, config, lora, None)
-        hidden = model.hidden(tokens, jnp.arange(7), (causal, causal), layers, "elementwise")
+        hidden = model.hidden(tokens, jnp.arange(7), seen, layers, "elementwise")
         return model.logits(hidden)
 
     ours = logits(definition, weights, adapter)

@@ -186,6 +186,18 @@ class Block(nnx.Module):
         return self.finish(x, self.attention(q, k, v, keys, mask), adapter)
 
 
+def tokens_at_once(
+    config: GemmaConfig, layout: Layout | None, num_rows: int, max_logits: int
+) -> int:
+    """The most tokens whose logits `Gemma.log_sum_exp` makes for so many rows at once."""
+    size = min(config.vocab_size, max_logits // num_rows)
+    if config.quantisation is not None:  # never dequantised as a whole
+        size = min(size, config.vocab_size // _VOCABULARY_PIECES)
+    if jax.default_backend() == "cpu" and (layout is None or layout.mesh.size == 1):
+        size = min(size, _CACHED)
+    return max(size, 1)
+
+
 class Gemma(nnx.Module):
     """A Gemma text model with tied embeddings and its blocks stacked on a leading axis."""
 
@@ -271,12 +283,9 @@ class Gemma(nnx.Module):
           `[num_rows, num_places]` float32.
         """
         layout = self.layout
-        at_once = max_logits // (hidden.shape[0] * hidden.shape[1])
+        rows = hidden.shape[0] * hidden.shape[1]
+        at_once = tokens_at_once(self.config, layout, rows, max_logits)
         quantised = isinstance(self.embedding, Quantised)
-        if quantised:  # never dequantised as a whole
-            at_once = min(at_once, self.config.vocab_size // _VOCABULARY_PIECES)
-        if jax.default_backend() == "cpu" and (layout is None or layout.mesh.size == 1):
-            at_once = min(at_once, _CACHED)
         splits = 1 if layout is None else math.gcd(layout.mesh.shape["tensor"], excluded.shape[1])
         stored = self.embedding
         leaves = (stored.codes[...], stored.scales[...]) if quantised else (stored[...],)

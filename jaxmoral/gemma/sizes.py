@@ -31,18 +31,18 @@ def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
 
 
 def activation_bytes(
-    config: GemmaConfig, num_nodes: int, num_rows: int, itemsize: int, remat: str
+    config: GemmaConfig, num_nodes: int, num_logits: int, itemsize: int, remat: str
 ) -> int:
     """What one update keeps for its backward pass.
 
     Of each token and layer: what the linear layers and the heads made and the block's input, or
-    if blocks are recomputed the input alone; and four float32 copies of the logits (they, their
-    exponentials and gradients).
+    if blocks are recomputed the input alone; and three float32 copies of the logits that are made
+    at once (they, what is left of them, their exponentials).
 
     Args:
       config: of the base.
       num_nodes: of the packed prompt tree.
-      num_rows: how many of them need logits.
+      num_logits: how many are made at once.
       itemsize: bytes of an activation.
       remat: see `ModelConfig.remat`.
     """
@@ -50,5 +50,4 @@ def activation_bytes(
     if remat != "block":
         queries = config.num_heads * config.head_dim
         kept += sum(outputs for _, outputs in config.linear_shapes.values()) + queries
-    logits = 4 * 4 * num_rows * config.vocab_size
-    return num_nodes * config.num_layers * kept * itemsize + logits
+    return num_nodes * config.num_layers * kept * itemsize + 3 * 4 * num_logits

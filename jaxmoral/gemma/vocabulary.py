@@ -35,9 +35,7 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def cut(
-    table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1
-) -> Vocabulary:
+def cut(table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1) -> Vocabulary:
     """Cuts an embedding into as few equal pieces as have at most `at_once` tokens.
 
     Args:
@@ -122,6 +120,7 @@ def _pass(
 
 def _forward(read, cap, vocabulary, hidden):
     found, gradient = _pass(read, cap, vocabulary, hidden, True)
+    assert gradient is not None
     return found, (gradient.astype(hidden.dtype),)
 
 

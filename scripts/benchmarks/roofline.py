@@ -76,7 +76,7 @@ class Work:
 
     def __init__(self, policy: GemmaPolicy, inputs: PromptInputs):
         config, rank = policy.config, policy.lora.rank
-        nodes = int(np.sum(inputs.nodes.max((1, 2)) + 1)) # what comes after pads the trees
+        nodes = int(np.sum(inputs.nodes.max((1, 2)) + 1))  # what comes after pads the trees
         shapes = list(config.linear_shapes.values())
         matrices = config.num_layers * sum(i * o for i, o in shapes)
         adapters = config.num_layers * sum((i + o) * rank for i, o in shapes)
@@ -86,7 +86,7 @@ class Work:
         masks = [sight(tree, config.sliding_window).masks for tree in trees]
         pairs = np.sum([mask.sum((1, 2, 3)) for mask in masks], axis=0)  # nearby, all
         width = config.num_heads * config.head_dim
-        attention = sum(4 * int(pairs[int(is_global)]) * width for is_global in config.global_layers)
+        attention = sum(4 * int(pairs[int(glob)]) * width for glob in config.global_layers)
         made = 4 * nodes * config.num_layers * (sum(o for _, o in shapes) + width)
         rows = inputs.nodes.size
         head = 2 * rows * config.embed_dim * config.vocab_size
