@@ -88,8 +88,8 @@ def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
         for node in path:
             subtree_end[node] = len(tokens)
         last_node[index] = path[-1]
-    fields = [np.array(field, np.int32) for field in (tokens, positions, subtree_end, [[]])]
-    tree = PromptTree(*fields)
+    integers = lambda rows: np.array(rows, np.int32)
+    tree = PromptTree(*map(integers, (tokens, positions, subtree_end, [[]])))
     return pad(tree, len(tokens), max(positions)), last_node
 
 

@@ -1,10 +1,11 @@
 """Times an update against Tunix's PPO learner: the same prompts, sizes, rank and answer length.
 
-    python scripts/benchmarks/against_tunix.py [--updates 3] [--tunix-batches 256 512]
+    python scripts/benchmarks/against_tunix.py [--updates 3]
 
-Both have a Gemma 3 of four layers with random weights and play the same sixteen prompts of 186
-tokens with answers of four; Tunix reads a prompt for each sample, in one batch. It is installed in
-an environment of its own. Results go to docs/benchmarks/against_tunix.json.
+First a Gemma 3 of four layers with random weights: sixteen prompts of 186 tokens, answers of four.
+Then Gemma 3 270M (Tunix with random weights of its sizes): sixteen prompts of 148 tokens, answers
+of two. Tunix reads a prompt for each sample, in one batch. It is installed in an environment of its
+own. Results go to docs/benchmarks/against_tunix.json.
 """
 
 import argparse
@@ -14,7 +15,9 @@ import runpy
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from workers import ROOT, Worker, environment, in_turns, spread, write
 
@@ -29,14 +32,15 @@ LABELS = ("XYXY", "YXYX")  # four tokens each
 SIZES = {"vocab_size": 1024, "embed_dim": 128, "mlp_dim": 512, "head_dim": 32, "num_kv_heads": 1}
 SIZES |= {"query_scale": 32**-0.5, "sliding_window": 512}
 RANK, ALPHA = 8, 16.0
+REAL = "gemma3-270m"
 
 
-def write_task(folder: Path) -> Path:
-    """Our model, and what Tunix needs for the same; the task's path."""
-    runpy.run_path(str(ROOT / "scripts" / "tiny_model.py"))["write"](folder, **SIZES)
-    model = load(str(folder))
+def write_task(path: Path, source: str, labels: tuple[str, str]) -> None:
+    """What Tunix needs for a model of the same sizes, the same prompts and answers as long."""
+    model = load(source)
     sizes, prompter = model.config, Prompter(model, "plain")
-    texts = prompts.all_prompts(get_game("ipd"), Presentation(labels=LABELS))
+    texts = prompts.all_prompts(get_game("ipd"), Presentation(labels=labels))
+    encode = partial(model.tokenizer.encode, add_special_tokens=False)
     task = {
         "model": {
             "num_layers": sizes.num_layers,
@@ -49,14 +53,12 @@ def write_task(folder: Path) -> Path:
             "sliding_window_size": sizes.sliding_window,
         },
         "prompts": [prompter.tokens(text) for text in texts],
-        "new_tokens": len(model.tokenizer.encode(LABELS[0], add_special_tokens=False)),
+        "new_tokens": max(len(encode(label)) for label in labels),
         "rank": RANK,
         "alpha": ALPHA,
         "learning_rate": 1e-4,
     }
-    path = folder / "task.json"
     path.write_text(json.dumps(task))
-    return path
 
 
 @dataclasses.dataclass
@@ -77,55 +79,61 @@ def start(python: str, script: str, batch: int, *arguments: object) -> Program:
     return Program(worker, batch, time.perf_counter() - begun, figures["compile"])
 
 
+def compare(
+    folder: Path, source: str, labels: tuple[str, str], batches: list[int], updates: int
+) -> dict[str, Any]:
+    """What both measured, by program."""
+    task = folder / "task.json"
+    write_task(task, source, labels)
+    settings = {
+        "model.source": source,
+        "prompt.labels": f"[{','.join(labels)}]",
+        "lora.rank": RANK,
+        "lora.alpha": ALPHA,
+        "env.rounds": 1,
+        "updates": 10_000,
+    }
+    flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    programs = {
+        f"ours, {batch:,} samples": start(
+            sys.executable, "jaxmoral_worker.py", batch, *flags, "--env.episodes", batch
+        )
+        for batch in (256, 4096)
+    }
+    python = environment("tunix", *REQUIREMENTS)
+    for batch in batches:
+        name = f"Tunix, {batch:,} samples"
+        programs[name] = start(python, "tunix_worker.py", batch, task, batch)
+    workers = {name: program.worker for name, program in programs.items()}
+    results = {}
+    for name, answers in in_turns(workers, updates).items():
+        seconds = spread(answer["seconds"] for answer in answers)
+        program = programs[name]
+        results[name] = {
+            "seconds_per_update": seconds,
+            "samples_per_second": program.batch / seconds["median"],
+            "start_to_first_update": program.to_first_update,
+            "compile": program.compiling,
+            "peak_gib": answers[-1]["peak_gib"],
+            "versions": program.worker.ready["versions"],
+        }
+        program.worker.close()
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=3)
-    parser.add_argument("--tunix-batches", type=int, nargs="+", default=[256])
+    parser.add_argument("--tiny-batches", type=int, nargs="+", default=[256, 512])
+    parser.add_argument("--real-batches", type=int, nargs="+", default=[16])
     arguments = parser.parse_args()
-    python = environment("tunix", *REQUIREMENTS)
-    results = {}
     with tempfile.TemporaryDirectory() as scratch:
-        task = write_task(Path(scratch))
-        flags: list[object] = [
-            "--model.source",
-            scratch,
-            "--prompt.labels",
-            f"[{','.join(LABELS)}]",
-        ]
-        flags += [
-            "--lora.rank",
-            RANK,
-            "--lora.alpha",
-            ALPHA,
-            "--env.rounds",
-            1,
-            "--updates",
-            10_000,
-        ]
-        programs = {
-            f"ours, {batch:,} samples": start(
-                sys.executable, "jaxmoral_worker.py", batch, *flags, "--env.episodes", batch
-            )
-            for batch in (256, 4096)
-        }
-        for batch in arguments.tunix_batches:
-            name = f"Tunix, {batch:,} samples"
-            programs[name] = start(python, "tunix_worker.py", batch, task, batch)
-        workers = {name: program.worker for name, program in programs.items()}
-        found = in_turns(workers, arguments.updates)
-        for name, answers in found.items():
-            seconds = spread(answer["seconds"] for answer in answers)
-            program = programs[name]
-            results[name] = {
-                "seconds_per_update": seconds,
-                "samples_per_second": program.batch / seconds["median"],
-                "start_to_first_update": program.to_first_update,
-                "compile": program.compiling,
-                "peak_gib": answers[-1]["peak_gib"],
-                "versions": program.worker.ready["versions"],
-            }
-            program.worker.close()
-    write("against_tunix", {"updates": arguments.updates, "programs": results})
+        folder = Path(scratch)
+        runpy.run_path(str(ROOT / "scripts" / "tiny_model.py"))["write"](folder, **SIZES)
+        updates = arguments.updates
+        tiny = compare(folder, scratch, LABELS, arguments.tiny_batches, updates)
+        real = compare(folder, REAL, Presentation().labels, arguments.real_batches, updates)
+    write("against_tunix", {"updates": updates, "programs": tiny, "programs_270m": real})
 
 
 if __name__ == "__main__":

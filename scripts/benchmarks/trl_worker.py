@@ -39,6 +39,8 @@ def main() -> None:
         learning_rate=task["learning_rate"],
         batch_size=task["rounds"],
         mini_batch_size=task["rounds"],
+        use_score_scaling=True,
+        use_score_norm=True,
         seed=task["seed"],
     )
     trainer = PPOTrainer(config, model, ref_model=None, tokenizer=tokenizer)

@@ -113,6 +113,7 @@ def machine() -> dict[str, Any]:
         "processor": model or platform.processor(),
         "cores": os.cpu_count(),
         "threads": THREADS,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "python": platform.python_version(),
     }
 
