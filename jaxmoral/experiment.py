@@ -265,7 +265,7 @@ def first_states(members: Sequence[Config], agent: Agent) -> tuple[ppo.TrainStat
     state, _ = jax.eval_shape(init, *arguments)
     where = shardings(state, agent.layout, population_axes(False, not alone))
     out = where, _where(agent, alone)
-    return jax.jit(init, out_shardings=out, compiler_options=_on_cpu(_ONCE))(*arguments)
+    return jax.jit(init, out_shardings=out, compiler_options=on_cpu(ONCE))(*arguments)
 
 
 def population_axes(update: Any, rest: Any) -> Any:
@@ -280,11 +280,11 @@ def _where(agent: Agent, shared: bool) -> jax.sharding.NamedSharding:
 
 # On a CPU steps that take all cores are faster in turns than side by side, and what runs once and
 # takes no time is not worth much compiling.
-_OFTEN: dict[str, str | bool] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-_ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+OFTEN: dict[str, str | bool] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
-def _on_cpu(options: dict[str, str | bool]) -> dict[str, str | bool]:
+def on_cpu(options: dict[str, str | bool]) -> dict[str, str | bool]:
     """These options for the compiler if it compiles for a CPU."""
     return options if jax.default_backend() == "cpu" else {}
 
@@ -317,7 +317,7 @@ def compile_update(
     if stacked:
         refer_one = refer
         refer = lambda frozen, inputs: map_spread(partial(refer_one, frozen), inputs, agent.layout)
-    refer = jax.jit(refer, out_shardings=prompted, compiler_options=_on_cpu(_OFTEN))
+    refer = jax.jit(refer, out_shardings=prompted, compiler_options=on_cpu(OFTEN))
     reference = refer(agent.frozen, inputs)
     make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
     update = make(
@@ -352,7 +352,7 @@ def compile_update(
 
     out = jax.tree.map(lambda leaf: leaf.sharding, state), agent.layout.sharding()
     jitted = jax.jit(update, donate_argnums=0, out_shardings=out)
-    compiled = jitted.lower(state, *arguments(0)).compile(_on_cpu(_OFTEN))
+    compiled = jitted.lower(state, *arguments(0)).compile(on_cpu(OFTEN))
     return state, lambda state, update: compiled(state, *arguments(update))
 
 

@@ -213,18 +213,26 @@ class GemmaPolicy:
     def apply(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None
     ) -> PolicyTable:
-        model = nnx.merge(self.definition, frozen)
-
         def one(chunk):
             rows = self._rows(frozen, chunk, trainable, dropout_key)
-            trie = chunk.trie
-            edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
-            legal = legal_tokens(trie, self.config.vocab_size)
-            outside = model.log_sum_exp(rows, legal, self.max_logits)
-            log_probs = outcomes(follow(edges, outside, trie), trie)
+            log_probs = self.decide(frozen, rows, chunk.trie)
             return PolicyTable(log_probs, _value(trainable, rows[:, 0]))
 
         return _over_chunks(one, inputs)
+
+    def decide(self, frozen: PyTree, rows: jax.Array, trie: Trie) -> jax.Array:
+        """Log-probabilities of the outcomes, `[num_prompts, 3]`, without all logits.
+
+        Args:
+          frozen: as for `apply`.
+          rows: `[num_prompts, num_prefixes, embed_dim]`, hidden states where answers are decided.
+          trie: the legal responses.
+        """
+        model = nnx.merge(self.definition, frozen)
+        edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
+        legal = legal_tokens(trie, self.config.vocab_size)
+        outside = model.log_sum_exp(rows, legal, self.max_logits)
+        return outcomes(follow(edges, outside, trie), trie)
 
     def apply_with_logits(
         self, frozen: PyTree, inputs: PyTree, trainable: PyTree, dropout_key: jax.Array | None

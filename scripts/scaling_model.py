@@ -43,7 +43,7 @@ from jaxmoral.prompts import Presentation
 MODELS = runpy.run_path(str(Path(__file__).parent / "size_table.py"))["MODELS"]
 GIB = 2**30
 RANK = 64
-NODES, ROWS = 570, 48
+NODES, KEYS, ROWS = 572, 192, 48
 EFFICIENCY = 0.5  # of the peak that large products are taken to reach
 
 CASES = [
@@ -171,7 +171,7 @@ def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> tup
     lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
     adapter = num_adapter_parameters(config, lora)
     width = config.num_heads * config.head_dim
-    attention = 3 * 4 * NODES**2 / 2 * width * config.num_layers
+    attention = 3 * 4 * NODES * KEYS * width * config.num_layers
     agent = 4 * NODES * matrices + 6 * NODES * adapter + 4 * ROWS * embedding + attention
     share = members / places  # a single agent's nodes are split like members
     outputs = sum(o for _, o in config.linear_shapes.values()) + width + config.embed_dim

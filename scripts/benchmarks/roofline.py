@@ -28,12 +28,11 @@ from jaxmoral import ppo
 from jaxmoral.agent import Agent, Condition, make_agent
 from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
-from jaxmoral.experiment import compile_update, environment, resolve
+from jaxmoral.experiment import OFTEN, compile_update, environment, on_cpu, resolve
 from jaxmoral.games import get_game
 from jaxmoral.gemma.lora import prepare
 from jaxmoral.policy import GemmaPolicy, PromptInputs
 from jaxmoral.prompt_tree import sight
-from jaxmoral.responses import outcome_log_probs
 from jaxmoral.rollout import rollout
 
 REPEATS = 7
@@ -49,10 +48,15 @@ def matmul_rate() -> float:
 
 
 def bandwidth() -> float:
-    """Bytes a second read and written by adding two large arrays."""
-    one = jnp.ones(2**26)
-    add = jax.jit(lambda a, b: a + b)
-    return 3 * one.nbytes / min(timed(lambda: add(one, one)))
+    """Bytes a second read and written by adding to a large array in its place."""
+    held = [jnp.ones(2**26)]
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+    def once():
+        held[0] = add(held[0])
+        return held[0]
+
+    return 2 * held[0].nbytes / min(timed(once))
 
 
 def timed(function: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
@@ -71,7 +75,8 @@ class Work:
 
     The base is frozen, so a linear layer costs a product forward and one backward; an adapter
     matrix one forward and two backward; attention one forward and two backward, on visible pairs
-    only. Weights are read once each way; what products make is written once and read twice.
+    only. Weights are read once each way, the embedding once for both; what products make is written
+    once and read twice.
     """
 
     def __init__(self, policy: GemmaPolicy, inputs: PromptInputs):
@@ -91,11 +96,10 @@ class Work:
         rows = inputs.nodes.size
         head = 2 * rows * config.embed_dim * config.vocab_size
         table = 4 * config.vocab_size * config.embed_dim
-        logits = 4 * rows * config.vocab_size
         self.forward = 2 * nodes * (matrices + adapters) + attention, 4 * matrices + made
-        self.head = head, table + logits
+        self.head = head, table
         backward = 2 * nodes * (matrices + 2 * adapters) + 2 * attention + head
-        self.backward = backward, 4 * matrices + 2 * made + table + logits
+        self.backward = backward, 4 * matrices + 2 * made
         self.flops = self.forward[0] + self.head[0] + backward
 
 
@@ -118,8 +122,8 @@ def stages(
         return model.hidden(tree.tokens, tree.positions, seen, adapter, policy.remat)
 
     def head(frozen, hidden, inputs):
-        logits = nnx.merge(policy.definition, frozen).logits(hidden[inputs.nodes[0]])
-        return outcome_log_probs(logits, jax.tree.map(lambda leaf: leaf[0], inputs.trie))
+        trie = jax.tree.map(lambda leaf: leaf[0], inputs.trie)
+        return policy.decide(frozen, hidden[inputs.nodes[0]], trie)
 
     def apply(trainable, frozen, inputs):
         return policy.apply(frozen, inputs, trainable, None)
@@ -129,12 +133,13 @@ def stages(
         return jnp.sum(table.log_probs) + jnp.sum(table.values)
 
     found: dict[str, tuple[list[float], Any]] = {}
-    run = jax.jit(hidden)
+    jit = partial(jax.jit, compiler_options=on_cpu(OFTEN))  # as the update is compiled
+    run = jit(hidden)
     states = run(frozen, inputs.tree, trainable)
     found["tree, forward"] = timed(lambda: run(frozen, inputs.tree, trainable)), work.forward
-    make = jax.jit(head)
+    make = jit(head)
     found["head, forward"] = timed(lambda: make(frozen, states, inputs)), work.head
-    gradient = jax.jit(jax.value_and_grad(scalar))
+    gradient = jit(jax.value_and_grad(scalar))
     grads = gradient(trainable, frozen, inputs)[1]
     both = timed(lambda: gradient(trainable, frozen, inputs))
     ahead = float(np.median(found["tree, forward"][0]) + np.median(found["head, forward"][0]))
@@ -150,7 +155,7 @@ def stages(
         batch = ppo.make_batch(table, episodes, episodes.reward, config.ppo)
         return batch, ppo.sampled_metrics(table, episodes, table.log_probs, memory)
 
-    sample = jax.jit(play)
+    sample = jit(play)
     batch, _ = sample(jax.random.key(0), table, arena)
     found["rollout, advantages, metrics"] = (
         timed(lambda: sample(jax.random.key(0), table, arena)),
@@ -162,7 +167,7 @@ def stages(
     def objective(table, batch):
         return ppo.ppo_loss(table, batch, table.log_probs, zero, zero, config.ppo)[0]
 
-    loss = jax.jit(jax.value_and_grad(objective))
+    loss = jit(jax.value_and_grad(objective))
     found["loss of the table"] = timed(lambda: loss(table, batch)), None
 
     optimiser = ppo.make_optimiser(config.ppo, config.updates)
@@ -172,7 +177,7 @@ def stages(
         updates, moments = optimiser.update(grads, moments, trainable)
         return optax.apply_updates(trainable, updates), moments
 
-    step = jax.jit(improve)
+    step = jit(improve)
     size = sum(leaf.size for leaf in jax.tree.leaves(trainable))
     found["optimiser"] = timed(lambda: step(grads, moments, trainable)), (12 * size, 28 * size)
     return found
