@@ -11,6 +11,7 @@ import pytest
 from jaxmoral import chain, games, opponents, ppo, rewards
 from jaxmoral.config import PPOConfig
 from jaxmoral.gemma.lora import Lora
+from jaxmoral.gemma.model import Gemma
 from jaxmoral.memory import make_memory
 from jaxmoral.policy import (
     GemmaPolicy,
@@ -338,6 +339,33 @@ def tiny_policy(tiny, dropout=0.0, letters=26, chunks=1):
     inputs = [inputs._replace(tree=()) for _, inputs in packed]
     inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs)
     return policy, weights, inputs._replace(tree=jax.tree.map(jnp.asarray, tree))
+
+
+def test_the_table_without_logits_equals_the_one_with(tiny):
+    """In several pieces of the vocabulary, with and without a cap on logits; gradients too."""
+    policy, weights, inputs = tiny_policy(tiny, chunks=2)
+    capped = dataclasses.replace(policy.config, final_softcap=2.0)
+    definition, _ = Gemma.abstract(capped)
+    trainable = policy.init(jax.random.key(1))
+    trainable = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), trainable
+    )
+    signs = jax.random.normal(jax.random.key(2), (16, 3))
+    for each in (policy, dataclasses.replace(policy, config=capped, definition=definition)):
+        small = dataclasses.replace(each, max_logits=8 * inputs.nodes.shape[-1] * 10)
+
+        def from_table(trainable, small=small):
+            return jnp.sum(signs * small.apply(weights, inputs, trainable, None).log_probs)
+
+        def from_logits(trainable, each=each):
+            table, _ = each.apply_with_logits(weights, inputs, trainable, None)
+            return jnp.sum(signs * table.log_probs)
+
+        ours, expected = map(jax.value_and_grad, (from_table, from_logits))
+        for one, other in zip(
+            *(jax.tree.leaves(f(trainable)) for f in (ours, expected)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_prompts_in_several_trees_are_the_same_prompts(tiny):
