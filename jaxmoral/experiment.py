@@ -280,7 +280,9 @@ def _where(agent: Agent, shared: bool) -> jax.sharding.NamedSharding:
 
 # On a CPU steps that take all cores are faster in turns than side by side, and what runs once and
 # takes no time is not worth much compiling.
-OFTEN: dict[str, str | bool] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+OFTEN: dict[str, str | bool] = {}
+if jax.__version_info__[:2] == (0, 10):  # a version that does not know an option refuses it
+    OFTEN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 ONCE: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
 
 
