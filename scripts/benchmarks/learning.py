@@ -13,10 +13,11 @@ import tempfile
 from pathlib import Path
 
 from against_trl import OURS, REQUIREMENTS, ROUNDS, write_task
-from workers import Worker, environment, write
+from workers import Worker, environment, read, write
 
 LEARNING_RATE = 6e-5
 MAX_UPDATES = 30
+TRL = "TRL, 1 episode"
 
 
 def follow(worker: Worker, episodes: int, limit: float) -> dict[str, list[float]]:
@@ -37,23 +38,28 @@ def follow(worker: Worker, episodes: int, limit: float) -> dict[str, list[float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="the most for a program")
-    limit = 60 * parser.parse_args().minutes
+    parser.add_argument("--only", help="measure this program; the others' results are kept")
+    arguments = parser.parse_args()
+    limit = 60 * arguments.minutes
     ours = [*OURS, "--ppo.learning_rate", LEARNING_RATE]
     tokens = ["--preset", "paper", "--env.streams", "jax", "--lora.dropout", 0]
-    programs = {}
-    for name, episodes, flags in (
-        ("ours, 4,096 episodes", 4096, []),
-        ("ours, 1 episode", 1, []),
-        ("ours, 1 episode, by tokens", 1, tokens),
-    ):
-        flags = [*flags, *ours, "--env.episodes", episodes]
-        worker = Worker(sys.executable, "jaxmoral_worker.py", *flags)
-        programs[name] = follow(worker, episodes, limit)
-    python = environment("trl", *REQUIREMENTS)
-    with tempfile.TemporaryDirectory() as scratch:
-        task = write_task(Path(scratch), "deontological", LEARNING_RATE)
-        worker = Worker(python, "trl_worker.py", task, scratch)
-        programs["TRL, 1 episode"] = follow(worker, 1, limit)
+    flags: dict[str, list] = {
+        "ours, 4,096 episodes": ["--env.episodes", 4096],
+        "ours, 1 episode": ["--env.episodes", 1],
+        "ours, 1 episode, by tokens": [*tokens, "--env.episodes", 1],
+    }
+    names = [*flags, TRL] if arguments.only is None else [arguments.only]
+    programs = {} if arguments.only is None else read("learning")["programs"]
+    for name in names:
+        with tempfile.TemporaryDirectory() as scratch:
+            if name == TRL:
+                python = environment("trl", *REQUIREMENTS)
+                task = write_task(Path(scratch), "deontological", LEARNING_RATE)
+                worker = Worker(python, "trl_worker.py", task, scratch)
+            else:
+                worker = Worker(sys.executable, "jaxmoral_worker.py", *ours, *flags[name])
+            episodes = 4096 if "4,096" in name else 1
+            programs[name] = follow(worker, episodes, limit)
     write("learning", {"learning_rate": LEARNING_RATE, "programs": programs})
 
 

@@ -9,6 +9,7 @@ round, and after five rounds one call of `PPOTrainer.step`, which makes one opti
 
 import json
 import random
+import statistics
 import sys
 from pathlib import Path
 
@@ -39,13 +40,12 @@ def main() -> None:
         learning_rate=task["learning_rate"],
         batch_size=task["rounds"],
         mini_batch_size=task["rounds"],
-        use_score_scaling=True,
-        use_score_norm=True,
         seed=task["seed"],
     )
     trainer = PPOTrainer(config, model, ref_model=None, tokenizer=tokenizer)
     config.gradient_accumulation_steps = trainer.accelerator.gradient_accumulation_steps = 4
     prompts = [torch.tensor(ids) for ids in task["prompts"]]
+    given: list[float] = []  # all scores so far
     labels = task["labels"]
     sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": 2}
     sampling |= {"pad_token_id": tokenizer.pad_token_id, "min_length": -1}
@@ -56,7 +56,7 @@ def main() -> None:
 
     def update(request: str) -> dict:
         own, other = chance.randrange(2), chance.randrange(2)
-        queries, responses, scores = [], [], []
+        queries, responses, rewards = [], [], []
         counts = {"C": 0, "D": 0, "illegal": 0}
         for _ in range(task["rounds"]):
             query = prompts[(own * 2 + other) * 4 + chance.randrange(4)]
@@ -64,14 +64,17 @@ def main() -> None:
             answer = tokenizer.decode(response, skip_special_tokens=True).strip()
             choice = labels.index(answer) if answer in labels else 2
             move = own  # tit-for-tat
-            scores.append(torch.tensor(task["rewards"][own * 2 + other][choice][move]))
+            rewards.append(task["rewards"][own * 2 + other][choice][move])
             queries.append(query)
             responses.append(response)
             counts[("C", "D", "illegal")[choice]] += 1
             own, other = (choice if choice < 2 else own), move
+        # The paper's use_score_scaling and use_score_norm, which fail in this version of TRL.
+        given.extend(rewards)
+        mean, scale = statistics.fmean(given), statistics.stdev(given) + 1e-6
+        scores = [torch.tensor((reward - mean) / scale) for reward in rewards]
         stats = trainer.step(queries, responses, scores)
-        reward = sum(float(score) for score in scores) / len(scores)
-        return {"reward": reward, "kl": float(stats["objective/kl"])} | counts
+        return {"reward": statistics.fmean(rewards), "kl": float(stats["objective/kl"])} | counts
 
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     ready = {
