@@ -94,29 +94,32 @@ def compare(
         "updates": 10_000,
     }
     flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    programs = {
+    ours = {
         f"ours, {batch:,} samples": start(
             sys.executable, "jaxmoral_worker.py", batch, *flags, "--env.episodes", batch
         )
         for batch in (256, 4096)
     }
     python = environment("tunix", *REQUIREMENTS)
-    for batch in batches:
-        name = f"Tunix, {batch:,} samples"
-        programs[name] = start(python, "tunix_worker.py", batch, task, batch)
-    workers = {name: program.worker for name, program in programs.items()}
     results = {}
-    for name, answers in in_turns(workers, updates).items():
-        seconds = spread(answer["seconds"] for answer in answers)
-        program = programs[name]
-        results[name] = {
-            "seconds_per_update": seconds,
-            "samples_per_second": program.batch / seconds["median"],
-            "start_to_first_update": program.to_first_update,
-            "compile": program.compiling,
-            "peak_gib": answers[-1]["peak_gib"],
-            "versions": program.worker.ready["versions"],
-        }
+    for batch in batches:  # one at a time: a large one takes most of the memory
+        theirs = {f"Tunix, {batch:,} samples": start(python, "tunix_worker.py", batch, task, batch)}
+        programs = ours | theirs
+        workers = {name: program.worker for name, program in programs.items()}
+        for name, answers in in_turns(workers, updates).items():
+            seconds = spread(answer["seconds"] for answer in answers)
+            program = programs[name]
+            results[name] = {
+                "seconds_per_update": seconds,
+                "samples_per_second": program.batch / seconds["median"],
+                "start_to_first_update": program.to_first_update,
+                "compile": program.compiling,
+                "peak_gib": answers[-1]["peak_gib"],
+                "versions": program.worker.ready["versions"],
+            }
+        for program in theirs.values():
+            program.worker.close()
+    for program in ours.values():
         program.worker.close()
     return results
 
