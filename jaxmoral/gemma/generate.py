@@ -17,7 +17,8 @@ from flax import nnx
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.load import LoadedModel
 from jaxmoral.gemma.lora import Adapter, LayerAdapter, Lora, prepare
-from jaxmoral.gemma.model import Gemma, rotary_angles, soft_cap
+from jaxmoral.gemma.model import Gemma, rotary_angles
+from jaxmoral.gemma.vocabulary import soft_cap
 
 
 @dataclasses.dataclass(frozen=True)
