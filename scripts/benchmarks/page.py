@@ -293,7 +293,9 @@ def draw() -> None:
     for name, run in read("learning")["programs"].items():
         axes[0].plot(run["seconds"], run["reward"], marker=".", label=name)
     axes[0].set(xscale="log", xlabel="seconds", ylabel="reward of a round", title="Learning")
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15)
+    )
     results = read("rounds")
     for name, title in results["names"].items():
         found = results["programs"][name]
