@@ -157,7 +157,6 @@ class Block(nnx.Module):
         if self.layout is not None and self.layout.mesh.shape["tensor"] > 1:
             # Heads are split, and there may be fewer keys than places.
             k, v = (jnp.repeat(x, config.num_heads // config.num_kv_heads, axis=1) for x in (k, v))
-        q = q.reshape(*mask.shape[:2], *q.shape[1:])
         k, v = split(k[keys]), split(v[keys])
         q = q.reshape(*mask.shape[:2], k.shape[2], -1, config.head_dim)
         heads = jax.vmap(partial(attend, cap=config.attention_softcap), (1, 1, 1, None), 1)

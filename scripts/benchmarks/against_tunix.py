@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=3)
     parser.add_argument("--tiny-batches", type=int, nargs="+", default=[256, 512])
-    parser.add_argument("--real-batches", type=int, nargs="+", default=[16])
+    parser.add_argument("--real-batches", type=int, nargs="+", default=[8])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -95,9 +95,9 @@ def against_tunix() -> list[str]:
         "`python scripts/benchmarks/against_tunix.py`: first a Gemma 3 of four layers (width 128,"
         " vocabulary 1,024) with random weights, sixteen prompts of 186 tokens, answers of four"
         " tokens; then Gemma 3 270M, sixteen prompts of 148 tokens, answers of two. LoRA of rank 8,"
-        " one PPO step an update. Tunix reads a prompt for every sample; its last batch is the"
-        " largest that 24 GiB held. More and share are against the Tunix that makes most samples a"
-        " second.",
+        " one PPO step an update. Tunix reads a prompt for every sample; larger"
+        " batches than these were not tried. More and share are against the Tunix that makes most"
+        " samples a second.",
         head,
         tunix_rows("four layers", programs) + tunix_rows("270M", results["programs_270m"]),
         f"{machine(results)}; {versions(programs)}.",
@@ -184,15 +184,20 @@ def roofline() -> list[str]:
                     ["adapter added to its kernel first", "-10 %", "-2 % (gradient)", "no"],
                     ["the same, dx and its adapter's part together", "-5 %", "0", "no"],
                     ["malloc in huge pages", "-5 %", "-4 to -8 %", "yes, where glibc can"],
-                    ["malloc that keeps its small pages", "-5 %", "0 to +5 %", "no"],
-                    ["keys of one path and the block, not all before", "-7 %", "-6 %", "yes"],
-                    ["as many keys as fill whole tiles", "-3 %", "-2 %", "yes"],
+                    ["malloc that keeps its small pages", "-5 %", "within noise", "no"],
+                    ["keys of one path and the block, not all before", "-7 %", "-3 to -7 %", "yes"],
+                    ["as many keys as fill whole tiles", "-3 %", "-2 % on one core", "yes"],
                     ["a softmax without sums in its backward pass", "-2 %", "0", "yes, shorter"],
-                    ["normalisers in one pass over the embedding", "-4 %", "-3 to -5 %", "yes"],
-                    ["steps in turns instead of side by side", "-2 %", "-2 to -3 %", "yes"],
-                    ["nothing recomputed", "-3 %", "+5 %", "no: memory traffic"],
-                    ["rotary angles without splitting and joining", "-1 %", "+1 %", "no"],
-                    ["512-bit vectors in elementwise work", "-2 %", "-1 to 0 %", "no"],
+                    [
+                        "normalisers in one pass over the embedding",
+                        "-4 %",
+                        "-7 % on one core",
+                        "yes",
+                    ],
+                    ["steps in turns instead of side by side", "", "-2 to -4 %", "yes"],
+                    ["nothing recomputed", "", "+4 to +6 %", "no: memory traffic"],
+                    ["rotary angles without splitting and joining", "-1 %", "slower steps", "no"],
+                    ["512-bit vectors in elementwise work", "", "0", "no"],
                 ],
             )
         ),
