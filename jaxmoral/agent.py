@@ -20,7 +20,7 @@ from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.model import tokens_at_once
-from jaxmoral.gemma.peft import load_peft
+from jaxmoral.gemma.peft import at_revision, load_peft
 from jaxmoral.gemma.sizes import (
     activation_bytes,
     num_adapter_parameters,
@@ -130,11 +130,18 @@ class Prompter:
         return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
-        bos = self.tokenizer.bos_token
-        ids = self.tokenizer.encode(text, add_special_tokens=not text.startswith(bos))
-        if ids.count(self.tokenizer.bos_token_id) != 1 or ids[0] != self.tokenizer.bos_token_id:
-            raise ValueError(f"a prompt must begin with its only BOS token, got {ids[:4]}...")
-        return ids
+        """BOS and the text's tokens, whatever the tokenizer would put around a text."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if ids[:1] == [bos]:  # a chat template writes it
+            ids = ids[1:]
+        if bos in ids:
+            raise UserError(
+                f"prompt: it holds {self.tokenizer.bos_token}, with which only a prompt's beginning"
+                " is marked, in another place; take it out of the wording, the persona, the labels"
+                " or the chat template"
+            )
+        return [bos, *ids]
 
     def sequences(self, condition: Condition) -> list[list[int]]:
         """The prompts of a condition, each followed by every partial response."""
@@ -287,7 +294,10 @@ def make_agent(config: Config, units: int | None = 1) -> Agent:
     def layout_for(gemma: GemmaConfig) -> Layout:
         return make_layout(config.mesh, units, gemma.num_heads, weight_bytes(gemma, itemsize))
 
-    model = load(base.source, base.dtype, base.sha256, quantisation, layout_for)
+    source = base.source
+    if config.lora.adapter is not None:
+        source = at_revision(source, Path(config.lora.adapter))
+    model = load(source, base.dtype, base.sha256, quantisation, layout_for)
     layout = layout_for(model.config)
     multiple = 1 if layout.side_by_side else layout.num_places
     prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)

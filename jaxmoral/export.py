@@ -6,8 +6,11 @@ with the adapter added to its weights; `orbax` the trained parameters as a plain
 
 import argparse
 import json
+import shlex
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +24,60 @@ from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluation import load_run
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.huggingface import LINEAR_NAMES, norm_names
-from jaxmoral.gemma.load import LoadedModel
+from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Adapter, Lora
-from jaxmoral.gemma.peft import merge, save_peft
+from jaxmoral.gemma.peft import merge, named_base, save_peft
 from jaxmoral.gemma.quantise import dequantise
 from jaxmoral.policy import GemmaPolicy
 
-FORMATS = ("peft", "merged", "orbax")
+FORMATS = ("peft", "merged", "orbax")  # of a run; of a model nobody tuned only merged
 
 
-def export(run: Path, kind: str, output: Path) -> None:
+def export(run: Path, kind: str, output: Path) -> LoadedModel:
     """Writes a run's newest parameters to a new folder, all of it or nothing.
+
+    Returns:
+      The base model.
 
     Raises:
       UserError: there is no such run, its policy is not Gemma, or the folder exists.
     """
     if kind not in FORMATS:
         raise UserError(f"--format: unknown {kind!r}; choose from {', '.join(FORMATS)}")
-    if output.exists():
+    if output.exists():  # said before a model is loaded
         raise UserError(f"{output} exists; choose another --output")
     config, agent, trainable = load_run(run)
-    policy = agent.policy
-    if not isinstance(policy, GemmaPolicy) or agent.model is None:
+    policy, model = agent.policy, agent.model
+    if not isinstance(policy, GemmaPolicy) or model is None:
         raise UserError(f"{run} holds a tabular policy; only Gemma can be exported")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".exporting-"))
-    try:
+    with new_folder(output) as scratch:
         if kind == "orbax":
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save((scratch / "params").resolve(), trainable)
+        elif kind == "peft":
+            save_peft(scratch, trainable["adapter"], policy.lora, model.source, module=model.module)
+            head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
+            safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
         else:
-            adapter = trainable["adapter"]
-            if kind == "peft":
-                save_peft(scratch, adapter, policy.lora, config.model.source)
-                head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
-                safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
-            else:
-                save_merged(scratch, agent.model, adapter, policy.lora)
+            save_merged(scratch, model, trainable["adapter"], policy.lora)
+    return model
+
+
+def export_base(source: str, output: Path) -> None:
+    """Writes an untuned model as a Hugging Face model, on which exported adapters can be loaded."""
+    with new_folder(output) as scratch:
+        save_merged(scratch, load(source), {}, Lora(1, 1.0, 0.0, ()))
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder that is `output` once it is complete; raises UserError if that exists already."""
+    if output.exists():
+        raise UserError(f"{output} exists; choose another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".exporting-"))
+    try:
+        yield scratch
         scratch.chmod(0o755)  # mkdtemp's folders are their owner's alone
         scratch.rename(output)
     finally:
@@ -87,8 +107,12 @@ def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) 
     # The class's name in transformers 5 is unknown to earlier versions; all know this one.
     settings = json.loads(named.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     named.write_text(json.dumps(settings, indent=2) + "\n")
-    described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)}
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad")}
+    generation = model.generation or {**tokens, "eos_token_id": model.stop_tokens()}
+    stops = {name: generation[name] for name in generation if name == "eos_token_id"}
+    described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)} | stops
+    for name, settings in (("config", described), ("generation_config", generation)):
+        (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _full(matrix: Any) -> np.ndarray:
@@ -106,8 +130,9 @@ def huggingface_config(sizes: GemmaConfig, tokenizer: Any) -> dict[str, Any]:
     make, architecture = kinds[sizes.family]
     near = {"rope_type": "default", "rope_theta": sizes.rope_base_local}
     wide = {"rope_type": "default", "rope_theta": sizes.rope_base_global}
-    if sizes.rope_scale != 1.0:
-        wide |= {"rope_type": "linear", "factor": sizes.rope_scale}
+    for rope, scale in ((near, sizes.rope_scale_local), (wide, sizes.rope_scale)):
+        if scale != 1.0:
+            rope |= {"rope_type": "linear", "factor": scale}
     settings: dict[str, Any] = {
         "vocab_size": sizes.vocab_size,
         "hidden_size": sizes.embed_dim,
@@ -140,14 +165,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m jaxmoral.export", description="Writes a trained agent for other tools."
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run folder")
-    parser.add_argument("--format", default="peft", help=" | ".join(FORMATS))
+    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--model", help="instead: a model's name, file, folder or hub id, untuned")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="of a run: peft (default), merged, orbax; of a model: merged",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the folder to create")
     arguments = parser.parse_args()
 
     def run() -> None:
-        export(arguments.run, arguments.format, arguments.output)
-        print(f"wrote {arguments.format} to {arguments.output}")
+        if (arguments.run is None) == (arguments.model is None):
+            raise UserError("give either --run FOLDER or --model NAME")
+        output = arguments.output
+        if arguments.model is not None:
+            if arguments.format not in (None, "merged"):
+                raise UserError(
+                    f"--format: {arguments.format} is for runs; a model is exported merged"
+                )
+            export_base(arguments.model, output)
+            print(f"wrote {arguments.model} to {output}")
+            return
+        kind = arguments.format or "peft"
+        source = export(arguments.run, kind, output).source
+        print(f"wrote {kind} to {output}")
+        if kind == "peft" and named_base(source) is None:
+            print(
+                "its base, for PEFT: python -m jaxmoral.export"
+                f" --model {shlex.quote(source)} --output base"
+            )
 
     run_command(run)
 

@@ -24,10 +24,10 @@ from jaxmoral.evolution import fixation, replicator, stationary
 from jaxmoral.experiment import resolve
 from jaxmoral.games import SETS, Game, choose_games, mirror
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.gemma.peft import base_of
 from jaxmoral.opponents import get_opponent, memoryless, noisy
 from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
-from jaxmoral.runs import read_json
 from jaxmoral.training import POPULATION, member_names
 
 FILE = "tournament.json"
@@ -88,8 +88,7 @@ def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entran
         _, agent, trainable = load_run(folder)
         return [entrant(folder.name, agent, trainable, games, noise)]
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        tree = {"model": {"source": base}, "lora": {"adapter": str(folder)}}
+        tree = {"model": {"source": base_of(folder)}, "lora": {"adapter": str(folder)}}
         agent = make_agent(resolve(parse(tree)))
         trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
         return [entrant(folder.name, agent, trainable, games, noise)]

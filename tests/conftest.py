@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from jaxmoral.export import save_merged
-from jaxmoral.gemma import huggingface
+from jaxmoral.gemma import hf_config, huggingface
 from jaxmoral.gemma import load as gemma_load
 from jaxmoral.gemma.lora import Lora
 
@@ -62,7 +62,7 @@ def save_tiny(kind: str, folder: Path) -> torch.nn.Module:
 
 def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = None):
     """(config, definition, weights) of a checkpoint without a tokenizer."""
-    config = dataclasses.replace(huggingface.read_config(folder), quantisation=quantisation)
+    config = dataclasses.replace(hf_config.read_config(folder), quantisation=quantisation)
     return config, *gemma_load.assemble(config, huggingface.weights(folder, config), dtype)
 
 

@@ -34,7 +34,7 @@ from jaxmoral import config as configs
 from jaxmoral import games, opponents
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import resolve
-from jaxmoral.gemma import huggingface
+from jaxmoral.gemma import hf_config, huggingface
 from jaxmoral.gemma import load as gemma_load
 from jaxmoral.gemma import tokenizer as tokenizers
 from jaxmoral.gemma.gguf_file import GGUFModel, Vocabulary
@@ -656,7 +656,7 @@ def checkpoint(tmp_path_factory):
 
 
 def read_folder(folder):
-    config = huggingface.read_config(folder)
+    config = hf_config.read_config(folder)
     huggingface.identity(folder)
     tokenizers.byte_pieces(huggingface.read_tokenizer(folder, config))
     for _ in huggingface.weights(folder, config):
@@ -769,7 +769,7 @@ def test_a_whole_folder_loads_or_says_why_not(checkpoint):
 def adapter(tmp_path_factory, checkpoint):
     """The folder of an adapter to spoil, and the model's configuration."""
     folder = tmp_path_factory.mktemp("adapter")
-    config = huggingface.read_config(checkpoint)
+    config = hf_config.read_config(checkpoint)
     lora = Lora(2, 4.0, 0.0, ("q", "down"))
     save_peft(folder, init_adapter(jax.random.key(0), config, lora), lora, "owner/name@main")
     assert read_adapter(folder, config)[1] == lora

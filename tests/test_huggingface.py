@@ -14,7 +14,7 @@ from conftest import CONFIGS, load_tiny, save_tiny
 from flax import nnx
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma import huggingface
+from jaxmoral.gemma import hf_config
 from jaxmoral.gemma import load as gemma_load
 from jaxmoral.gemma.lora import Lora, prepare
 from jaxmoral.prompt_tree import pack, sight
@@ -65,7 +65,7 @@ def test_logits_equal_torch_flat_and_in_the_tree(checkpoints, kind):
 
 
 def test_families_differ_where_they_should(checkpoints):
-    configs = {kind: huggingface.read_config(folder) for kind, (folder, _) in checkpoints.items()}
+    configs = {kind: hf_config.read_config(folder) for kind, (folder, _) in checkpoints.items()}
     assert [configs[kind].family for kind in CONFIGS] == ["gemma", "gemma2", "gemma3", "gemma3"]
     assert configs["gemma"].global_layers == (True,) * 4
     assert configs["gemma2"].attention_softcap == 3.0
@@ -148,13 +148,13 @@ def test_a_config_of_another_family(broken, change, message):
     path = broken / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=message):
-        huggingface.read_config(broken)
+        hf_config.read_config(broken)
 
 
 def test_a_config_that_is_not_json(broken):
     (broken / "config.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        huggingface.read_config(broken)
+        hf_config.read_config(broken)
 
 
 def test_a_folder_without_a_tokenizer(broken):
@@ -192,6 +192,6 @@ def test_the_hubs_cache_serves_offline_and_names_the_commit(tmp_path, checkpoint
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     source, folder = gemma_load._from_hub("owner/tiny@v1")
     assert source == f"owner/tiny@{commit}"
-    assert huggingface.read_config(folder).family == "gemma2"
+    assert hf_config.read_config(folder).family == "gemma2"
     with pytest.raises(UserError, match="cannot get owner/tiny@v2 from the Hugging Face hub"):
         gemma_load._from_hub("owner/tiny@v2")

@@ -11,7 +11,7 @@ class GemmaConfig:
       family: "gemma", "gemma2" or "gemma3".
       global_layers: for each layer whether it attends to everything; the others see a window of
         `sliding_window` tokens.
-      rope_scale: positions are divided by it in global layers.
+      rope_scale, rope_scale_local: positions are divided by it in global layers, and in the others.
       query_scale: what queries are multiplied by before the dot product with the keys.
       attention_softcap, final_softcap: scores or logits x become cap * tanh(x / cap); None for no
         cap.
@@ -34,6 +34,7 @@ class GemmaConfig:
     rope_base_global: float = 10_000.0
     rope_base_local: float = 10_000.0
     rope_scale: float = 1.0
+    rope_scale_local: float = 1.0
     rms_eps: float = 1e-6
     attention_softcap: float | None = None
     final_softcap: float | None = None

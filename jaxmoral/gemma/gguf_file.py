@@ -9,15 +9,39 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gguf
 import numpy as np
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.foreign import bare, check_keys, shown
 
 FAMILIES = ("gemma", "gemma2", "gemma3")
+# Metadata that is read (after "gemma3." or the like), or that changes nothing.
+_READ = (
+    *("block_count", "embedding_length", "feed_forward_length", "context_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+    *("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"),
+    *("attention.layer_norm_rms_epsilon", "attention.causal", "attention.sliding_window"),
+    *("attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"),
+    *("rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "expert_count"),
+)
+_HARMLESS = (
+    "tokenizer.chat_template*",
+    "tokenizer.huggingface.json",
+    "general.*",
+    "quantize.*",
+    "imatrix.*",
+    "split.*",
+    "rope.scaling.finetuned",
+)
+_TOKENIZER = (
+    *("tokens", "scores", "token_type", "model", "pre", "token_type_count", "*_token_id"),
+    *("add_bos_token", "add_eos_token", "add_sep_token"),  # the prompts' makers decide on these
+)
 # Our name of each weight of a block: its name in the file.
 _BLOCK_TENSORS = {
     "q": "attn_q",
@@ -34,6 +58,10 @@ _BLOCK_TENSORS = {
     "q_norm.scale": "attn_q_norm",
     "k_norm.scale": "attn_k_norm",
 }
+_POSITIVE = (
+    *("query_scale", "rope_base_global", "rope_base_local", "rope_scale", "rope_scale_local"),
+    "rms_eps",
+)
 MAX_LAYERS = 1000
 _MAX_ENTRIES = 2**16  # of the table of metadata and of the table of tensors
 _MAX_TEXTS = 2**21  # of all lists of texts together: they cost time, and memory if they are kept
@@ -47,7 +75,12 @@ _TOKENS = "tokenizer.ggml.tokens"  # the only list of texts that is kept
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """A SentencePiece vocabulary: `[vocab_size]` each, and the ids of the special tokens."""
+    """A SentencePiece vocabulary: `[vocab_size]` each, and the ids of the special tokens.
+
+    Attributes:
+      turn_ends: further tokens that end a response.
+      template: of chats, in Jinja, or None.
+    """
 
     pieces: list[str]
     scores: np.ndarray
@@ -56,21 +89,14 @@ class Vocabulary:
     eos: int
     unk: int
     pad: int
+    turn_ends: tuple[int, ...] = ()
+    template: str | None = None
 
-
-def shown(value: Any) -> str:
-    """What a message shows of something in a stranger's file: one short line."""
-    return _short(ascii(value))
-
-
-def bare(text: object) -> str:
-    """The same of a text or an exception, without quotation marks."""
-    return _short(ascii(str(text))[1:-1])
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())  # numpy breaks lines
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The same as `generation_config.json` has it."""
+        ends = [self.eos, *self.turn_ends]
+        return {"bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.pad}
 
 
 def check_config(config: GemmaConfig, path: Path) -> GemmaConfig:
@@ -89,7 +115,7 @@ def check_config(config: GemmaConfig, path: Path) -> GemmaConfig:
     check(config.num_heads % config.num_kv_heads == 0, "num_kv_heads")
     check(config.head_dim % 2 == 0, "head_dim")
     check(len(config.global_layers) == config.num_layers, "global_layers")
-    for name in ("query_scale", "rope_base_global", "rope_base_local", "rope_scale", "rms_eps"):
+    for name in _POSITIVE:
         check(_is_positive(getattr(config, name)), name)
     for name in ("attention_softcap", "final_softcap"):
         value = getattr(config, name)
@@ -105,7 +131,7 @@ class _Head:
     """The tables at the start of a GGUF file. Raises ValueError or KeyError if they are damaged.
 
     Attributes:
-      fields: the metadata; lists of texts other than the vocabulary are left out.
+      fields: the metadata; of lists of texts other than the vocabulary the length alone.
       tensors: by name, the storage type, the shape (outermost first), and the stored bytes
         `[..., bytes of a row]`.
     """
@@ -174,7 +200,7 @@ class _Head:
             return [self._text() for _ in range(count)]
         for _ in range(count):
             self._take(self._number(_U64))
-        return None
+        return count
 
     def _tensor(self) -> tuple[str, gguf.GGMLQuantizationType, tuple[int, ...], int]:
         name, dimensions = self._text(), self._number(_U32)
@@ -197,15 +223,26 @@ class GGUFModel:
             self._head = _Head(np.memmap(path, mode="r"))
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"model: {path} is not a complete GGUF file ({bare(error)})") from None
-        self._architecture = self._field("general.architecture")
-        if self._architecture not in FAMILIES:
+        self.fields = self._head.fields
+        parts = self.fields.get("split.count", 1)
+        if parts not in (0, 1):
             raise UserError(
-                f"model: {path} holds architecture {shown(self._architecture)}; supported are"
-                f" {', '.join(FAMILIES)}"
+                f"model: {path} is one of {shown(parts)} parts of a model; join them first (with"
+                " llama-gguf-split --merge)"
             )
+        self._architecture = self._field("general.architecture")
+        kind = self.fields.get("general.type", "model")
+        if self._architecture not in FAMILIES or kind != "model":
+            raise UserError(
+                f"model: {path} holds a {shown(kind)} of architecture {shown(self._architecture)};"
+                f" supported are models of {', '.join(FAMILIES)}"
+            )
+        known = [f"{self._architecture}.{name}" for name in _READ]
+        known += [f"tokenizer.ggml.{name}" for name in _TOKENIZER]
+        check_keys(f"model: {path}", self.fields, [*known, *_HARMLESS])
 
     def _field(self, name: str, kind: type = str) -> Any:
-        value = self._head.fields.get(name)
+        value = self.fields.get(name)
         if type(value) is not kind:
             found = "is missing" if value is None else f"is {shown(value)}"
             raise UserError(f"model: {self._path} is not a complete GGUF file ({name} {found})")
@@ -213,8 +250,7 @@ class GGUFModel:
 
     def config(self) -> GemmaConfig:
         """The model's sizes from the file's metadata; raises UserError if they make no model."""
-        family = self._architecture
-        given = self._head.fields
+        family, given = self._architecture, self.fields
 
         def read(name: str, kind: type, default: Any = None) -> Any:
             name = f"{family}.{name}"
@@ -227,11 +263,23 @@ class GGUFModel:
                 f"model: {self._path} is not a complete GGUF file (it has {layers} layers of"
                 f" {heads} heads of {head_dim} numbers)"
             )
+        # What some files say besides, and what the model here always has.
+        for name, only in {
+            "vocab_size": len(self._field(_TOKENS, list)),
+            "attention.value_length": head_dim,
+            "attention.key_length_swa": head_dim,
+            "attention.value_length_swa": head_dim,
+            "rope.dimension_count": head_dim,
+            "rope.dimension_count_swa": head_dim,
+            "attention.causal": True,
+            "expert_count": 0,
+        }.items():
+            if given.get(f"{family}.{name}", only) != only:
+                self._refuse(f"{family}.{name}", f"only {only}")
         # The 27B models alone scale their queries by the width per head, not by the head's size.
         largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
-        base = read("rope.freq_base", float, 1e4)
-        every = {"gemma": 1, "gemma2": 2, "gemma3": 6}[family]  # which layers see everything
-        window = f"{family}.attention.sliding_window"
+        base, scale = read("rope.freq_base", float, 1e4), self._rope_scale()
+        windowed = family != "gemma"
         config = GemmaConfig(
             family=family,
             vocab_size=len(self._field(_TOKENS, list)),
@@ -241,23 +289,61 @@ class GGUFModel:
             num_kv_heads=read("attention.head_count_kv", int),
             head_dim=head_dim,
             mlp_dim=read("feed_forward_length", int),
-            sliding_window=self._field(
-                window if window in given else f"{family}.context_length", int
-            ),
-            global_layers=tuple((layer + 1) % every == 0 for layer in range(layers)),
+            sliding_window=read("attention.sliding_window" if windowed else "context_length", int),
+            global_layers=self._global_layers(layers),
             query_scale=max(1, width // heads if largest else head_dim) ** -0.5,
             rope_base_global=base,
-            rope_base_local=1e4 if family == "gemma3" else base,
-            rope_scale=read("rope.scaling.factor", float, 1.0),
+            rope_base_local=read("rope.freq_base_swa", float, 1e4 if family == "gemma3" else base),
+            rope_scale=scale,
+            rope_scale_local=1.0 if family == "gemma3" else scale,
             rms_eps=read("attention.layer_norm_rms_epsilon", float),
             attention_softcap=(
                 read("attn_logit_softcapping", float) if family == "gemma2" else None
             ),
-            final_softcap=read("final_logit_softcapping", float) if family == "gemma2" else None,
+            final_softcap=self._final_softcap(),
             post_norms=family != "gemma",
             qk_norm=family == "gemma3",
         )
         return check_config(config, self._path)
+
+    def _refuse(self, name: str, instead: str) -> NoReturn:
+        value = shown(self.fields.get(name))
+        raise UserError(f"model: {self._path}: {name} {value} is not supported, {instead}")
+
+    def _rope_scale(self) -> float:
+        """What positions are divided by; a factor counts unless the type of scaling is "none"."""
+        start = f"{self._architecture}.rope."
+        kind = self.fields.get(f"{start}scaling.type", "linear")
+        if kind not in ("none", "linear"):
+            self._refuse(f"{start}scaling.type", "only none and linear")
+        names = [name for name in ("scaling.factor", "scale_linear") if start + name in self.fields]
+        factor = self._field(start + names[0], float) if names and kind == "linear" else 1.0
+        return factor or 1.0  # 0 says that there is none
+
+    def _final_softcap(self) -> float | None:
+        name = f"{self._architecture}.final_logit_softcapping"
+        if self._architecture == "gemma2" or (
+            self._architecture == "gemma3" and name in self.fields
+        ):
+            return self._field(name, float) or None
+        return None
+
+    def _global_layers(self, layers: int) -> tuple[bool, ...]:
+        """Which layers see everything: every n-th, or those that a list does not call sliding."""
+        name = f"{self._architecture}.attention.sliding_window_pattern"
+        usual = {"gemma": 1, "gemma2": 2, "gemma3": 6}[self._architecture]
+        pattern = self.fields.get(name, usual)
+        if isinstance(pattern, np.ndarray):
+            if self._architecture == "gemma" or len(pattern) != layers:
+                self._refuse(name, f"only a number, or a list of {layers}")
+            return tuple(not sliding for sliding in pattern.tolist())
+        if (
+            type(pattern) is not int
+            or pattern < 0
+            or (self._architecture == "gemma" and pattern != 1)
+        ):
+            self._refuse(name, "only every how many layers one sees everything")
+        return tuple(pattern > 0 and (layer + 1) % pattern == 0 for layer in range(layers))
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields each weight dequantised to float32 under our name, blocks stacked over layers.
@@ -266,6 +352,7 @@ class GGUFModel:
           UserError: a tensor is missing, misshapen, or stored in an unknown way.
         """
         config = self.config()
+        self._check_tensors(config)
         yield "embedding", self._weight("token_embd", (config.vocab_size, config.embed_dim))
         yield "final_norm.scale", self._weight("output_norm", (config.embed_dim,))
         layers = range(config.num_layers)
@@ -282,6 +369,24 @@ class GGUFModel:
                 stacked = np.ascontiguousarray(stacked.swapaxes(1, 2))
             yield f"blocks.{name}", stacked
 
+    def _check_tensors(self, config: GemmaConfig) -> None:
+        """Raises UserError if there is a tensor that nobody asks for and that changes the model."""
+        known = {"token_embd.weight", "output_norm.weight"}
+        for name, stored in _BLOCK_TENSORS.items():
+            if name.removesuffix(".scale") in config.linear_shapes | config.norm_sizes:
+                known |= {f"blk.{layer}.{stored}.weight" for layer in range(config.num_layers)}
+        embedding = self._head.tensors.get("token_embd.weight")
+        for name, tensor in self._head.tensors.items():
+            if name == "output.weight" and embedding is not None:
+                if tensor[:2] == embedding[:2] and np.array_equal(tensor[2], embedding[2]):
+                    continue
+                raise UserError(
+                    f"model: {self._path}: output.weight is not token_embd.weight again; only"
+                    " models whose output head is their embedding are supported"
+                )
+            if name not in known:
+                raise UserError(f"model: {self._path}: unexpected tensor {bare(name)}")
+
     def _weight(self, name: str, expected: tuple[int, ...]) -> np.ndarray:
         kind, shape, rows = self._head.tensors.get(f"{name}.weight", (None, None, None))
         if shape != expected:
@@ -294,6 +399,9 @@ class GGUFModel:
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer's vocabulary; raises UserError if a part is missing or does not fit."""
+        kind = self.fields.get("tokenizer.ggml.model", "llama")
+        if kind != "llama":
+            self._refuse("tokenizer.ggml.model", "only llama (SentencePiece)")
         pieces = self._field(_TOKENS, list)
         parts = {}
         for name in ("scores", "token_type"):
@@ -304,13 +412,17 @@ class GGUFModel:
                     f" and {len(part)} of tokenizer.ggml.{name})"
                 )
         ids = {}
-        for name in ("bos", "eos", "unknown", "padding"):
+        ends = [name for name in ("eot", "eom") if f"tokenizer.ggml.{name}_token_id" in self.fields]
+        for name in ("bos", "eos", "unknown", "padding", *ends):
             ids[name] = self._field(f"tokenizer.ggml.{name}_token_id", int)
             if not 0 <= ids[name] < len(pieces):
                 raise UserError(
                     f"model: {self._path} is not a complete GGUF file (there is no token"
                     f" {ids[name]}, the {name} one)"
                 )
+        template = self.fields.get("tokenizer.chat_template")
+        if not isinstance(template, str | None):
+            self._refuse("tokenizer.chat_template", "only a text")
         return Vocabulary(
             pieces=pieces,
             scores=parts["scores"].astype(np.float32),
@@ -319,4 +431,6 @@ class GGUFModel:
             eos=ids["eos"],
             unk=ids["unknown"],
             pad=ids["padding"],
+            turn_ends=tuple(ids[name] for name in ends),
+            template=template,
         )

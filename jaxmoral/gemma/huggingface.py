@@ -8,10 +8,9 @@ The folder may be a stranger's: no pickle is opened, no code of its is run, and 
 is read, whatever its files ask for. Only symbolic links are followed; the hub's cache is made so.
 """
 
-import errno
 import hashlib
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,9 @@ from tokenizers import Tokenizer
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.gguf_file import MAX_LAYERS, bare, check_config, shown
+from jaxmoral.gemma.foreign import bare, check_keys, shown
+from jaxmoral.gemma.hf_config import Described, read_settings, read_text
 
-FAMILIES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
-_CLASSES = {
-    "gemma": transformers.GemmaConfig,
-    "gemma2": transformers.Gemma2Config,
-    "gemma3_text": transformers.Gemma3TextConfig,
-}
-# What is taken from `config.json`, in its newer and its older spelling.
-_SETTINGS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
-    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps"),
-    *("hidden_act", "hidden_activation", "tie_word_embeddings", "query_pre_attn_scalar"),
-    *("sliding_window", "sliding_window_pattern", "layer_types", "use_bidirectional_attention"),
-    *("rope_parameters", "rope_scaling", "rope_theta", "rope_local_base_freq"),
-    *("attn_logit_softcapping", "final_logit_softcapping"),
-)
 # The special tokens that have a role, and what Gemma calls them if the folder does not say.
 _ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
 LINEAR_NAMES = {
@@ -51,33 +36,29 @@ LINEAR_NAMES = {
     "down": "mlp.down_proj",
 }
 
+# What `tokenizer_config.json` says that changes no token of a prompt. Which tokens surround a text
+# is decided by who encodes it (see `jaxmoral.agent.Prompter`).
+_HARMLESS = (
+    *("*_token", "*_token_id", "chat_template", "response_schema", "added_tokens_decoder"),
+    *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
+    *(
+        "tokenizer_class",
+        "processor_class",
+        "backend",
+        "is_local",
+        "legacy",
+        "use_fast",
+        "from_slow",
+    ),
+    *("model_max_length", "max_length", "vocab_size", "padding*", "truncation*", "stride"),
+    *("pad_to_multiple_of", "clean_up_tokenization_spaces", "spaces_between_special_tokens"),
+    *("sp_model_kwargs", "use_default_system_prompt", "name_or_path", "tokenizer_file"),
+    *("special_tokens_map_file", "unsloth_*"),
+)
+_HEAD = re.compile(r"(?:.*\.)?lm_head\.weight")
+_UNUSED = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.")  # by texts
 _CHUNK = 2**22  # numbers of the embedding that are read at once
-_MAX_SETTINGS = 2**24  # bytes of a JSON file or of a chat template
 _FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls the numbers that weights can be
-
-
-def read_settings(path: Path, key: str) -> dict[str, Any]:
-    """The keys and values in a JSON file; raises UserError, naming `key`, if it holds none."""
-    try:
-        settings = json.loads(_read_text(path))
-    except OSError as error:
-        raise UserError(f"{key}: cannot read {path} ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{key}: {path} is damaged ({bare(error)})") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{key}: {path} is damaged (it must hold keys and values)")
-    return settings
-
-
-def _read_text(path: Path) -> str:
-    """A file of limited size; raises OSError or ValueError."""
-    if not path.is_file():  # nor is a pipe one, which might never end
-        raise FileNotFoundError(errno.ENOENT, "no such file")
-    with path.open("rb") as file:
-        content = file.read(min(path.stat().st_size, _MAX_SETTINGS) + 1)
-    if len(content) > _MAX_SETTINGS:
-        raise ValueError(f"it is larger than {_MAX_SETTINGS:,} bytes")
-    return str(content, "utf-8")
 
 
 def check_tensor(tensor: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -104,95 +85,14 @@ def norm_names(config: GemmaConfig) -> dict[str, str]:
     return names
 
 
-def read_config(folder: Path) -> GemmaConfig:
-    """Reads `config.json`; raises UserError if it is damaged or describes another kind of model."""
-    path = folder / "config.json"
-    settings = read_settings(path, "model")
-    kind = settings.get("model_type")
-    if kind == "gemma3":  # the vision-language layout
-        kind, settings = "gemma3_text", settings.get("text_config", {})
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(
-            f"model: {path} is damaged or of an unknown kind: it describes a {shown(kind)} model;"
-            f" supported are {', '.join(FAMILIES)}"
-        )
-    try:
-        chosen = {name: settings[name] for name in _SETTINGS if name in settings}
-        if not 0 < chosen.get("num_hidden_layers", 1) <= MAX_LAYERS:  # a list of them is made
-            raise ValueError(f"num_hidden_layers: {shown(chosen['num_hidden_layers'])}")
-        config = _translate(_CLASSES[kind](**chosen), FAMILIES[kind], path)
-    except UserError:
-        raise
-    except Exception as error:  # transformers refuses values with exceptions of many kinds
-        raise UserError(f"model: {path} is damaged ({bare(error)})") from None
-    return check_config(config, path)
-
-
-def _translate(stored: Any, family: str, path: Path) -> GemmaConfig:
-    """transformers' configuration as ours; raises UserError if it asks for what we lack."""
-    activation = getattr(stored, "hidden_activation", None) or stored.hidden_act
-    if activation not in ("gelu", "gelu_pytorch_tanh") or not stored.tie_word_embeddings:
-        raise UserError(
-            f"model: {path}: only tied embeddings and a tanh-approximated GELU are known"
-        )
-    if getattr(stored, "use_bidirectional_attention", None):
-        raise UserError(f"model: {path}: use_bidirectional_attention is not supported")
-    kinds = getattr(stored, "layer_types", None) or ["full_attention"] * stored.num_hidden_layers
-    if not {*kinds} <= {"full_attention", "sliding_attention"}:
-        raise UserError(f"model: {path}: layer_types {shown(kinds)} are not supported")
-    rope = stored.rope_parameters
-    wide = rope.get("full_attention", rope)
-    near = rope.get("sliding_attention", rope)
-    if wide.get("rope_type", "default") not in ("default", "linear"):
-        raise UserError(f"model: {path}: rope scaling {shown(wide['rope_type'])} is not supported")
-
-    def softcap(name: str) -> float | None:
-        value = getattr(stored, name, None)
-        return None if value is None else float(value)
-
-    return GemmaConfig(
-        family=family,
-        vocab_size=stored.vocab_size,
-        embed_dim=stored.hidden_size,
-        num_layers=stored.num_hidden_layers,
-        num_heads=stored.num_attention_heads,
-        num_kv_heads=stored.num_key_value_heads,
-        head_dim=stored.head_dim,
-        mlp_dim=stored.intermediate_size,
-        sliding_window=getattr(stored, "sliding_window", None) or stored.max_position_embeddings,
-        global_layers=tuple(kind == "full_attention" for kind in kinds),
-        query_scale=getattr(stored, "query_pre_attn_scalar", stored.head_dim) ** -0.5,
-        rope_base_global=float(wide["rope_theta"]),
-        rope_base_local=float(near["rope_theta"]),
-        rope_scale=float(wide.get("factor", 1.0)),
-        rms_eps=float(stored.rms_norm_eps),
-        attention_softcap=softcap("attn_logit_softcapping"),
-        final_softcap=softcap("final_logit_softcapping"),
-        post_norms=family != "gemma",
-        qk_norm=family == "gemma3",
-    )
-
-
 class TensorFiles:
     """The safetensors of a folder: which file holds which tensor."""
 
     def __init__(self, folder: Path):
         """Raises UserError if there are none, one is missing, or one is damaged."""
         self._folder = folder
-        index = folder / "model.safetensors.index.json"
-        shards = ["model.safetensors"]
-        if index.is_file():
-            listed = read_settings(index, "model").get("weight_map")
-            names: list[Any] = list(listed.values()) if isinstance(listed, dict) else [listed]
-            for name in names:
-                if not isinstance(name, str) or Path(name).name != name:
-                    raise UserError(
-                        f"model: {index} is damaged: it names the file {shown(name)}, but a shard"
-                        " must be in the same folder"
-                    )
-            shards = sorted({*names})
         self.files: dict[str, Path] = {}
-        for shard in shards:
+        for shard in _shards(folder):
             path = folder / shard
             if not shard.endswith(".safetensors") or not path.is_file():
                 raise UserError(
@@ -200,6 +100,10 @@ class TensorFiles:
                     " only kind that is opened)"
                 )
             for name in self._open(path).keys():  # noqa: SIM118 (not a dict)
+                if name in self.files:
+                    raise UserError(
+                        f"model: {bare(name)} stands in {self.files[name]} and in {path}"
+                    )
                 self.files[name] = path
         embeddings = [name for name in self.files if name.endswith("embed_tokens.weight")]
         if not embeddings:
@@ -215,8 +119,11 @@ class TensorFiles:
                 f"model: {path} is not a complete safetensors file ({bare(error)})"
             ) from None
 
-    def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raises UserError unless the text model's tensors are these, all of floats.
+    def check(self, shapes: dict[str, tuple[int, ...]], tied: bool) -> None:
+        """Raises UserError unless the model is of these tensors, all of floats, and no others.
+
+        A head that equals the embedding and a vision tower, which no text goes through, may be
+        there too; without a head the configuration must say that it is `tied`.
 
         Nothing is read, or made room for, before it is known that everything is there.
         """
@@ -232,9 +139,35 @@ class TensorFiles:
                 check_tensor(opened[path].get_slice(name), bare(name), shape)
             except ValueError as error:
                 raise UserError(f"model: {path}: {error}") from None
+        heads = []
         for name, path in self.files.items():
-            if name.startswith(self._prefix) and name not in expected:
+            if _HEAD.fullmatch(name):
+                heads.append(name)
+            elif name not in expected and not _UNUSED.match(name):
                 raise UserError(f"model: {path}: unexpected tensor {bare(name)}")
+        for name in heads:
+            self._check_head(name)
+        if not heads and not tied:
+            raise UserError(
+                f"model: {self._folder}: config.json says tie_word_embeddings false, but there is"
+                " no lm_head.weight"
+            )
+
+    def _check_head(self, name: str) -> None:
+        """Raises UserError if an output head is another matrix than the embedding."""
+        head, embedding = self._slice_of(name), self._slice("embed_tokens.weight")
+        shape = tuple(embedding.get_shape())
+        try:
+            check_tensor(head, bare(name), shape)
+        except ValueError as error:
+            raise UserError(f"model: {self.files[name]}: {error}") from None
+        for rows in _row_parts(shape):
+            one, other = (part[rows].astype(np.float32) for part in (head, embedding))
+            if not np.array_equal(one, other):
+                raise UserError(
+                    f"model: {self.files[name]}: {bare(name)} differs from the embedding; only"
+                    " models whose output head is their embedding are supported"
+                )
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor of the text model."""
@@ -243,15 +176,38 @@ class TensorFiles:
     def read_rows(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
         """Reads a large matrix some rows at a time."""
         stored = self._slice(name)
-        rows, width = stored.get_shape()
-        step = max(1, _CHUNK // width)
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
-            yield part, stored[part]
+        for rows in _row_parts(stored.get_shape()):
+            yield rows, stored[rows]
 
     def _slice(self, name: str):
-        full = f"{self._prefix}{name}"
+        return self._slice_of(f"{self._prefix}{name}")
+
+    def _slice_of(self, full: str):
         return self._open(self.files[full]).get_slice(full)  # reopened: its pages can go
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the files that are the model: as in transformers one whole file goes first."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole.name]
+    listed = read_settings(index, "model").get("weight_map")
+    names: list[Any] = list(listed.values()) if isinstance(listed, dict) else [listed]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(
+                f"model: {index} is damaged: it names the file {shown(name)}, but a shard"
+                " must be in the same folder"
+            )
+    return sorted({*names})
+
+
+def _row_parts(shape: Sequence[int]) -> Iterator[slice]:
+    """Cuts a matrix's rows into parts that are read at once."""
+    rows, width = shape
+    step = max(1, _CHUNK // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
@@ -268,7 +224,9 @@ def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def weights(folder: Path, config: GemmaConfig) -> Iterator[tuple[str, Any, np.ndarray]]:
+def weights(
+    folder: Path, config: GemmaConfig, tied: bool = True
+) -> Iterator[tuple[str, Any, np.ndarray]]:
     """Yields the weights in parts: our name, where in it the part goes, and the numbers.
 
     A part is a block's matrix or norm, or some rows of the embedding, in the file's dtype; the
@@ -278,7 +236,7 @@ def weights(folder: Path, config: GemmaConfig) -> Iterator[tuple[str, Any, np.nd
       UserError: a tensor is missing, unexpected or misshapen, or a file is damaged.
     """
     files = TensorFiles(folder)
-    files.check(_stored_shapes(config))
+    files.check(_stored_shapes(config), tied)
     for rows, part in files.read_rows("embed_tokens.weight"):
         yield "embedding", rows, part
     final = files.read("norm.weight")
@@ -307,6 +265,28 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def read_generation(folder: Path, described: Described) -> dict[str, Any]:
+    """What the folder says of generation, for those who generate; only stop tokens matter here.
+
+    Without `generation_config.json` it is what `config.json` says of tokens, as in transformers.
+
+    Raises:
+      UserError: the file is damaged, or a stop token is none of the model's.
+    """
+    path = folder / "generation_config.json"
+    settings = read_settings(path, "model") if path.is_file() else dict(described.tokens)
+    for token in stop_tokens(settings):
+        if type(token) is not int or not 0 <= token < described.config.vocab_size:
+            raise UserError(f"model: {folder}: there is no token {shown(token)} (eos_token_id)")
+    return settings
+
+
+def stop_tokens(generation: dict[str, Any]) -> list[Any]:
+    """The tokens at which generation ends, by `generation_config.json`."""
+    stops = generation.get("eos_token_id")
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
 def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTrainedTokenizerFast":
     """Reads the tokenizer; raises UserError if it is missing or has more tokens than the model.
 
@@ -319,9 +299,15 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
     if not path.is_file():
         raise UserError(f"model: {folder} holds no tokenizer.json")
     settings = read_settings(named, "model") if named.is_file() else {}
+    check_keys(f"model: {named}", settings, _HARMLESS)
     try:
         backend = Tokenizer.from_file(str(path))
+        backend.no_truncation()
+        backend.no_padding()
         vocabulary = backend.get_vocab()
+        _check_added(
+            settings, {i: one.content for i, one in backend.get_added_tokens_decoder().items()}
+        )
         if {*vocabulary.values()} != {*range(len(vocabulary))}:  # all up to the last would be tried
             raise ValueError("its tokens are not numbered from 0 without gaps")
         roles = {
@@ -332,7 +318,7 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
             optional = role != "bos_token" and token is None
             if not optional and not (isinstance(token, str) and token in vocabulary):
                 raise ValueError(f"there is no token {shown(token)} to be the {role}")
-        template = _read_text(jinja) if jinja.is_file() else _template(settings)
+        template = read_text(jinja) if jinja.is_file() else _template(settings)
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend,
             chat_template=template,
@@ -347,6 +333,18 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
             f" {config.vocab_size}"
         )
     return tokenizer
+
+
+def _check_added(settings: dict[str, Any], added: dict[int, str]) -> None:
+    """Raises ValueError if the settings add tokens that `tokenizer.json` has not."""
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        if added.get(int(number)) != _content(token):
+            raise ValueError(f"it has no added token {shown(_content(token))} of number {number}")
+    for key in ("additional", "extra", "model_specific"):
+        listed = settings.get(f"{key}_special_tokens") or ()
+        for token in listed.values() if isinstance(listed, dict) else listed:
+            if _content(token) not in added.values():
+                raise ValueError(f"it has no added token {shown(_content(token))}")
 
 
 def _content(token: Any) -> Any:

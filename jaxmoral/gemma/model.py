@@ -26,7 +26,7 @@ def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array
     """Sine and cosine, `[2 (sliding, global), num_tokens, head_dim / 2]` float32 each."""
     half = config.head_dim // 2
     bases = jnp.array([config.rope_base_local, config.rope_base_global])
-    scales = jnp.array([1.0, config.rope_scale])
+    scales = jnp.array([config.rope_scale_local, config.rope_scale])
     frequencies = bases[:, None] ** (-jnp.arange(half) / half) / scales[:, None]
     angles = positions[None, :, None] * frequencies[:, None, :]
     return jnp.sin(angles), jnp.cos(angles)

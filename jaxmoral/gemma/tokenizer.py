@@ -14,7 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma.gguf_file import Vocabulary, bare, shown
+from jaxmoral.gemma.foreign import bare, shown
+from jaxmoral.gemma.gguf_file import Vocabulary
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
@@ -91,6 +92,7 @@ def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTraine
         eos_token=pieces[vocabulary.eos],
         unk_token=pieces[vocabulary.unk],
         pad_token=pieces[vocabulary.pad],
+        chat_template=vocabulary.template,
         clean_up_tokenization_spaces=False,
     )
 

@@ -22,7 +22,7 @@ import safetensors.numpy
 import transformers
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.gemma import huggingface
+from jaxmoral.gemma import hf_config, huggingface
 from jaxmoral.gemma.load import assemble
 
 # Sizes of google/gemma-2-2b and google/gemma-3-270m.
@@ -44,7 +44,7 @@ def make(folder: Path, name: str) -> None:
     """Writes a random checkpoint, a shard a layer."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(SHAPES[name].to_dict()))
-    config = huggingface.read_config(folder)
+    config = hf_config.read_config(folder)
     rng = np.random.default_rng(0)
     random = lambda *shape: rng.integers(0, 2**12, shape, np.uint16).view(ml_dtypes.bfloat16)
     index: dict[str, str] = {}
@@ -89,7 +89,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     if arguments.make:
         make(arguments.folder, arguments.make)
-    config = huggingface.read_config(arguments.folder)
+    config = hf_config.read_config(arguments.folder)
     config = dataclasses.replace(config, quantisation=arguments.quantisation)
     jax.block_until_ready(jax.numpy.zeros(1))
     before = peak = allocated()
