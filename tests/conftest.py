@@ -46,7 +46,7 @@ CONFIGS = {
 }
 
 
-def save_tiny(kind: str, folder: Path) -> torch.nn.Module:
+def save_tiny(kind: str, folder: Path, max_shard_size: str = "30KB") -> torch.nn.Module:
     """Saves a tiny random checkpoint in shards, with norms far from 1; returns the torch model."""
     torch.manual_seed(0)
     config = CONFIGS[kind]()
@@ -56,14 +56,16 @@ def save_tiny(kind: str, folder: Path) -> torch.nn.Module:
         for name, parameter in twin.named_parameters():
             scale = 0.3 if "norm" in name else 0.2
             parameter.copy_(scale * torch.randn_like(parameter))
-    twin.save_pretrained(folder, max_shard_size="30KB")
+    twin.save_pretrained(folder, max_shard_size=max_shard_size)
     return twin
 
 
 def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = None):
     """(config, definition, weights) of a checkpoint without a tokenizer."""
-    config = dataclasses.replace(hf_config.read_config(folder), quantisation=quantisation)
-    return config, *gemma_load.assemble(config, huggingface.weights(folder, config), dtype)
+    described = hf_config.describe(folder)
+    config = dataclasses.replace(described.config, quantisation=quantisation)
+    parts = huggingface.weights(folder, config, described.tied)
+    return config, *gemma_load.assemble(config, parts, dtype)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ import safetensors.numpy
 import torch
 from conftest import CONFIGS, load_tiny, save_tiny
 from flax import nnx
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from jaxmoral.errors import UserError
 from jaxmoral.gemma.huggingface import LINEAR_NAMES
 from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.gemma.peft import load_peft, save_peft
+from jaxmoral.gemma.peft import at_revision, base_of, load_peft, save_peft
 from jaxmoral.prompt_tree import pack, sight
 
 TOKENS = [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46]
@@ -126,6 +126,11 @@ def test_adapters_made_by_peft_load(models, kind, stabilised, targets, tmp_path)
     np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
 
 
+def edit(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def saved(models, tmp_path, kind="gemma3"):
     model, _ = models[kind]
     lora = Lora(2, 4.0, 0.0, ("q", "down"))
@@ -164,8 +169,7 @@ def test_prefixes_that_trl_leaves(models, tmp_path):
 )
 def test_other_adapters_are_refused_by_name(models, tmp_path, change, message):
     config = saved(models, tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(tmp_path, **change)
     with pytest.raises(UserError, match=message):
         load_peft(tmp_path, config, 0.0)
 
@@ -186,5 +190,138 @@ def test_damaged_and_missing_files(models, tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match="cannot read .*adapter_model"):
         load_peft(tmp_path, config, 0.0)
-    with pytest.raises(UserError, match="cannot read .*adapter_config.json"):
+    with pytest.raises(UserError, match="there is no folder .*none"):
         load_peft(tmp_path / "none", config, 0.0)
+
+
+@pytest.mark.parametrize(
+    "init", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "something-new"]
+)
+def test_adapters_on_a_changed_base_are_refused(models, tmp_path, init):
+    config = saved(models, tmp_path)
+    edit(tmp_path, init_lora_weights=init)
+    with pytest.raises(UserError, match=f"init_lora_weights = '{init}' changes the base too"):
+        load_peft(tmp_path, config, 0.0)
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "orthogonal"])
+def test_adapters_that_peft_draws_otherwise_load(models, tmp_path, init):
+    model, twin = models["gemma3"]
+    settings = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
+    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = torch_logits(adapted).numpy()
+    adapted.save_pretrained(tmp_path)
+    adapter, lora = load_peft(tmp_path, model[0], 0.0)
+    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alora_invocation_tokens", [4, 5]),
+        ("use_bdlora", {"nblocks": 2}),
+        ("arrow_config", {"top_k": 2}),
+        ("kasa_config", {"beta": 1e-4}),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("a_later_versions_option", 0.5),
+    ],
+)
+def test_a_setting_that_nobody_knows_is_refused_unless_it_says_nothing(
+    models, tmp_path, key, value
+):
+    config = saved(models, tmp_path)
+    for nothing in (None, False, [], {}):
+        edit(tmp_path, **{key: nothing})
+        load_peft(tmp_path, config, 0.0)
+    edit(tmp_path, **{key: value})
+    with pytest.raises(UserError, match=f"{key} = .* is not supported"):
+        load_peft(tmp_path, config, 0.0)
+
+
+def test_everything_that_peft_writes_for_plain_lora_is_known(models, tmp_path):
+    """The file of a plain adapter holds a value for every option of this version of PEFT."""
+    model, twin = models["gemma3"]
+    get_peft_model(copy.deepcopy(twin), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        tmp_path
+    )
+    assert len(json.loads((tmp_path / "adapter_config.json").read_text())) > 30
+    load_peft(tmp_path, model[0], 0.0)
+
+
+def test_an_adapter_of_some_layers_says_so(models, tmp_path):
+    model, twin = models["gemma3"]
+    settings = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0, 2])
+    get_peft_model(copy.deepcopy(twin), settings).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"leaves out layers.* there is no lora_A of layer 1's"):
+        load_peft(tmp_path, model[0], 0.0)
+    settings = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0, 1, 2, 3])
+    get_peft_model(copy.deepcopy(twin), settings).save_pretrained(tmp_path)
+    load_peft(tmp_path, model[0], 0.0)  # these are all
+
+
+def test_the_vision_towers_part_of_an_adapter_changes_no_text(models, tmp_path):
+    """It has layers of the same names; only those of the text model count."""
+    model, twin = models["gemma3-vision"]
+    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = torch_logits(adapted).numpy()
+    adapted.save_pretrained(tmp_path)
+    stored = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    assert any("vision_tower" in name for name in stored)
+    adapter, lora = load_peft(tmp_path, model[0], 0.0)
+    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+
+
+def test_an_export_works_on_a_base_with_a_vision_tower(models, tmp_path):
+    model, twin = models["gemma3-vision"]
+    lora = Lora(2, 4.0, 0.0, ("q", "down"))
+    adapter = random_adapter(model[0], lora)
+    save_peft(tmp_path, adapter, lora, "tiny", module="model.language_model.")
+    adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path).eval()
+    with torch.no_grad():
+        expected, plain = torch_logits(adapted).numpy(), torch_logits(twin).numpy()
+    assert np.abs(expected - plain).max() > 0.01
+    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+    wrapped = [name for name, _ in adapted.named_modules() if name.endswith("lora_A.default")]
+    assert len(wrapped) == 2 * model[0].num_layers
+    assert all("language_model" in name for name in wrapped)
+
+
+def test_the_base_and_its_revision_are_read_back(models, tmp_path):
+    saved(models, tmp_path)
+    edit(tmp_path, base_model_name_or_path="owner/name", revision="v1")
+    assert base_of(tmp_path) == "owner/name@v1"
+    assert at_revision("owner/name", tmp_path) == "owner/name@v1"
+    assert at_revision("owner/name@v1", tmp_path) == "owner/name@v1"
+    assert at_revision("owner/other", tmp_path) == "owner/other"
+    with pytest.raises(UserError, match="was made on revision 'v1' of owner/name"):
+        at_revision("owner/name@v2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "revision"),
+    [
+        ("owner/name@0123abc", "owner/name", "0123abc"),
+        ("gemma3-270m", None, None),
+        ("{folder}", "{folder}", None),
+        ("{folder}/model.gguf", None, None),
+    ],
+)
+def test_the_base_is_named_so_that_peft_can_load_it(models, tmp_path, base, name, revision):
+    config, _ = models["gemma3"]
+    (tmp_path / "model.gguf").touch()
+    base = base.format(folder=tmp_path)
+    lora = Lora(2, 4.0, 0.0, ("q",))
+    save_peft(tmp_path, random_adapter(config[0], lora), lora, base)
+    settings = PeftConfig.from_pretrained(tmp_path)
+    assert settings.base_model_name_or_path == (name and name.format(folder=tmp_path))
+    assert settings.revision == revision
+    assert base_of(tmp_path) == base  # what PEFT cannot load is kept as well

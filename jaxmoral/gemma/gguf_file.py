@@ -232,10 +232,12 @@ class GGUFModel:
             )
         self._architecture = self._field("general.architecture")
         kind = self.fields.get("general.type", "model")
-        if self._architecture not in FAMILIES or kind != "model":
+        if kind != "model":
+            self._refuse("general.type", "only model")
+        if self._architecture not in FAMILIES:
             raise UserError(
-                f"model: {path} holds a {shown(kind)} of architecture {shown(self._architecture)};"
-                f" supported are models of {', '.join(FAMILIES)}"
+                f"model: {path} holds architecture {shown(self._architecture)}; supported are"
+                f" {', '.join(FAMILIES)}"
             )
         known = [f"{self._architecture}.{name}" for name in _READ]
         known += [f"tokenizer.ggml.{name}" for name in _TOKENIZER]
