@@ -46,16 +46,22 @@ CONFIGS = {
 }
 
 
-def save_tiny(kind: str, folder: Path, max_shard_size: str = "30KB") -> torch.nn.Module:
-    """Saves a tiny random checkpoint in shards, with norms far from 1; returns the torch model."""
+def random_twin(config) -> torch.nn.Module:
+    """A random torch model with norms far from 1."""
     torch.manual_seed(0)
-    config = CONFIGS[kind]()
-    kinds = transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM
-    twin = kinds["vision" not in kind].from_config(config).eval()
+    vision = isinstance(config, transformers.Gemma3Config)
+    kinds = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    twin = kinds[vision].from_config(config).eval()
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             scale = 0.3 if "norm" in name else 0.2
             parameter.copy_(scale * torch.randn_like(parameter))
+    return twin
+
+
+def save_tiny(kind: str, folder: Path, max_shard_size: str = "30KB") -> torch.nn.Module:
+    """Saves a tiny random checkpoint, in shards unless they may be large; returns the model."""
+    twin = random_twin(CONFIGS[kind]())
     twin.save_pretrained(folder, max_shard_size=max_shard_size)
     return twin
 

@@ -3,11 +3,18 @@
 import gguf
 import numpy as np
 import pytest
-from conftest import load_tiny, save_tiny
+import torch
+from conftest import CONFIGS, load_tiny, random_twin, save_tiny
 from flax import nnx
+from test_huggingface import logits
 
 from jaxmoral.errors import UserError
+from jaxmoral.gemma import hf_config
+from jaxmoral.gemma import tokenizer as tokenizers
 from jaxmoral.gemma.gguf_file import GGUFModel
+from jaxmoral.gemma.load import assemble
+
+TOKENS = list(range(3, 23))
 
 # What converters call a checkpoint's tensors.
 NAMES = {
@@ -27,8 +34,11 @@ NAMES = {
 TYPES = gguf.GGMLQuantizationType
 
 
-def write(path, kind, twin, config, stored):
-    """Writes a torch model as converters do: 1 added to the norms' scales."""
+def write(path, kind, twin, config, stored, *, given=None, tensors=None):
+    """Writes a torch model as converters do: 1 added to the norms' scales.
+
+    `given` is further metadata, `tensors` are further tensors.
+    """
     writer = gguf.GGUFWriter(path, kind)
     writer.add_context_length(64)
     writer.add_embedding_length(config.embed_dim)
@@ -46,6 +56,11 @@ def write(path, kind, twin, config, stored):
     if kind == "gemma3":
         writer.add_rope_freq_base(config.rope_base_global)
     writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    for key, value in (given or {}).items():
+        add = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+        getattr(writer, f"add_{add[type(value)]}")(key, value)
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, np.asarray(array, np.float32))
     for full, tensor in twin.model.state_dict().items():
         name, array = full.removesuffix(".weight"), tensor.numpy()
         if name.endswith("norm"):
@@ -113,3 +128,138 @@ def test_another_architecture_is_refused(tmp_path):
     writer.close()
     with pytest.raises(UserError, match="'llama'; supported are gemma, gemma2, gemma3"):
         GGUFModel(tmp_path / "model.gguf")
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def scaled(factor, base):
+    kind = {"rope_type": "linear", "factor": factor} if factor != 1 else {"rope_type": "default"}
+    return kind | {"rope_theta": base}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "means"),
+    [
+        ("gemma3", {"attention.sliding_window_pattern": 2}, {"layer_types": [SLIDING, FULL] * 2}),
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": [False, True, True, False]},
+            {"layer_types": [FULL, SLIDING, SLIDING, FULL]},
+        ),
+        ("gemma2", {"attention.sliding_window_pattern": 1}, {"layer_types": [FULL] * 4}),
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": 2, "rope.freq_base_swa": 300.0},
+            {
+                "layer_types": [SLIDING, FULL] * 2,
+                "rope_parameters": {FULL: scaled(1, 1e6), SLIDING: scaled(1, 300.0)},
+            },
+        ),
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": 2, "rope.scaling.factor": 4.0},
+            {
+                "layer_types": [SLIDING, FULL] * 2,
+                "rope_parameters": {FULL: scaled(4, 1e6), SLIDING: scaled(1, 1e4)},
+            },
+        ),
+        (
+            "gemma2",  # one rotary embedding for all layers
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
+            {"layer_types": [SLIDING, FULL] * 2, "rope_parameters": scaled(4, 1e4)},
+        ),
+        (
+            "gemma",
+            {"rope.scaling.type": "none", "rope.scaling.factor": 4.0},
+            {"rope_parameters": scaled(1, 1e4)},
+        ),
+        (
+            "gemma3",
+            {"final_logit_softcapping": 2.0, "attention.sliding_window_pattern": 1},
+            {"layer_types": [FULL] * 4, "final_logit_softcapping": 2.0},
+        ),
+        ("gemma", {"vocab_size": 96, "expert_count": 0, "rope.dimension_count": 8}, {}),
+    ],
+)
+def test_metadata_that_changes_the_model_is_read(kind, given, means, tmp_path):
+    """Against transformers' model of the configuration that the metadata stands for."""
+    described = CONFIGS[kind]().to_dict() | {"query_pre_attn_scalar": 8} | means  # the head's size
+    config = type(CONFIGS[kind]())(**described, attn_implementation="eager")
+    twin = random_twin(config)
+    twin.save_pretrained(tmp_path)
+    sizes = hf_config.read_config(tmp_path)
+    given = {f"{kind}.{key}": value for key, value in given.items()}
+    write(tmp_path / "model.gguf", kind, twin, sizes, TYPES.F32, given=given)
+    file = GGUFModel(tmp_path / "model.gguf")
+    parts = ((name, ..., weight) for name, weight in file.weights())
+    found, _ = logits((file.config(), *assemble(file.config(), parts, "float32")), [TOKENS])
+    with torch.no_grad():
+        expected = twin(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory):
+    """A tiny torch model and its sizes."""
+    folder = tmp_path_factory.mktemp("gemma3")
+    twin = save_tiny("gemma3", folder)
+    return twin, hf_config.read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gemma3.rope.scaling.type": "yarn"}, "rope.scaling.type 'yarn' is not supported"),
+        ({"gemma3.logit_scale": 2.0}, "gemma3.logit_scale = 2.0 is not supported"),
+        ({"gemma3.attention.value_length": 16}, "value_length 16 is not supported, only 8"),
+        ({"gemma3.attention.causal": False}, "causal False is not supported"),
+        ({"gemma3.attention.sliding_window_pattern": [True, False]}, "or a list of 4"),
+        ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix = True is not supported"),
+        ({"tokenizer.ggml.merges": ["a b"]}, "tokenizer.ggml.merges = 1 is not supported"),
+        ({"split.count": 3, "split.no": 0}, "is one of 3 parts of a model; join them first"),
+        ({"general.type": "adapter"}, "general.type 'adapter' is not supported"),
+        ({"a.key.of.tomorrow": "yes"}, "a.key.of.tomorrow = 'yes' is not supported"),
+    ],
+)
+def test_other_metadata_is_refused_by_name(gemma3, given, message, tmp_path):
+    twin, sizes = gemma3
+    write(tmp_path / "model.gguf", "gemma3", twin, sizes, TYPES.F32, given=given)
+    with pytest.raises(UserError, match=message):
+        GGUFModel(tmp_path / "model.gguf").config()
+
+
+def test_tensors_that_nobody_asks_for_are_refused(gemma3, tmp_path):
+    twin, sizes = gemma3
+    embedding = twin.model.embed_tokens.weight.detach().numpy()
+    write(
+        tmp_path / "same.gguf",
+        "gemma3",
+        twin,
+        sizes,
+        TYPES.F32,
+        tensors={"output.weight": embedding},
+    )
+    assert dict(GGUFModel(tmp_path / "same.gguf").weights())
+    for name, array, message in (
+        ("output.weight", 2 * embedding, "output.weight is not token_embd.weight again"),
+        ("blk.0.attn_q.bias", np.ones(32), "unexpected tensor blk.0.attn_q.bias"),
+        ("blk.0.ffn_gate.scale", [3.0], "unexpected tensor blk.0.ffn_gate.scale"),
+        ("rope_freqs.weight", np.ones(4), "unexpected tensor rope_freqs.weight"),
+    ):
+        path = tmp_path / f"{name}.gguf"
+        write(path, "gemma3", twin, sizes, TYPES.F32, tensors={name: array})
+        with pytest.raises(UserError, match=message):
+            dict(GGUFModel(path).weights())
+
+
+def test_the_chat_template_and_the_ends_of_a_turn_come_along(gemma3, tmp_path):
+    twin, sizes = gemma3
+    ids = {"bos": 2, "eos": 1, "unknown": 3, "padding": 0, "eot": 7}
+    given = {f"tokenizer.ggml.{name}_token_id": number for name, number in ids.items()}
+    given |= {"tokenizer.chat_template": "{{ messages }}", "tokenizer.ggml.model": "llama"}
+    given |= {"tokenizer.ggml.scores": [0.0] * 96, "tokenizer.ggml.token_type": [1] * 96}
+    write(tmp_path / "model.gguf", "gemma3", twin, sizes, TYPES.F32, given=given)
+    vocabulary = GGUFModel(tmp_path / "model.gguf").vocabulary()
+    assert vocabulary.generation["eos_token_id"] == [1, 7]
+    assert tokenizers.build(vocabulary).chat_template == "{{ messages }}"

@@ -1,0 +1,223 @@
+"""Folders as other people's tools leave them: the numbers of transformers, or a refusal by name."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from conftest import load_tiny, save_tiny
+from test_huggingface import logits
+
+from jaxmoral.errors import UserError
+from jaxmoral.gemma import hf_config
+from jaxmoral.gemma import load as gemma_load
+
+TOKENS = list(range(3, 23))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Saves a tiny model of a family in one file, with keys of its config.json changed."""
+
+    def save(kind, drop=(), **changes):
+        save_tiny(kind, tmp_path, max_shard_size="1GB")
+        path = tmp_path / "config.json"
+        settings = json.loads(path.read_text())
+        kept = {key: value for key, value in settings.items() if key not in drop}
+        path.write_text(json.dumps(kept | changes))
+        return tmp_path
+
+    return save
+
+
+def theirs(folder):
+    """transformers' log-probabilities after each token."""
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    vision = transformers.AutoModelForImageTextToText
+    auto = vision if kind == "gemma3" else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([TOKENS])).logits[0]
+    return torch.log_softmax(found, -1).numpy()
+
+
+def ours(folder):
+    found, _ = logits(load_tiny(folder), [TOKENS])
+    return torch.log_softmax(torch.tensor(found), -1).numpy()
+
+
+def rewrite(folder, change, name="model.safetensors"):
+    tensors = safetensors.torch.load_file(folder / name)
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / name, {"format": "pt"})
+
+
+# Heads and other tensors
+
+
+def add_head(tensors, noise):
+    embedding = next(v for k, v in tensors.items() if k.endswith("embed_tokens.weight"))
+    torch.manual_seed(1)
+    tensors["lm_head.weight"] = embedding + noise * torch.randn_like(embedding)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "gemma3-vision"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_is_the_embedding_is_accepted_and_another_is_not(make, kind, tied):
+    folder = make(kind, tie_word_embeddings=tied)
+    rewrite(folder, lambda tensors: add_head(tensors, 0.0))
+    np.testing.assert_allclose(ours(folder), theirs(folder), atol=1e-3)
+    rewrite(folder, lambda tensors: add_head(tensors, 0.2))
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from the embedding"):
+        load_tiny(folder)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma3-vision"])
+def test_an_untied_model_without_a_head_is_refused(make, kind):
+    folder = make(kind, tie_word_embeddings=False)
+    with pytest.raises(UserError, match=r"tie_word_embeddings false, but there is no lm_head"):
+        load_tiny(folder)
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "model.audio_tower.norm.weight"])
+def test_a_tensor_outside_the_text_model_is_refused_by_name(make, name):
+    folder = make("gemma3-vision")
+    rewrite(folder, lambda tensors: tensors.update({name: torch.ones(3)}))
+    with pytest.raises(UserError, match=f"unexpected tensor {name}"):
+        load_tiny(folder)
+
+
+# Rotary embeddings
+
+NEAR = {"rope_type": "default", "rope_theta": 1e4}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gemma2", {"rope_parameters": LINEAR | {"rope_theta": 1e4}}),
+        ("gemma", {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+        (
+            "gemma3",
+            {
+                "rope_parameters": {
+                    "full_attention": NEAR | {"factor": 8.0},  # not a factor of this type
+                    "sliding_attention": LINEAR | {"rope_theta": 500.0},
+                }
+            },
+        ),
+        (
+            "gemma3",
+            {
+                "rope_parameters": None,
+                "rope_scaling": LINEAR,
+                "rope_theta": 5e3,
+                "rope_local_base_freq": 700.0,
+            },
+        ),
+    ],
+)
+def test_rotary_settings_of_each_kind_of_layer_in_both_spellings(make, kind, changes):
+    dropped = [key for key, value in changes.items() if value is None]
+    given = {key: value for key, value in changes.items() if value is not None}
+    plain = ours(make(kind))
+    folder = make(kind, dropped, **given)
+    found = ours(folder)
+    assert np.abs(found - plain).max() > 0.01
+    np.testing.assert_allclose(found, theirs(folder), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, "rope_type 'yarn' is not supp"),
+        (NEAR | {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+    ],
+)
+def test_rotary_settings_that_are_not_implemented_are_refused(make, rope, message):
+    folder = make("gemma2", rope_parameters=rope)
+    with pytest.raises(UserError, match=message):
+        hf_config.read_config(folder)
+
+
+# Keys of config.json
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("gemma3", {"attn_logit_softcapping": 5.0}),
+        ("gemma", {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+        ("gemma", {"query_pre_attn_scalar": 32}),
+        ("gemma", {"sliding_window": 4, "layer_types": ["sliding_attention"] * 4}),
+        ("gemma", {"hidden_act": "gelu"}),  # its first releases said this and meant tanh
+        ("gemma3", {"final_logit_softcapping": 3.0}),
+        ("gemma3", {"unsloth_fixed": True, "num_experts": None, "attention_bias": False}),
+    ],
+)
+def test_keys_mean_what_they_mean_in_transformers(make, kind, changes):
+    folder = make(kind, **changes)
+    np.testing.assert_allclose(ours(folder), theirs(folder), atol=1e-3)
+
+
+def test_a_vision_model_has_no_cap_on_its_logits(make):
+    folder = make("gemma3-vision")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["text_config"]["final_logit_softcapping"] = 3.0
+    (folder / "config.json").write_text(json.dumps(settings))
+    np.testing.assert_allclose(ours(folder), theirs(folder), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("gemma", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported"),
+        ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation 'gelu' is not supported"),
+        ("gemma2", {"attention_bias": True}, "attention_bias = True is not supported"),
+        ("gemma2", {"quantization_config": {"bits": 4}}, "quantization_config = .* is not supp"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma3", {"sliding_window": None}, "sliding_window None is not supported"),
+        ("gemma3-vision", {"logit_scale": 2.0}, "logit_scale = 2.0 is not supported"),
+    ],
+)
+def test_other_keys_are_refused_by_name(make, kind, changes, message):
+    with pytest.raises(UserError, match=message):
+        hf_config.read_config(make(kind, **changes))
+
+
+# Which file is the model
+
+
+def test_one_whole_file_goes_before_an_index(make):
+    folder = make("gemma3")
+    save_tiny("gemma3", folder)  # shards and their index, beside the whole file
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1.0))
+    np.testing.assert_allclose(ours(folder), theirs(folder), atol=1e-3)
+    for shard in folder.glob("model-*.safetensors"):
+        shard.unlink()  # an index without its shards
+    np.testing.assert_allclose(ours(folder), theirs(folder), atol=1e-3)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    save_tiny("gemma3", tmp_path)
+    first, second = sorted(tmp_path.glob("model-*.safetensors"))[:2]
+    name, tensor = next(iter(safetensors.torch.load_file(first).items()))
+    rewrite(tmp_path, lambda tensors: tensors.update({name: tensor}), second.name)
+    with pytest.raises(UserError, match=rf"{name} stands in .*00001.* and in .*00002"):
+        load_tiny(tmp_path)
+
+
+def test_a_folder_with_an_adapter_is_no_model(make):
+    folder = make("gemma3")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a PEFT adapter; give its base as model.source"):
+        gemma_load.load(str(folder))
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "../models/mine", "some/where/else", "a.gguf"])
+def test_a_missing_folder_is_called_that(source):
+    with pytest.raises(UserError, match=f"there is no file or folder {source}"):
+        gemma_load.load(source)
