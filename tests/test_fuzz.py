@@ -948,31 +948,35 @@ def test_no_code_of_a_folder_is_run(folder, monkeypatch):
     (folder / "pytorch_model.bin").write_bytes(b"cos\nabort\n(tR.")
     (folder / "tokenizer.model").write_bytes(b"cos\nabort\n(tR.")
     other = "../secret.safetensors"
-    rewrite(
-        folder / "config.json",
-        auto_map=MAP,
-        trust_remote_code=True,
-        configuration_files=[other],
-        _name_or_path=other,
-        quantization_config={"quant_method": "evil"},
-        custom_pipelines={"x": {"impl": "evil.X"}},
-        architectures=["evil.Model"],
-    )
+    rewrite(folder / "config.json", _name_or_path=other, architectures=["evil.Model"])
     rewrite(
         folder / "tokenizer_config.json",
-        auto_map=MAP,
-        trust_remote_code=True,
         tokenizer_class="EvilTokenizer",
         tokenizer_file=other,
-        vocab_file=other,
-        merges_file=other,
-        fast_tokenizer_files=["../tokenizer.5.0.0.json"],
         name_or_path=other,
-        added_tokens_file=other,
         special_tokens_map_file=other,
     )
     with watched(folder, sys.prefix, sys.base_prefix) as outside:
         assert read_folder(folder) == expected
+    for name, key, value in [
+        ("config.json", "auto_map", MAP),
+        ("config.json", "trust_remote_code", True),
+        ("config.json", "configuration_files", [other]),
+        ("config.json", "quantization_config", {"quant_method": "evil"}),
+        ("config.json", "custom_pipelines", {"x": {"impl": "evil.X"}}),
+        ("tokenizer_config.json", "auto_map", MAP),
+        ("tokenizer_config.json", "trust_remote_code", True),
+        ("tokenizer_config.json", "vocab_file", other),
+        ("tokenizer_config.json", "merges_file", other),
+        ("tokenizer_config.json", "fast_tokenizer_files", ["../tokenizer.5.0.0.json"]),
+        ("tokenizer_config.json", "added_tokens_file", other),
+    ]:
+        rewrite(folder / name, **{key: value})
+        watching = watched(folder, sys.prefix, sys.base_prefix)
+        with watching as also, pytest.raises(UserError, match=key):
+            read_folder(folder)
+        rewrite(folder / name, **{key: None})
+        outside += also
     assert not outside
     assert "evil" not in sys.modules
 
@@ -988,17 +992,24 @@ def test_settings_of_an_adapter_lead_nowhere(adapter, tmp_path):
     rewrite(
         folder / "adapter_config.json",
         base_model_name_or_path=other,
-        revision="../..",
         auto_mapping=MAP,
-        parent_library="evil",
-        adapter_file=other,
-        corda_config={"cache": other},
         eva_config=other,
         megatron_config=other,
-        loftq_config={"x": other},
     )
     with watched(folder) as opened:
         assert read_adapter(folder, config)[1] == expected
+    for refused in (
+        {"revision": "../.."},
+        {"parent_library": "evil"},
+        {"adapter_file": other},
+        {"corda_config": {"cache": other}},
+        {"loftq_config": {"x": other}},
+    ):
+        rewrite(folder / "adapter_config.json", **refused)
+        with watched(folder) as also, pytest.raises(UserError, match=next(iter(refused))):
+            load_peft(folder, config, 0.0)
+        rewrite(folder / "adapter_config.json", **dict.fromkeys(refused))
+        opened += also
     assert not opened
 
 

@@ -36,6 +36,7 @@ _HARMLESS = (
 )
 # How A and B were drawn at first. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change the base besides.
 _DRAWN = (True, False, "gaussian", "orthogonal", "eva")
+_REVISION = re.compile(r"[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*")  # a branch, tag or commit
 _BASE = "base"  # in the metadata of the tensors: the base in our own words
 
 
@@ -100,14 +101,26 @@ def base_of(folder: Path) -> str:
     Raises:
       UserError: the adapter cannot be read, or does not say.
     """
-    path = _adapter_config(folder)
-    settings = read_settings(path, "lora.adapter")
-    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    base, revision = _stored_base(folder)
     if base is None:
         base = _metadata(folder / "adapter_model.safetensors").get(_BASE)
-    if not (isinstance(base, str) and base) or not isinstance(revision, str | None):
-        raise UserError(f"lora.adapter: {path} does not name its base (base_model_name_or_path)")
+    if not base:
+        raise UserError(f"lora.adapter: {folder} does not name its base (base_model_name_or_path)")
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
+
+
+def _stored_base(folder: Path) -> tuple[str | None, str | None]:
+    """The name and the revision of the base as PEFT stores them."""
+    path = folder / "adapter_config.json"
+    if not folder.is_dir():
+        raise UserError(f"lora.adapter: there is no folder {folder}")
+    settings = read_settings(path, "lora.adapter")
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str | None):
+        raise UserError(f"lora.adapter: {path} is damaged (its base is {shown(base)})")
+    if revision is not None and not _REVISION.fullmatch(str(revision)):
+        raise UserError(f"lora.adapter: {path} is damaged (its revision is {shown(revision)})")
+    return base, revision
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -124,8 +137,7 @@ def at_revision(source: str, folder: Path) -> str:
     Raises:
       UserError: the adapter cannot be read, or the source says another revision.
     """
-    settings = read_settings(_adapter_config(folder), "lora.adapter")
-    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    base, revision = _stored_base(folder)
     name, at, given = source.partition("@")
     if not revision or name != base:
         return source
@@ -135,12 +147,6 @@ def at_revision(source: str, folder: Path) -> str:
             f" says {shown(given)}; leave the revision out of model.source"
         )
     return f"{name}@{revision}"
-
-
-def _adapter_config(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"lora.adapter: there is no folder {folder}")
-    return folder / "adapter_config.json"
 
 
 def load_peft(folder: Path, config: GemmaConfig, dropout: float) -> tuple[Adapter, Lora]:
@@ -155,7 +161,8 @@ def load_peft(folder: Path, config: GemmaConfig, dropout: float) -> tuple[Adapte
       UserError: a file is missing or damaged, the adapter is not plain LoRA of all layers, or
         it was made for another model.
     """
-    path = _adapter_config(folder)
+    _stored_base(folder)
+    path = folder / "adapter_config.json"
     settings = read_settings(path, "lora.adapter")
     rank: Any = settings.get("r")
     alpha: Any = settings.get("lora_alpha")
