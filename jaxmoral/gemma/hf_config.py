@@ -43,15 +43,8 @@ _READ = {
 _HARMLESS = (
     *("model_type", "architectures", "transformers_version", "torch_dtype", "dtype"),
     *("_name_or_path", "unsloth_*", "use_cache", "cache_implementation", "initializer_range"),
-    *(
-        "attention_dropout",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "id2label",
-        "label2id",
-        "num_labels",
-    ),
+    *("attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "output_*"),
+    *("id2label", "label2id", "num_labels"),
     *("attn_implementation", "_attn_implementation*", "return_dict", "chunk_size_feed_forward"),
     *("tie_word_embeddings", "_sliding_window_pattern"),
 )
