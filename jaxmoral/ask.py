@@ -15,9 +15,9 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_run
-from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.lookup import training_game
 from jaxmoral.memory import history_name
 from jaxmoral.policy import GemmaPolicy
 from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts
@@ -50,7 +50,7 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     policy = agent.policy
     if not isinstance(policy, GemmaPolicy) or agent.model is None:
         raise UserError("a tabular policy has no words")
-    condition = Condition(get_game(config.env.game), agent.presentation)
+    condition = Condition(training_game(config), agent.presentation)
     inputs = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
     table = jax.jit(lambda w, i, t: policy.apply(w, i, t, None))(agent.frozen, inputs, trainable)
     likeliest = np.asarray(table.log_probs)[::NUM_ORDERS, :2].argmax(-1)

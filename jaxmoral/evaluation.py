@@ -24,7 +24,8 @@ from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config, MeshConfig
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import first_states, resolve
-from jaxmoral.games import SETS, Game, choose_games, get_game
+from jaxmoral.games import SETS, Game
+from jaxmoral.lookup import find_games, find_opponent, training_game
 from jaxmoral.measures import describe_shares
 from jaxmoral.memory import Memory, history_name, make_memory
 from jaxmoral.mesh import Layout, constrain, map_spread, place
@@ -218,7 +219,7 @@ def evaluate_agent(
     config = configs.parse(tree)
     resolve(config)
     settings = config.evaluation
-    memory = agent.presentation.remembers(get_game(config.env.game))
+    memory = agent.presentation.remembers(training_game(config))
     usual = config.env.memory == 1 and not config.env.blank_start and memory.num_moves == 2
     if "paper" in settings.protocols and not usual:
         raise UserError(
@@ -228,7 +229,7 @@ def evaluate_agent(
         settings.suites,
         agent.presentation,
         settings.labels,
-        _fitting_games(settings.games, get_game(config.env.game)),
+        _fitting_games(config),
     )
     if agent.model is None and set(chosen) != {"trained"}:
         raise UserError(
@@ -248,11 +249,12 @@ def evaluate_agent(
     return describe(config, chosen, _measure_all(config, agent, trained, list(unique.values())))
 
 
-def _fitting_games(names: Sequence[str], trained: Game) -> list[Game]:
+def _fitting_games(config: Config) -> list[Game]:
     """The chosen games; of sets those with as many players as the agent's, which "all" includes."""
+    names, trained = config.evaluation.games, training_game(config)
     found, num_players = [], trained.num_players
     for name in names:
-        for game in [*choose_games([name]), *([trained] if name == "all" else [])]:
+        for game in [*find_games(config, [name]), *([trained] if name == "all" else [])]:
             if game.num_players == num_players:
                 found.append(game)
             elif name not in SETS:
@@ -289,7 +291,7 @@ def _measure_all(
     sizes = [len(all_prompts(*condition)[0]) for condition in unique]
     for group in group_by_size(sizes, MAX_SHAPES):
         inputs = place(agent.inputs([[unique[index]] for index in group]), everywhere)
-        machines = opponents_of([unique[index].game for index in group], settings.opponents)
+        machines = opponents_of(config, [unique[index].game for index in group])
         measured = measure(
             agent.policy,
             agent.frozen,
@@ -308,9 +310,10 @@ def _measure_all(
     return found
 
 
-def opponents_of(games: Sequence[Game], names: Sequence[str]) -> Opponent:
-    """Every opponent in every game, stacked as `[num_games, num_opponents]`."""
-    flat = stack([get_opponent(name, game) for game in games for name in names])
+def opponents_of(config: Config, games: Sequence[Game]) -> Opponent:
+    """Every chosen opponent in every game, stacked as `[num_games, num_opponents]`."""
+    names = config.evaluation.opponents
+    flat = stack([find_opponent(config, name, game) for game in games for name in names])
     return jax.tree.map(lambda x: x.reshape(len(games), len(names), *x.shape[1:]), flat)
 
 
@@ -427,7 +430,7 @@ def describe(
             suites[suite][name] = {"game": condition.game.name, **shown} | {
                 "policies": {
                     policy: _describe_policy(
-                        settings, condition, tables, measured[condition.key], index, suite
+                        config, condition, tables, measured[condition.key], index, suite
                     )
                     for index, policy in enumerate(names)
                 }
@@ -454,14 +457,14 @@ def reward_tables(config: Config, game: Game, xi: float) -> dict[str, np.ndarray
 
 
 def _describe_policy(
-    settings: configs.EvaluationConfig,
+    config: Config,
     condition: Condition,
     tables: Mapping[str, np.ndarray],
     measured: Measured,
     policy: int,
     suite: str,
 ) -> dict[str, Any]:
-    game = condition.game
+    settings, game = config.evaluation, condition.game
     memory = condition.presentation.remembers(game)
     table = measured.policies[policy]
     opponents: dict[str, dict[str, Any]] = {}
@@ -470,7 +473,7 @@ def _describe_policy(
         if measured.sampled is not None:
             shares["sampled"] = measured.sampled[policy, index]
         if "long-run" in settings.protocols:
-            machine = machine_player(get_opponent(opponent, game))
+            machine = machine_player(find_opponent(config, opponent, game))
             shares["long-run"] = meet([agent_player(memory, table)], [machine], 1).long_run[0, 0]
         opponents[opponent] = {
             protocol: describe_shares(found, tables, game) for protocol, found in shares.items()

@@ -5,9 +5,10 @@ most that anyone can get from each, and which of them would spread in a populati
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,22 @@ from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_population, load_run
 from jaxmoral.evolution import fixation, replicator, stationary
 from jaxmoral.experiment import resolve
-from jaxmoral.games import SETS, Game, choose_games, mirror
+from jaxmoral.games import SETS, Game, choose_games, make_games, mirror
 from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.opponents import get_opponent, memoryless, noisy
+from jaxmoral.opponents import (
+    NONE,
+    Opponent,
+    get_opponent,
+    make_opponents,
+    memoryless,
+    noisy,
+)
 from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.runs import read_json
 from jaxmoral.training import POPULATION, member_names
 
+T = TypeVar("T", Game, Opponent)
 FILE = "tournament.json"
 RATES = np.linspace(0, 1, 21)  # of C, at which fingerprints are taken
 
@@ -41,12 +50,14 @@ class Entrant(NamedTuple):
     players: dict[tuple[str, bool], Player]  # by the game's name and whether it is the second side
 
 
-def strategy(name: str, games: Sequence[Game], noise: float) -> Entrant:
-    """A classic strategy in every game."""
+def strategy(
+    name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
+) -> Entrant:
+    """A classic strategy, or one of `own`, in every game."""
     found = {}
     for game in games:
         for second, seen in ((False, game), (True, mirror(game))):
-            found[game.name, second] = machine_player(noisy(get_opponent(name, seen), noise))
+            found[game.name, second] = machine_player(noisy(get_opponent(name, seen, own), noise))
     return Entrant(name, found)
 
 
@@ -76,7 +87,9 @@ def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Arra
     return jax.lax.map(one, inputs)
 
 
-def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entrant]:
+def read_entrants(
+    name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
+) -> list[Entrant]:
     """A run's or an adapter folder's agent, a population's members, or a named strategy."""
     folder = Path(name)
     if (folder / POPULATION).is_file():
@@ -94,7 +107,7 @@ def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entran
         trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
         return [entrant(folder.name, agent, trainable, games, noise)]
     try:
-        return [strategy(name, games, noise)]
+        return [strategy(name, games, noise, own)]
     except UserError as error:
         if folder.is_dir():
             raise UserError(f"{folder} holds no run, population or adapter") from None
@@ -244,13 +257,20 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1:
         raise UserError("--rounds: needs a whole number from 1")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
-    for path in map(Path, arguments.agents):  # runs may bring games and opponents of their own
-        for folder in [path, *(path / name for name in _members(path))]:
-            if (folder / "config.yaml").is_file():
-                resolve(configs.load(folder / "config.yaml"))
+    wanted = _split(arguments.games)
+    runs = {  # may bring games and opponents of their own
+        folder: resolve(configs.load(folder / "config.yaml"))
+        for path in map(Path, arguments.agents)
+        for folder in [path, *(path / name for name in _members(path))]
+        if (folder / "config.yaml").is_file()
+    }
+    brought = {folder: make_games(config.games) for folder, config in runs.items()}
+    known = _together("games", brought, wanted)
+    machines = {folder: make_opponents(config.opponents) for folder, config in runs.items()}
+    strategies = _together("opponents", machines, arguments.agents)
     games = []
-    for name in _split(arguments.games):
-        for game in choose_games([name]):
+    for name in wanted:
+        for game in choose_games([name], known):
             if game.num_players == 2:
                 games.append(game)
             elif name not in SETS:
@@ -260,7 +280,9 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in rewards:
         get_reward(name, "--rewards")
     use_compilation_cache()
-    entrants = [one for name in arguments.agents for one in read_entrants(name, games, noise)]
+    entrants = [
+        one for name in arguments.agents for one in read_entrants(name, games, noise, strategies)
+    ]
     names = [one.name for one in entrants]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
@@ -271,6 +293,26 @@ def _run(arguments: argparse.Namespace) -> None:
     print(standings(result))
     print(f"wrote {arguments.output_dir / FILE}")
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
+
+
+def _together(
+    kind: str, each: Mapping[Path, Mapping[str, T]], asked: Sequence[str]
+) -> dict[str, T]:
+    """All runs' own games or opponents; raises UserError if one that is asked for is ambiguous."""
+    words = {*asked, *re.split(r"[(),\s]+", " ".join(asked))}
+    found: dict[str, T] = {}
+    first: dict[str, Path] = {}
+    for folder, own in each.items():
+        for name, value in own.items():
+            known = found.setdefault(name, value)
+            first.setdefault(name, folder)
+            same = jax.tree.all(jax.tree.map(np.array_equal, known, value))
+            if not same and (name in words or (kind == "games" and "all" in words)):
+                raise UserError(
+                    f"{kind}.{name}: {first[name]} and {folder} define it differently, so it cannot"
+                    f" be part of one tournament; name the {kind} that are"
+                )
+    return found
 
 
 def _members(folder: Path) -> list[str]:
