@@ -607,6 +607,11 @@ def save(config: Config, path: Path) -> None:
 
 def differences(one: Config, other: Config) -> list[str]:
     """The dotted keys in which two configurations differ."""
+    return tree_differences(to_dict(one), to_dict(other))
+
+
+def tree_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The dotted keys in which two nested dictionaries differ."""
 
     def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -615,5 +620,5 @@ def differences(one: Config, other: Config) -> list[str]:
             found |= leaves(value, key + ".") if isinstance(value, dict) else {key: value}
         return found
 
-    a, b = leaves(to_dict(one)), leaves(to_dict(other))
+    a, b = leaves(one), leaves(other)
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

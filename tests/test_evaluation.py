@@ -35,7 +35,8 @@ def with_logits(logits, *flags):
     config = resolve(configs.load(None, ["--model.source", "tabular", *flags]))
     each = np.repeat(np.asarray(logits, np.float32), 4, 0)
     stacked = {"logits": each[None], "values": np.zeros((1, len(each)), np.float32)}
-    return TrainedAgent(config, make_agent(config), SimpleNamespace(trainable=stacked), [])
+    state = SimpleNamespace(trainable=stacked, update=config.updates)
+    return TrainedAgent(config, make_agent(config), state, [])
 
 
 def exact(evaluation, game, opponent="random", policy="tuned"):
