@@ -29,6 +29,7 @@ def main() -> None:
         prog="python -m jaxmoral.evaluate",
         description="Evaluates a run, or an untouched model, on many games in one program. With"
         " --model every key of the configuration is also a flag, e.g. --prompt.template chat.",
+        epilog=f"keys: {', '.join(configs.KEYS)}",
     )
     parser.add_argument(
         "--run", type=Path, help="of a run or a population; the base is evaluated beside it"
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--protocols", help="comma-separated: exact, long-run, sampled, paper")
     parser.add_argument(
         "--update",
-        type=lambda text: text if text == "best" else int(text),
+        type=_checkpoint,
         help="number of the checkpoint, instead of the newest, or best, that of the highest reward;"
         " its evaluation goes to evaluation-NUMBER.json",
     )
@@ -62,6 +63,12 @@ def main() -> None:
     )
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
+
+
+def _checkpoint(text: str) -> int | str:
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of updates nor best")
+    return text if text == "best" else int(text)
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:

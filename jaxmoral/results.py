@@ -73,16 +73,16 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
         for key, result in results.items()
     }
     heads = list(next(iter(remembered.values())))
-    note = "P(C|CD): of C after a remembered round, the agent's move first; the oldest round first."
+    note = "P(C|CD): how likely C is after remembered rounds, the agent's move first"
     lines: list[str] = []
     alone = len(heads) > MOST_BESIDE
     across = (WIDTH - start - 8) // (len(heads[-1]) + 2)
     for first in range(0, len(heads), across) if alone else []:
         chosen = heads[first : first + across]
         shown = {key: {h: texts[h] for h in chosen} for key, texts in remembered.items()}
-        lines += _block(f"suite {suite}: after remembered rounds", start, shown)
+        lines += [*_block(f"suite {suite}: after remembered rounds", start, shown), ""]
     if alone:
-        lines += [note, ""]
+        lines += [f"{note}, the oldest round first.", ""]
     pairs = dict.fromkeys(pair for result in results.values() for pair in _pairs(result))
     for index, (opponent, protocol) in enumerate(pairs):
         beside = index == 0 and not alone
@@ -93,7 +93,7 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
             if (opponent, protocol) in _pairs(result)
         }
         lines += _block(f"suite {suite}: against {opponent}, {protocol}", start, shown)
-        lines += [note, ""] if beside else [""]
+        lines += [f"{note}.", ""] if beside else [""]
     return lines
 
 

@@ -108,7 +108,7 @@ def missing(evaluation: dict[str, Any], config: Config) -> list[str]:
         wanted["episodes"] = settings.episodes
     found = {"update": config.updates} | evaluation
     lacking = [f"{key} {value}" for key, value in wanted.items() if found.get(key) != value]
-    protocols = dict.fromkeys(["exact", *settings.protocols])
+    protocols: list[str] = list(dict.fromkeys(["exact", *settings.protocols]))
     pairs = [(who, name) for who in settings.opponents for name in protocols if name != "paper"]
     pairs += [("random", "paper")] if "paper" in protocols else []
     presentation = presentation_with(config, config.prompt.labels)
@@ -173,6 +173,7 @@ def main() -> None:
         prog="python -m jaxmoral.sweep",
         description="Trains and evaluates experiments. Every key of the configuration is also a"
         " flag, for all of them, e.g. --updates 20 --env.opponent random.",
+        epilog=f"keys: {', '.join(configs.KEYS)}",
     )
     parser.add_argument("configs", type=Path, nargs="+", help="YAML files, one an experiment")
     parser.add_argument(

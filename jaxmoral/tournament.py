@@ -23,10 +23,11 @@ from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_population, load_run
 from jaxmoral.evolution import fixation, replicator, stationary
 from jaxmoral.experiment import resolve
-from jaxmoral.games import SETS, Game, choose_games, make_games, mirror
+from jaxmoral.games import GAMES, SETS, Game, choose_games, make_games, mirror
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.opponents import (
     NONE,
+    OPPONENTS,
     Opponent,
     get_opponent,
     make_opponents,
@@ -34,7 +35,7 @@ from jaxmoral.opponents import (
     noisy,
 )
 from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
-from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.rewards import REWARDS, add_illegal_opponent, get_reward, reward_table
 from jaxmoral.runs import read_json
 from jaxmoral.training import POPULATION, member_names
 
@@ -239,16 +240,39 @@ def main() -> None:
     parser.add_argument(
         "agents",
         nargs="+",
-        help="folders of runs, populations or PEFT adapters (of plain prompts), or names like"
-        " tit-for-tat",
+        help="folders of runs, populations or PEFT adapters (of plain prompts), or names of"
+        f" strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",
     )
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--games", default="all", help="comma-separated names or sets")
-    parser.add_argument("--rewards", default="deontological,utilitarian", help="comma-separated")
-    parser.add_argument("--rounds", type=int, default=100, help="length of an episode")
-    parser.add_argument("--noise", type=float, default=0.0, help="of everybody's hand, 0 to 1")
-    parser.add_argument("--xi", type=float, default=3.0, help="deontological penalty")
-    parser.add_argument("--illegal", type=float, default=-6.0, help="what illegal answers earn")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help=f"the folder that {FILE} goes to"
+    )
+    parser.add_argument(
+        "--games",
+        default="all",
+        help=f"comma-separated: names, e.g. {', '.join(GAMES)}, 'donation(3,1)', or sets:"
+        f" {', '.join(SETS)}; all, the default, is the paper's and the runs' own",
+    )
+    parser.add_argument(
+        "--rewards",
+        default="deontological,utilitarian",
+        help=f"comma-separated: {', '.join(REWARDS)}, 'altruism(0.3)', ... (default:"
+        " deontological,utilitarian)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=100, help="length of an episode, from 1 (default: 100)"
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        help="probability that anybody's move comes out as the other, 0 to 1 (default: 0)",
+    )
+    parser.add_argument(
+        "--xi", type=float, default=3.0, help="deontological penalty in points (default: 3)"
+    )
+    parser.add_argument(
+        "--illegal", type=float, default=-6.0, help="what illegal answers earn (default: -6)"
+    )
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))
 
@@ -287,11 +311,23 @@ def _run(arguments: argparse.Namespace) -> None:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"agents: {twice[0]} takes part twice; names must differ")
+    settings = {
+        "agents": names,
+        "rounds": arguments.rounds,
+        "xi": arguments.xi,
+        "r_illegal": arguments.illegal,
+        "rewards": rewards,
+        "noise": noise,
+    }
+    path = arguments.output_dir / FILE
+    held_before = path.is_file()
+    if held_before:
+        _check_same(path, settings, [game.name for game in games])
     result = hold(entrants, games, rewards, arguments.rounds, arguments.xi, arguments.illegal)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(result, arguments.output_dir / FILE)
+    write_json(result | settings, path)
     print(standings(result))
-    print(f"wrote {arguments.output_dir / FILE}")
+    print(f"{'replaced the same tournament in' if held_before else 'wrote'} {path}")
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
 
 
@@ -313,6 +349,18 @@ def _together(
                     f" be part of one tournament; name the {kind} that are"
                 )
     return found
+
+
+def _check_same(path: Path, settings: Mapping[str, Any], games: Sequence[str]) -> None:
+    """Raises UserError if a file's tournament is not one that these settings hold again."""
+    earlier = read_json(path)
+    changed = [key for key, value in settings.items() if earlier.get(key) != value]
+    changed += [] if set(earlier.get("games", {})) <= set(games) else ["games"]
+    if changed:
+        raise UserError(
+            f"{path} holds a tournament with other {', '.join(changed)}; choose another"
+            " --output-dir, or move it away"
+        )
 
 
 def _members(folder: Path) -> list[str]:

@@ -122,6 +122,7 @@ def test_a_tournament_of_runs_that_disagree(two, tmp_path, monkeypatch, capsys):
         assert f"error: {named}: {folders[0]} and {folders[1]} define it differently" in error
     assert not (tmp_path / "out").exists()
     hold(*folders, "joss", "--games", "ipd")
+    (tmp_path / "out" / "tournament.json").unlink()
     hold(folders[1], "own", "--games", "mine")
     found = json.loads((tmp_path / "out" / "tournament.json").read_text())
     assert found["games"]["mine"]["episode"]["game"][1][1] == pytest.approx(1)
