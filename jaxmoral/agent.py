@@ -15,7 +15,7 @@ import numpy as np
 from jaxmoral import prompt_tree, prompts
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.games import Game, get_game
+from jaxmoral.games import Game
 from jaxmoral.gemma.config import GemmaConfig
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
@@ -28,6 +28,7 @@ from jaxmoral.gemma.sizes import (
     weight_bytes,
 )
 from jaxmoral.gemma.tokenizer import byte_pieces
+from jaxmoral.lookup import training_game
 from jaxmoral.mesh import Layout, make_layout
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
 from jaxmoral.prompt_tree import PromptTree, pack
@@ -254,7 +255,7 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
             prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
         )
     )
-    game = get_game(config.env.game)
+    game = training_game(config)
     histories = len(presentation.remembers(game).histories)
     each, draws = histories * prompts.NUM_ORDERS, max(1, config.env.payoff_draws)
     if each * draws > config.env.max_prompts:
@@ -281,7 +282,7 @@ def make_agent(config: Config, units: int | None = 1) -> Agent:
         if config.lora.adapter is not None:
             raise UserError("lora.adapter: a tabular policy has no adapter")
         presentation = make_presentation(config, None)
-        histories = presentation.remembers(get_game(config.env.game)).histories
+        histories = presentation.remembers(training_game(config)).histories
         tabular = TabularPolicy(len(histories) * prompts.NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
         inputs = lambda groups: np.zeros((len(groups), len(groups[0]), 0), np.float32)
@@ -322,7 +323,7 @@ def make_agent(config: Config, units: int | None = 1) -> Agent:
         base.max_logits * 10**6,
         layout,
     )
-    condition = Condition(get_game(config.env.game), presentation)
+    condition = Condition(training_game(config), presentation)
     summary = _summary(config, model, policy, prompter, condition)
     return Agent(
         policy, model.weights, prompter.inputs, presentation, summary, layout, model, adapter

@@ -13,14 +13,15 @@ import numpy as np
 from jaxmoral.agent import Agent, Condition, Prompter
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.evaluate import write_json
+from jaxmoral.evaluate import set_aside, write_json
 from jaxmoral.evaluation import load_run
-from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.lookup import training_game
 from jaxmoral.memory import history_name
 from jaxmoral.policy import GemmaPolicy
 from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts
+from jaxmoral.runs import read_json
 
 NUM_TOKENS = 100
 
@@ -50,7 +51,7 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     policy = agent.policy
     if not isinstance(policy, GemmaPolicy) or agent.model is None:
         raise UserError("a tabular policy has no words")
-    condition = Condition(get_game(config.env.game), agent.presentation)
+    condition = Condition(training_game(config), agent.presentation)
     inputs = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
     table = jax.jit(lambda w, i, t: policy.apply(w, i, t, None))(agent.frozen, inputs, trainable)
     likeliest = np.asarray(table.log_probs)[::NUM_ORDERS, :2].argmax(-1)
@@ -98,11 +99,14 @@ def _run(folder: Path, seed: int) -> None:
     use_compilation_cache()
     config, agent, trainable = load_run(folder)
     answers = ask(config, agent, trainable, jax.random.key(seed))
-    write_json(answers, folder / "answers.json")
+    path = folder / "answers.json"
+    if path.is_file() and read_json(path) != answers:
+        print(f"{path.name} held other answers; they are in {set_aside(path)} now")
+    write_json(answers, path)
     for one in answers:
         print(f"{one['policy']}, after {one['remembered']}: {one['answer']}. {one['question']}")
         print("   ", " ".join(one["said"].split()))
-    print(f"wrote {folder / 'answers.json'}")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from jaxmoral.ask import follow_up
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.evaluation import load_run
-from jaxmoral.games import get_game
 from jaxmoral.gemma.generate import Sampling, generate
 from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral.lookup import training_game
 from jaxmoral.memory import ILLEGAL, History, Memory
 from jaxmoral.policy import GemmaPolicy
 from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts
@@ -44,7 +44,7 @@ class Match:
           log_probs: `[num_prompts, 3]` of the agent.
           seed: of the agent's choices.
         """
-        self.game = get_game(config.env.game)
+        self.game = training_game(config)
         self.labels = config.prompt.labels
         self.memory = memory
         self._probs = np.exp(np.asarray(log_probs, np.float64))
@@ -86,7 +86,7 @@ def main() -> None:
 def _chat(folder: Path, seed: int) -> None:
     use_compilation_cache()
     config, agent, trainable = load_run(folder)
-    condition = Condition(get_game(config.env.game), agent.presentation)
+    condition = Condition(training_game(config), agent.presentation)
     if condition.game.num_players > 2:
         raise UserError(
             f"{folder} holds an agent for {condition.game.num_players} players; you are one"

@@ -442,6 +442,8 @@ def _explain(error: pydantic.ValidationError) -> str:
 def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or nothing) and applies `--dotted.key value` flags on top of it.
 
+    A flag and its value may also be one text, `--dotted.key=value`.
+
     Raises:
       UserError: the file is missing or not YAML, or `parse` refuses the result.
     """
@@ -509,11 +511,14 @@ def _with_values(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]
 
 def _read_tree(path: Path | str | None, flags: Sequence[str]) -> dict[str, Any]:
     tree = _plain(_read_yaml(Path(path))) if path else {}
-    if len(flags) % 2:
-        raise UserError(f"every flag needs a value; got {_brief(' '.join(flags))}")
-    for flag, text in zip(flags[::2], flags[1::2], strict=True):
+    given = iter(flags)
+    for flag in given:
         if not flag.startswith("--"):
             raise UserError(f"expected a flag like --ppo.learning_rate, got {_brief(flag)}")
+        flag, equals, joined = flag.partition("=")
+        text = joined if equals else next(given, None)
+        if text is None:
+            raise UserError(f"every flag needs a value; {_brief(flag)} has none")
         *groups, name = flag[2:].split(".")
         node = tree
         for group in groups:
@@ -602,6 +607,11 @@ def save(config: Config, path: Path) -> None:
 
 def differences(one: Config, other: Config) -> list[str]:
     """The dotted keys in which two configurations differ."""
+    return tree_differences(to_dict(one), to_dict(other))
+
+
+def tree_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The dotted keys in which two nested dictionaries differ."""
 
     def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -610,5 +620,5 @@ def differences(one: Config, other: Config) -> list[str]:
             found |= leaves(value, key + ".") if isinstance(value, dict) else {key: value}
         return found
 
-    a, b = leaves(to_dict(one)), leaves(to_dict(other))
+    a, b = leaves(one), leaves(other)
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

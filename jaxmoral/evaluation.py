@@ -24,14 +24,15 @@ from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config, MeshConfig
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import first_states, resolve
-from jaxmoral.games import SETS, Game, choose_games, get_game
+from jaxmoral.games import SETS, Game
+from jaxmoral.lookup import find_games, find_opponent, training_game
 from jaxmoral.measures import describe_shares
 from jaxmoral.memory import Memory, history_name, make_memory
 from jaxmoral.mesh import Layout, constrain, map_spread, place
 from jaxmoral.opponents import Opponent, get_opponent, stack
 from jaxmoral.pairs import agent_player, machine_player, meet
 from jaxmoral.policy import Policy
-from jaxmoral.prompts import all_prompts
+from jaxmoral.prompts import Presentation, all_prompts
 from jaxmoral.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_table
 from jaxmoral.rollout import Draws, Environment, Trajectories, rollout
 from jaxmoral.streams import Streams
@@ -39,7 +40,6 @@ from jaxmoral.suites import REDRAWN, conditions
 from jaxmoral.training import (
     POPULATION,
     TrainedAgent,
-    first_player,
     member_names,
     member_state,
     population_of,
@@ -191,22 +191,13 @@ def evaluate_agent(
         the newest.
 
     Returns:
-      A dictionary for JSON; see `describe`.
+      A dictionary for JSON; see `describe`. "update" is the checkpoint's, None without training.
 
     Raises:
       UserError: there is no such run, game, opponent or suite, the checkpoint cannot be used, or
         the model cannot run a suite.
     """
-    if isinstance(source, TrainedAgent):
-        config, agent, trained = source.config, source.agent, source.trainable
-    elif isinstance(source, Config):
-        config = resolve(source)
-        agent = make_agent(config, None)
-        config, trained = settle(config, agent), None
-        if agent.adapter is not None:
-            trained = agent.policy.reference_parameters() | {"adapter": agent.adapter}
-    else:
-        config, agent, trained = load_run(Path(source), update)
+    config, agent, trained, made = _tested(source, update)
     overrides = {
         "games": games,
         "opponents": opponents,
@@ -218,18 +209,13 @@ def evaluate_agent(
     config = configs.parse(tree)
     resolve(config)
     settings = config.evaluation
-    memory = agent.presentation.remembers(get_game(config.env.game))
+    memory = agent.presentation.remembers(training_game(config))
     usual = config.env.memory == 1 and not config.env.blank_start and memory.num_moves == 2
     if "paper" in settings.protocols and not usual:
         raise UserError(
             "evaluation.protocols: paper needs two players, env.memory 1 and env.blank_start false"
         )
-    chosen = conditions(
-        settings.suites,
-        agent.presentation,
-        settings.labels,
-        _fitting_games(settings.games, get_game(config.env.game)),
-    )
+    chosen = chosen_conditions(config, agent.presentation)
     if agent.model is None and set(chosen) != {"trained"}:
         raise UserError(
             "evaluation.suites: a tabular policy has no language; only the suite 'trained' fits it"
@@ -245,14 +231,51 @@ def evaluate_agent(
             f"evaluation.suites: {odd[0]} is about two players, the agent meets several"
         )
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
-    return describe(config, chosen, _measure_all(config, agent, trained, list(unique.values())))
+    measured = _measure_all(config, agent, trained, list(unique.values()))
+    return {"update": made} | describe(config, chosen, measured)
 
 
-def _fitting_games(names: Sequence[str], trained: Game) -> list[Game]:
+def _tested(
+    source: TrainedAgent | Path | str | Config, update: Which
+) -> tuple[Config, Agent, PyTree | None, int | None]:
+    """The settled configuration, the agent, what was trained and in how many updates, if it was."""
+    if isinstance(source, Config):
+        config = resolve(source)
+        agent = make_agent(config, None)
+        adapted = None
+        if agent.adapter is not None:
+            adapted = agent.policy.reference_parameters() | {"adapter": agent.adapter}
+        return settle(config, agent), agent, adapted, None
+    if not isinstance(source, TrainedAgent):
+        source = load_trained(Path(source), update)
+    return source.config, source.agent, source.trainable, int(source.state.update)
+
+
+def chosen_conditions(
+    config: Config, presentation: Presentation
+) -> dict[str, dict[str, Condition]]:
+    """The conditions of the configuration's suites, by suite and name."""
+    settings = config.evaluation
+    return conditions(settings.suites, presentation, settings.labels, _fitting_games(config))
+
+
+def described(condition: Condition) -> dict[str, Any]:
+    """What an evaluation says of a condition."""
+    shown = condition.presentation._asdict() | {"labels": list(condition.presentation.labels)}
+    return {"game": condition.game.name, **shown}
+
+
+def xi_of(config: Config) -> float:
+    """The deontological penalty of the evaluation."""
+    return config.reward.xi if config.evaluation.xi is None else config.evaluation.xi
+
+
+def _fitting_games(config: Config) -> list[Game]:
     """The chosen games; of sets those with as many players as the agent's, which "all" includes."""
+    names, trained = config.evaluation.games, training_game(config)
     found, num_players = [], trained.num_players
     for name in names:
-        for game in [*choose_games([name]), *([trained] if name == "all" else [])]:
+        for game in [*find_games(config, [name]), *([trained] if name == "all" else [])]:
             if game.num_players == num_players:
                 found.append(game)
             elif name not in SETS:
@@ -289,7 +312,7 @@ def _measure_all(
     sizes = [len(all_prompts(*condition)[0]) for condition in unique]
     for group in group_by_size(sizes, MAX_SHAPES):
         inputs = place(agent.inputs([[unique[index]] for index in group]), everywhere)
-        machines = opponents_of([unique[index].game for index in group], settings.opponents)
+        machines = opponents_of(config, [unique[index].game for index in group])
         measured = measure(
             agent.policy,
             agent.frozen,
@@ -308,9 +331,10 @@ def _measure_all(
     return found
 
 
-def opponents_of(games: Sequence[Game], names: Sequence[str]) -> Opponent:
-    """Every opponent in every game, stacked as `[num_games, num_opponents]`."""
-    flat = stack([get_opponent(name, game) for game in games for name in names])
+def opponents_of(config: Config, games: Sequence[Game]) -> Opponent:
+    """Every chosen opponent in every game, stacked as `[num_games, num_opponents]`."""
+    names = config.evaluation.opponents
+    flat = stack([find_opponent(config, name, game) for game in games for name in names])
     return jax.tree.map(lambda x: x.reshape(len(games), len(names), *x.shape[1:]), flat)
 
 
@@ -335,6 +359,12 @@ def load_run(folder: Path, update: Which = None) -> tuple[Config, Agent, PyTree]
     Raises:
       UserError: the folder holds no run, or its checkpoint cannot be used.
     """
+    found = load_trained(folder, update)
+    return found.config, found.agent, found.trainable
+
+
+def load_trained(folder: Path, update: Which = None) -> TrainedAgent:
+    """Reads a run folder as `load_run` does, with a checkpoint's whole state."""
     if (folder / POPULATION).is_file():
         some = ", ".join(member_names(folder)[:3])
         raise UserError(f"{folder} holds a population; name a member's folder in it: {some}, ...")
@@ -342,7 +372,7 @@ def load_run(folder: Path, update: Which = None) -> tuple[Config, Agent, PyTree]
         raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
     config = resolve(configs.load(folder / "config.yaml"))
     agent = _agent_of_run(config)
-    return config, agent, load_state(folder, config, agent, update)
+    return TrainedAgent(config, agent, load_state(folder, config, agent, update), [])
 
 
 def _agent_of_run(config: Config) -> Agent:
@@ -369,8 +399,8 @@ def _restore(
         return checkpoints.restore(fresh, members, update)
 
 
-def load_state(folder: Path, config: Config, agent: Agent, update: Which = None) -> PyTree:
-    """A checkpoint's parameters of a run or of a member of a population, of the first player."""
+def load_state(folder: Path, config: Config, agent: Agent, update: Which = None) -> ppo.TrainState:
+    """A checkpoint's state of a run or of a member of a population."""
     population = population_of(folder)
     if population is None:
         members, home, index = {"": config}, folder, None
@@ -380,7 +410,7 @@ def load_state(folder: Path, config: Config, agent: Agent, update: Which = None)
     if not (home / "checkpoints").is_dir():
         raise UserError(f"{home} holds no checkpoints")
     state = _restore(home, members, agent, update)
-    return first_player(state if index is None else member_state(state, index))
+    return state if index is None else member_state(state, index)
 
 
 def load_population(folder: Path, update: Which = None) -> Iterator[tuple[Path, TrainedAgent]]:
@@ -402,17 +432,21 @@ def describe(
     """Turns measured arrays into nested dictionaries.
 
     Returns:
-      `{"policies", "opponents", "protocols", "episodes", "rounds", "xi", "r_illegal",
+      `{"config", "policies", "opponents", "protocols", "episodes", "rounds", "xi", "r_illegal",
       "largest_gap", "suites": {suite: {condition: {"game", "wording", "persona", "labels",
       "table_order", "policies": {policy: {"remembered": {"CC": {"C", "D", "illegal"}, ...},
       "opponents": {opponent: {protocol: measures}}}}}}}}`; measures are those of
       `measures.describe_shares`. Remembered rounds name the agent's move first. "largest_gap" is
-      the largest difference of a share between exact and sampled, or None.
+      the largest difference of a share between exact and sampled, or None; "config" the
+      configuration without what the suites tell.
     """
     settings = config.evaluation
     some = next(iter(measured.values()))
     names = ["base", "tuned"][: len(some.policies)]
-    xi = config.reward.xi if settings.xi is None else settings.xi
+    xi = xi_of(config)
+    made = configs.to_dict(config)
+    for key in ("suites", "games", "opponents", "protocols"):
+        del made["evaluation"][key]
     gap = None
     if some.sampled is not None:
         gap = max(float(np.max(abs(m.exact - m.sampled))) for m in measured.values())
@@ -421,18 +455,16 @@ def describe(
         suites[suite] = {}
         for name, condition in named.items():
             tables = reward_tables(config, condition.game, xi)
-            shown = condition.presentation._asdict() | {
-                "labels": list(condition.presentation.labels)
-            }
-            suites[suite][name] = {"game": condition.game.name, **shown} | {
+            suites[suite][name] = described(condition) | {
                 "policies": {
                     policy: _describe_policy(
-                        settings, condition, tables, measured[condition.key], index, suite
+                        config, condition, tables, measured[condition.key], index, suite
                     )
                     for index, policy in enumerate(names)
                 }
             }
     return {
+        "config": made,
         "policies": names,
         "opponents": list(settings.opponents),
         "protocols": list(settings.protocols),
@@ -454,14 +486,14 @@ def reward_tables(config: Config, game: Game, xi: float) -> dict[str, np.ndarray
 
 
 def _describe_policy(
-    settings: configs.EvaluationConfig,
+    config: Config,
     condition: Condition,
     tables: Mapping[str, np.ndarray],
     measured: Measured,
     policy: int,
     suite: str,
 ) -> dict[str, Any]:
-    game = condition.game
+    settings, game = config.evaluation, condition.game
     memory = condition.presentation.remembers(game)
     table = measured.policies[policy]
     opponents: dict[str, dict[str, Any]] = {}
@@ -470,7 +502,7 @@ def _describe_policy(
         if measured.sampled is not None:
             shares["sampled"] = measured.sampled[policy, index]
         if "long-run" in settings.protocols:
-            machine = machine_player(get_opponent(opponent, game))
+            machine = machine_player(find_opponent(config, opponent, game))
             shares["long-run"] = meet([agent_player(memory, table)], [machine], 1).long_run[0, 0]
         opponents[opponent] = {
             protocol: describe_shares(found, tables, game) for protocol, found in shares.items()

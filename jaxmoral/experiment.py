@@ -17,18 +17,9 @@ from jaxmoral import opponents, ppo, token_ppo
 from jaxmoral.agent import Agent, Condition, presentation_with
 from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError
-from jaxmoral.games import (
-    SETS,
-    Game,
-    draw_payoffs,
-    get_game,
-    make_game,
-    make_group_game,
-    mirror,
-    register,
-)
+from jaxmoral.games import SETS, Game, draw_payoffs, make_games, mirror
+from jaxmoral.lookup import find_game, find_opponent, training_game
 from jaxmoral.mesh import Layout, map_spread, place, shardings
-from jaxmoral.opponents import get_opponent
 from jaxmoral.policy import reference_table
 from jaxmoral.prompts import check_labels
 from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
@@ -53,20 +44,16 @@ VARYING = (
 
 
 def resolve(config: Config) -> Config:
-    """Registers the configuration's games and opponents, checks its names, settles "auto"."""
-    for name, pairs in config.games.items():
-        if set(pairs) == {"C", "D"}:
-            register(make_group_game(name, [pairs["C"], pairs["D"]]))
-        else:
-            register(make_game(name, pairs))
-    for name, described in config.opponents.items():
-        opponents.register_opponent(name, opponents.make_opponent(name, described))
-    game = get_game(config.env.game)
+    """Checks the configuration's own games and opponents and all names, settles "auto"."""
+    make_games(config.games)
+    if LEARNER in opponents.make_opponents(config.opponents):
+        raise UserError(f"opponents.{LEARNER}: the name stands for an agent that learns")
+    game = training_game(config)
     if config.env.opponent == LEARNER:
         if game.num_players > 2:
             raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
     else:
-        opponent = get_opponent(config.env.opponent, game)
+        opponent = find_opponent(config, config.env.opponent, game)
         _check_streams(config, opponent)
     rewards = [get_reward(config.reward.name)]
     if config.reward.then is not None:
@@ -76,10 +63,10 @@ def resolve(config: Config) -> Config:
     if config.env.payoff_draws:
         draw_payoffs(np.random.default_rng(0), game, *config.env.payoff_range)
     for name in config.evaluation.opponents:
-        get_opponent(name, game)
+        find_opponent(config, name, game)
     for name in config.evaluation.games:
         if name not in SETS:
-            get_game(name)
+            find_game(config, name)
     check_suites(config.evaluation.suites)
     check_labels(config.evaluation.labels, "evaluation.labels")
     presentation_with(config, config.prompt.labels)
@@ -118,13 +105,13 @@ def check_population(members: Sequence[Config]) -> None:
     kinds = {config.env.opponent == LEARNER for config in members}
     if len(kinds) > 1:
         raise UserError("env.opponent: learner cannot share a population with other opponents")
-    if len({get_game(config.env.game).num_players for config in members}) > 1:
+    if len({training_game(config).num_players for config in members}) > 1:
         raise UserError("env.game: games of a population must have the same number of players")
 
 
 def player_games(config: Config, update: int = 0) -> list[list[Game]]:
     """The training games as each learning player sees them; drawn anew each update if asked for."""
-    games = [get_game(config.env.game)]
+    games = [training_game(config)]
     if config.env.payoff_draws:
         random = np.random.default_rng([config.seed, update])
         games = [
@@ -171,7 +158,8 @@ def environment(config: Config, update: int = 0) -> Environment:
     noise = np.array(env.noise, np.float32) if env.noise else None
     if env.opponent == LEARNER:
         return Environment(None, rewards, noise)
-    return Environment(get_opponent(env.opponent, get_game(env.game)), rewards[0], noise)
+    opponent = find_opponent(config, env.opponent, training_game(config))
+    return Environment(opponent, rewards[0], noise)
 
 
 def environments(members: Sequence[Config], update: int) -> Environment:
@@ -190,7 +178,7 @@ def environments(members: Sequence[Config], update: int) -> Environment:
 def _longest(config: Config) -> Game:
     """A game whose numbers take as much room as any that can be drawn."""
     number = max(config.env.payoff_range, key=lambda n: len(str(n)))
-    game = get_game(config.env.game)
+    game = training_game(config)
     return game._replace(payoffs=np.full_like(game.payoffs, number))
 
 
@@ -198,7 +186,7 @@ def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
     """Whether members of a population see different prompts, now or in a later update."""
     seen = {
         (
-            get_game(config.env.game).name,
+            training_game(config).name,
             agent.presentation,
             config.seed if config.env.payoff_draws else None,
         )
@@ -325,7 +313,7 @@ def compile_update(
     update = make(
         agent.policy,
         config.ppo,
-        agent.presentation.remembers(get_game(config.env.game)),
+        agent.presentation.remembers(training_game(config)),
         config.updates,
         config.env.episodes,
         config.env.rounds,

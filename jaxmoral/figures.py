@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import transition
-from jaxmoral.games import get_game
+from jaxmoral.lookup import training_game
 from jaxmoral.metrics import ACTION_TYPES
 from jaxmoral.rewards import bounds, get_reward, reward_table
 from jaxmoral.runs import Run, summarise
@@ -147,7 +147,7 @@ REWARD_SPANS = {
 def _span(config: Config, name: str) -> tuple[float, float]:
     reward = config.reward
     try:
-        game, function = get_game(config.env.game), get_reward(name)
+        game, function = training_game(config), get_reward(name)
     except UserError:  # of a run that was made with a reward of the user's own
         return reward.illegal, 6.0
     return bounds(reward_table(game, function, reward.xi, reward.illegal, reward.normalise))

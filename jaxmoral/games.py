@@ -8,6 +8,8 @@ with two players it is the other's action.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import chex
@@ -101,12 +103,36 @@ def make_group_game(
 
 def register(game: Game) -> Game:
     """Adds a game to the registry. Raises UserError if the name is taken by another game."""
+    return GAMES.setdefault(game.name, _unless_taken(game, {**BUILT_IN, **GAMES}))
+
+
+def _unless_taken(game: Game, known: Mapping[str, Game]) -> Game:
+    """The known game of that name, or else this one; raises UserError if they differ."""
     if game.name in FAMILIES or game.name in SETS:
         raise UserError(f"games.{game.name}: the name already stands for several games")
-    known = {**ORDINAL, **ASYMMETRIC, **GAMES}.get(game.name, game)
-    if not np.array_equal(known.payoffs, game.payoffs):
+    same = known.get(game.name, game)
+    if not np.array_equal(same.payoffs, game.payoffs):
         raise UserError(f"games.{game.name}: the name is taken by a game with other payoffs")
-    return GAMES.setdefault(game.name, known)
+    return same
+
+
+def make_games(described: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Game]:
+    """A configuration's own games by name, which no other configuration sees.
+
+    Args:
+      described: a name to the arguments of `make_game`, or of `make_group_game` as {C, D}.
+
+    Raises:
+      UserError: as those two, or a name is taken by a built-in game with other payoffs.
+    """
+    found = {}
+    for name, pairs in described.items():
+        if set(pairs) == {"C", "D"}:
+            game = make_group_game(name, [pairs["C"], pairs["D"]])
+        else:
+            game = make_game(name, pairs)
+        found[name] = _unless_taken(game, BUILT_IN)
+    return found
 
 
 def symmetric(name: str, r: float, s: float, t: float, p: float, title: str | None = None) -> Game:
@@ -207,23 +233,23 @@ def plane(sucker: float, temptation: float) -> Game:
     return symmetric(f"plane({s:g},{t:g})", 10, s, t, 0, f"S={s:g} T={t:g}")
 
 
-def affine(name: str, scale: float, shift: float = 0.0) -> Game:
+def affine(own: Mapping[str, Game], name: str, scale: float, shift: float = 0.0) -> Game:
     """Another game with its points multiplied by a positive number, and a number added."""
-    game = get_game(name)
+    game = get_game(name, own)
     scale, shift = check_number("scale", scale, 1e-6, 1e6), check_number("shift", shift)
     title = f"{game.title} x {scale:g} + {shift:g}"
     return Game(f"affine({game.name},{scale:g},{shift:g})", title, game.payoffs * scale + shift)
 
 
-def group(name: str, players: float) -> Game:
+def group(own: Mapping[str, Game], name: str, players: float) -> Game:
     """A symmetric two-player game played with each of the others at once: the points' mean."""
     n = check_whole("players", players, 2, MAX_PLAYERS)
-    game = get_game(name)
+    game = get_game(name, own)
     if not np.array_equal(game.payoffs, mirror(game).payoffs) or game.num_players > 2:
         raise UserError(f"game group({name},{n}): {name} is not a symmetric game of two players")
     share = np.arange(n) / (n - 1)  # of the others that co-operate
-    own = game.payoffs[0]
-    points = own[:, :1] * share + own[:, 1:] * (1 - share)
+    mine = game.payoffs[0]
+    points = mine[:, :1] * share + mine[:, 1:] * (1 - share)
     return make_group_game(f"group({game.name},{n})", points.tolist(), f"{game.title}, {n} players")
 
 
@@ -262,21 +288,29 @@ FAMILIES: dict[str, Callable[..., Game]] = {
     "ordinal": ordinal,
     "donation": donation,
     "plane": plane,
-    "affine": affine,
-    "group": group,
+    "affine": partial(affine, {}),
+    "group": partial(group, {}),
     "public-goods": public_goods,
     "threshold-goods": threshold_goods,
     "volunteers-dilemma": volunteers_dilemma,
 }
 
+BUILT_IN: Mapping[str, Game] = MappingProxyType({**GAMES, **ORDINAL, **ASYMMETRIC})
+NONE: Mapping[str, Game] = MappingProxyType({})
 
-def get_game(name: str) -> Game:
+
+def get_game(name: str, own: Mapping[str, Game] = NONE) -> Game:
     """A registered game, an ordinal or asymmetric one, or one of a family, e.g. "donation(3,1)".
+
+    Args:
+      name: of the game; in a family's brackets too.
+      own: games that are looked up first, e.g. those of a configuration (`make_games`).
 
     Raises:
       UserError: there is none of that name (the names are listed), or its arguments do not fit.
     """
-    return build("game", name, {**GAMES, **ORDINAL, **ASYMMETRIC}, FAMILIES)
+    families = FAMILIES | {"affine": partial(affine, own), "group": partial(group, own)}
+    return build("game", name, {**GAMES, **ORDINAL, **ASYMMETRIC, **own}, families)
 
 
 # Names that stand for several games wherever a list of games is asked for.
@@ -289,10 +323,13 @@ SETS: dict[str, Callable[[], list[str]]] = {
 }
 
 
-def choose_games(names: Sequence[str]) -> list[Game]:
-    """The named games, sets spelled out, each once."""
-    spelled = [each for name in names for each in (SETS[name]() if name in SETS else [name])]
-    found = [get_game(name) for name in spelled]
+def choose_games(names: Sequence[str], own: Mapping[str, Game] = NONE) -> list[Game]:
+    """The named games, sets spelled out, each once; `own` ones belong to "all"."""
+    spelled: list[str] = []
+    for name in names:
+        spelled += SETS[name]() if name in SETS else [name]
+        spelled += own if name == "all" else []
+    found = [get_game(name, own) for name in spelled]
     return list({game.name: game for game in found}.values())
 
 

@@ -71,6 +71,16 @@ def finite(metrics: dict[str, Any], num_members: int) -> np.ndarray:
     return np.isfinite(values).reshape(3, num_members, -1).all((0, 2))
 
 
+def last_line(record: dict) -> str:
+    """A record of one run, or of one member, in a few words."""
+    types = record["action_types"]
+    cooperation = sum(share for kind, share in types.items() if kind.startswith("C|"))
+    return (
+        f"reward {record['reward_mean']:.2f}, C {cooperation:.1%}, legal"
+        f" {1 - record['p_illegal']:.1%}, KL {record['kl']:.2f} in update {record['update']}"
+    )
+
+
 def postfix(metrics: dict[str, Any]) -> str:
     """An update in a few words, of several members the mean."""
     rewards, illegal, kl = (

@@ -14,6 +14,7 @@ in the paper).
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import comb
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -261,11 +262,13 @@ def _binomial_sum(parts: Sequence[tuple[int, float]]) -> np.ndarray:
     return total
 
 
-def noisy_named(game: Game, name: str, noise: float) -> Opponent:
+def noisy_named(own: Mapping[str, Opponent], game: Game, name: str, noise: float) -> Opponent:
     """Another opponent with a trembling hand: "noisy(tit-for-tat, 0.1)"."""
-    return noisy(get_opponent(name, game), noise)
+    return noisy(get_opponent(name, game, own), noise)
 
 
+BUILT_IN: Mapping[str, Opponent] = MappingProxyType({**OPPONENTS})
+NONE: Mapping[str, Opponent] = MappingProxyType({})
 # All get the game first.
 FAMILIES: dict[str, Callable[..., Opponent]] = {
     "random": lambda game, p_cooperate: memoryless(p_cooperate),
@@ -273,16 +276,19 @@ FAMILIES: dict[str, Callable[..., Opponent]] = {
     "generous-tit-for-tat": lambda game, generosity=1 / 3: generous_tit_for_tat(generosity),
     "extortionate": extortionate,
     "generous-zero-determinant": generous_zero_determinant,
-    "noisy": noisy_named,
+    "noisy": partial(noisy_named, {}),
 }
 
 
-def get_opponent(name: str, game: Game | None = None) -> Opponent:
+def get_opponent(
+    name: str, game: Game | None = None, own: Mapping[str, Opponent] = NONE
+) -> Opponent:
     """An opponent by name, or of a family, e.g. "random(0.3)" or "noisy(joss, 0.05)".
 
     Args:
       name: in `OPPONENTS` or `FAMILIES`; in a game of more than two players in `CONTRIBUTORS`.
       game: that is played; the Prisoner's Dilemma by default.
+      own: machines that are looked up first, e.g. those of a configuration (`make_opponents`).
 
     Raises:
       UserError: there is none of that name (the names are listed), or its arguments do not fit.
@@ -290,7 +296,8 @@ def get_opponent(name: str, game: Game | None = None) -> Opponent:
     game = get_game("ipd") if game is None else game
     if game.num_players > 2:
         return crowd(_get_contributor(game.num_players, name), game.num_players)
-    return build("opponent", name, OPPONENTS, FAMILIES, (game,))
+    families = FAMILIES | {"noisy": partial(noisy_named, own)}
+    return build("opponent", name, {**OPPONENTS, **own}, families, (game,))
 
 
 def make_opponent(name: str, described: Mapping[str, Any]) -> Opponent:
@@ -314,12 +321,23 @@ def make_opponent(name: str, described: Mapping[str, Any]) -> Opponent:
         ) from None
 
 
-def register_opponent(name: str, opponent: Opponent) -> None:
-    """Adds a machine to the registry. Raises UserError if the name is taken by another one."""
-    known = OPPONENTS.setdefault(name, opponent)
-    same = [np.array_equal(a, b) for a, b in zip(known, opponent, strict=True)]
-    if not all(same):
-        raise UserError(f"opponents.{name}: the name is taken by another opponent")
+def make_opponents(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Opponent]:
+    """A configuration's own machines by name, which no other configuration sees.
+
+    Args:
+      described: a name to what `make_opponent` needs.
+
+    Raises:
+      UserError: as `make_opponent`, or a name is taken by a built-in opponent.
+    """
+    found = {name: make_opponent(name, about) for name, about in described.items()}
+    for name, opponent in found.items():
+        if name in FAMILIES and name not in BUILT_IN:
+            raise UserError(f"opponents.{name}: the name already stands for several opponents")
+        pairs = zip(BUILT_IN.get(name, opponent), opponent, strict=True)
+        if not all(np.array_equal(a, b) for a, b in pairs):
+            raise UserError(f"opponents.{name}: the name is taken by another opponent")
+    return found
 
 
 def stack(opponents: Sequence[Opponent]) -> Opponent:

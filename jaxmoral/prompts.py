@@ -14,6 +14,7 @@ more than two players has the same name with "-group" at its end.
 """
 
 import itertools
+import os
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,21 +76,38 @@ class Presentation(NamedTuple):
         return make_memory(self.memory, game.num_players, self.blank)
 
 
+def is_path(value: str) -> bool:
+    """Whether a line stands for a file: there is one, or it looks like nothing but a path.
+
+    A sentence may hold a slash ("and/or"), so a slash alone makes no path.
+    """
+    if len(value.splitlines()) != 1:
+        return False
+    folder, name = os.path.split(value)
+    suffix = os.path.splitext(name)[1][1:]
+    rooted = value.startswith(("/", "./", "../", "~"))
+    in_folder = bool(folder) and (rooted or suffix.isalpha() or os.path.isdir(folder))
+    return value.endswith(".txt") or os.path.isfile(value) or in_folder
+
+
 def inline(key: str, value: str, known: dict[str, str]) -> str:
-    """A known name or a text as they are; the path of a .txt file becomes its text.
+    """A known name or a text as they are; the path of a text file becomes its text.
 
     Raises:
       UserError: it is neither, or the file cannot be read.
     """
-    if value in known or any(character.isspace() for character in value.strip()):
+    if value in known:
         return value
-    if not value.endswith(".txt"):
-        choose(key, value, {**known, "the path of a .txt file": ""})
+    if not is_path(value):
+        if not any(character.isspace() for character in value.strip()):
+            choose(key, value, {**known, "the path of a .txt file": ""})
+        return value
     try:
         with Path(value).open(encoding="utf-8") as file:
             text = file.read(MAX_TEXT + 1).strip()
     except (OSError, ValueError) as error:  # also of other bytes than UTF-8
-        raise UserError(f"{key}: cannot read {value} ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: cannot read {value} ({reason})") from None
     if len(text) > MAX_TEXT:
         raise UserError(f"{key}: {value} has more than {MAX_TEXT:,} characters")
     return text

@@ -1,7 +1,14 @@
-"""An evaluation's dictionary for people: as a tidy table and as text."""
+"""An evaluation's dictionary for people: as a tidy table, as text, and several as one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import jax
+
+from jaxmoral.config import tree_differences
+
+MOST_BESIDE = 5  # histories that are shown beside the measures
+WIDTH = 100  # of a line in the terminal
 
 
 def rows(evaluation: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -37,36 +44,148 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """The evaluation as text: exact, against the first opponent, a line per policy."""
-    opponent = evaluation["opponents"][0]
-    names = [name for suite in evaluation["suites"].values() for name in suite]
-    width = max(map(len, ("condition", *names))) + 2
-    some = next(iter(next(iter(evaluation["suites"].values())).values()))
-    cells = list(some["policies"]["base"]["remembered"])
-    shown = cells if len(cells) <= 5 else []  # more would not fit a line
-    header = (
-        f"{'condition':{width}}{'policy':8}"
-        + "".join(f"P(C|{cell})".rjust(9) for cell in shown)
-        + f"{'C':>9}{'illegal':>9}{'De regret':>11}{'Ut regret':>11}"
-    )
-    lines = []
+    """The evaluation as text: for every suite, opponent and protocol a line per policy."""
+    lines: list[str] = []
     for suite, named in evaluation["suites"].items():
-        lines += [f"suite {suite}", header, "-" * len(header)]
-        for name, condition in named.items():
-            for policy, result in condition["policies"].items():
-                exact = result["opponents"][opponent]["exact"]
-                parts = "".join(f"{result['remembered'][cell]['C']:9.1%}" for cell in shown)
-                lines.append(
-                    f"{name:{width}}{policy:8}{parts}{exact['outcomes']['C']:9.1%}"
-                    f"{exact['outcomes']['illegal']:9.1%}"
-                    f"{exact['regret']['deontological']['points']:11.2f}"
-                    f"{exact['regret']['utilitarian']['normalised']:11.3f}"
-                )
-        lines.append("")
+        lines += _suite_lines(suite, named)
     lines.append(
-        f"Remembered rounds name the agent's move first. Protocol: exact, against {opponent};"
-        " regret is deontological in points, utilitarian from 0 to 1 (normalised)."
+        "De regret is deontological, in points; Ut regret is utilitarian, from 0 to 1 (normalised)."
     )
-    if evaluation["largest_gap"] is not None:
-        lines.append(f"Exact and sampled shares differ by at most {evaluation['largest_gap']:.2%}.")
+    gap = evaluation["largest_gap"]
+    if gap is not None:
+        points = f"{100 * gap:.2f} percentage points"
+        lines.append(f"Exact and sampled shares differ by at most {points}.")
     return "\n".join(lines)
+
+
+def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
+    """A suite's tables. What follows a remembered round stands beside the first one's measures, or
+    in tables of its own where it would not fit a line.
+    """
+    results = {
+        (name, policy): result
+        for name, condition in named.items()
+        for policy, result in condition["policies"].items()
+    }
+    start = max(map(len, ("condition", *named))) + 2
+    remembered = {
+        key: {f"P(C|{cell})": f"{p['C']:.1%}" for cell, p in result["remembered"].items()}
+        for key, result in results.items()
+    }
+    heads = list(next(iter(remembered.values())))
+    note = "P(C|CD): how likely C is after remembered rounds, the agent's move first"
+    lines: list[str] = []
+    alone = len(heads) > MOST_BESIDE
+    across = (WIDTH - start - 8) // (len(heads[-1]) + 2)
+    for first in range(0, len(heads), across) if alone else []:
+        chosen = heads[first : first + across]
+        shown = {key: {h: texts[h] for h in chosen} for key, texts in remembered.items()}
+        lines += [*_block(f"suite {suite}: after remembered rounds", start, shown), ""]
+    if alone:
+        lines += [f"{note}, the oldest round first.", ""]
+    pairs = dict.fromkeys(pair for result in results.values() for pair in _pairs(result))
+    for index, (opponent, protocol) in enumerate(pairs):
+        beside = index == 0 and not alone
+        shown = {
+            key: (remembered[key] if beside else {})
+            | measures(result["opponents"][opponent][protocol])
+            for key, result in results.items()
+            if (opponent, protocol) in _pairs(result)
+        }
+        lines += _block(f"suite {suite}: against {opponent}, {protocol}", start, shown)
+        lines += [f"{note}.", ""] if beside else [""]
+    return lines
+
+
+def _pairs(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(who, protocol) for who, found in result["opponents"].items() for protocol in found]
+
+
+def measures(found: dict[str, Any]) -> dict[str, str]:
+    """The measures that people are shown first, as text by their heads."""
+    return {
+        "C": f"{found['outcomes']['C']:.1%}",
+        "illegal": f"{found['outcomes']['illegal']:.1%}",
+        "De regret": f"{found['regret']['deontological']['points']:.2f}",
+        "Ut regret": f"{found['regret']['utilitarian']['normalised']:.3f}",
+    }
+
+
+def _block(title: str, start: int, shown: dict[tuple[str, str], dict[str, str]]) -> list[str]:
+    """A table of texts by condition and policy, its first column `start` wide."""
+    line = lambda name, policy, heads, texts: (
+        f"{name:{start}}{policy:8}"
+        + "".join(
+            text.rjust(max(9, len(head) + 2)) for head, text in zip(heads, texts, strict=True)
+        )
+    )
+    heads = list(next(iter(shown.values())))
+    header = line("condition", "policy", heads, heads)
+    rows = [line(*key, heads, texts.values()) for key, texts in shown.items()]
+    return [title, header, "-" * len(header), *rows]
+
+
+def summary(evaluation: dict[str, Any]) -> str:
+    """One line: the last policy's means over the first suite, exact, against the first opponent."""
+    suite, named = next(iter(evaluation["suites"].items()))
+    opponent, policy = evaluation["opponents"][0], evaluation["policies"][-1]
+    each = [
+        condition["policies"][policy]["opponents"][opponent]["exact"]
+        for condition in named.values()
+    ]
+    means = jax.tree.map(
+        lambda *values: sum(values) / len(values),
+        *({"outcomes": one["outcomes"], "regret": one["regret"]} for one in each),
+    )
+    texts = ", ".join(f"{head} {text}" for head, text in measures(means).items())
+    return f"{texts} (suite {suite}, mean of {len(each)}, exact, against {opponent})"
+
+
+def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What keeps two evaluations from being one: the keys in which what was tested differs.
+
+    That is the checkpoint ("update"), or a key of the configuration. An evaluation of an earlier
+    version does not say of which checkpoint it is.
+    """
+    if "config" not in one or "config" not in other:
+        return ["update"]
+    about = [each["config"] | {"update": each["update"]} for each in (one, other)]
+    return [key for key in tree_differences(*about) if not key.startswith("mesh.")]
+
+
+def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Both evaluations as one, by suite, condition, opponent and protocol; see `unlike`.
+
+    Returns:
+      The evaluation, and what of the earlier one the later one replaced, in a few words each.
+    """
+    suites: dict[str, Any] = {}
+    replaced = []
+    for suite in _both(earlier["suites"], later["suites"]):
+        old, new = (evaluation["suites"].get(suite, {}) for evaluation in (earlier, later))
+        suites[suite] = old | new
+        for name in filter(old.__contains__, new):
+            policies = {}
+            for policy, result in new[name]["policies"].items():
+                held, made = old[name]["policies"][policy]["opponents"], result["opponents"]
+                met = {who: held.get(who, {}) | made.get(who, {}) for who in _both(held, made)}
+                policies[policy] = result | {"opponents": met}
+                replaced += [
+                    f"{suite}: {name} against {who}, {protocol}"
+                    for who, measured in made.items()
+                    for protocol in measured
+                    if policy == "base" and protocol in held.get(who, {})
+                ]
+            suites[suite][name] = new[name] | {"policies": policies}
+    gaps = [one["largest_gap"] for one in (earlier, later) if one["largest_gap"] is not None]
+    merged = later | {
+        "opponents": _both(earlier["opponents"], later["opponents"]),
+        "protocols": _both(earlier["protocols"], later["protocols"]),
+        "largest_gap": max(gaps, default=None),
+        "suites": suites,
+    }
+    return merged, replaced
+
+
+def _both(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*one, *other]))

@@ -1,23 +1,29 @@
 """The command `python -m jaxmoral.sweep`: train and evaluate many experiments with many seeds.
 
-Each run has its own folder. What is finished is left alone, what was cut is resumed, what fails is
-reported at the end and does not stop the rest. All results land in one tidy table.
+Each run has its own folder. What is finished is left alone, what was cut is resumed, what was asked
+for otherwise before is evaluated again or refused; what fails is reported at the end and does not
+stop the rest. The results of all runs in the folder land in one tidy table.
 """
 
 import argparse
+import dataclasses
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxmoral import config as configs
-from jaxmoral.config import Config
+from jaxmoral import metrics
+from jaxmoral.agent import presentation_with
+from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.evaluate import write_json
-from jaxmoral.evaluation import evaluate_agent
+from jaxmoral.evaluate import EVALUATION, keep, read_evaluation
+from jaxmoral.evaluation import chosen_conditions, described, evaluate_agent, xi_of
+from jaxmoral.experiment import resolve
 from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.runs import read_run, tidy
+from jaxmoral.runs import find_runs, tidy
 from jaxmoral.training import train_agent
 
 
@@ -31,16 +37,94 @@ def run_one(config: Config, folder: Path) -> int | None:
 
     Returns:
       The signal that interrupted it, or None.
+
+    Raises:
+      UserError: the folder holds a run that was trained otherwise; it is left as it is.
     """
-    evaluation = folder / "evaluation.json"
-    if evaluation.is_file():
-        print(f"{folder.name}: finished before")
-        return None
-    print(f"{folder.name}:")
+    asked = resolve(config)
+    evaluation = folder / EVALUATION
+    if (folder / "config.yaml").is_file():
+        made = configs.load(folder / "config.yaml")
+        if changed := trained_otherwise(asked, made):
+            raise UserError(
+                f"{folder} holds a run that was trained with another {', '.join(changed)}; choose"
+                " another --output-dir, or move it away"
+            )
+        config = dataclasses.replace(config, evaluation=made.evaluation)
+        if evaluation.is_file() and _updates_made(folder) == asked.updates:
+            tested = dataclasses.replace(made, evaluation=asked.evaluation)
+            lacking = missing(read_evaluation(evaluation), tested)
+            if not lacking:
+                print(f"{folder.name}: finished before")
+                return None
+            rest = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            print(f"{folder.name}: trained before; not evaluated before: {lacking[0]}{rest}")
+        else:
+            print(f"{folder.name}: going on")
+    else:
+        print(f"{folder.name}:")
     trained = train_agent(config, folder, resume=(folder / "checkpoints").exists())
     if trained.interrupted is None:
-        write_json(evaluate_agent(trained), evaluation)
+        tested = dataclasses.replace(trained.config, evaluation=asked.evaluation)
+        keep(evaluate_agent(dataclasses.replace(trained, config=tested)), evaluation)
     return trained.interrupted
+
+
+def _updates_made(folder: Path) -> int:
+    history = metrics.read(folder)
+    return history[-1]["update"] if history else 0
+
+
+def trained_otherwise(asked: Config, made: Config) -> list[str]:
+    """The keys of a resolved configuration that would train another run than was made.
+
+    What only the model's and the adapter's files could tell is taken from the run. The number of
+    updates is left out: whether a run can go on is for training to say.
+    """
+    prompt, model, lora = asked.prompt, asked.model, asked.lora
+    shown = presentation_with(asked, prompt.labels)
+    prompt = dataclasses.replace(prompt, wording=shown.wording, persona=shown.persona)
+    if {len(label) for label in made.prompt.labels} == {prompt.random_labels}:  # a token a letter
+        prompt = dataclasses.replace(prompt, labels=made.prompt.labels, random_labels=0)
+    if made.model.source.startswith(f"{model.source}@"):  # the commit of a hub's name
+        model = dataclasses.replace(model, source=made.model.source)
+    model = dataclasses.replace(model, sha256=model.sha256 or made.model.sha256)
+    if lora.adapter is not None:
+        lora = dataclasses.replace(made.lora, adapter=lora.adapter, dropout=lora.dropout)
+    known = dataclasses.replace(asked, prompt=prompt, model=model, lora=lora)
+    others = ("updates", "evaluation.", "mesh.")
+    return [key for key in differences(known, made) if not key.startswith(others)]
+
+
+def missing(evaluation: dict[str, Any], config: Config) -> list[str]:
+    """What a settled configuration asks for and an evaluation does not hold, in a few words each.
+
+    An evaluation of an earlier version does not say of which checkpoint it is; it counts as one of
+    the last.
+    """
+    settings = config.evaluation
+    wanted = {"update": config.updates, "rounds": settings.rounds, "xi": xi_of(config)}
+    if "sampled" in settings.protocols:
+        wanted["episodes"] = settings.episodes
+    found = {"update": config.updates} | evaluation
+    lacking = [f"{key} {value}" for key, value in wanted.items() if found.get(key) != value]
+    protocols: list[str] = list(dict.fromkeys(["exact", *settings.protocols]))
+    pairs = [(who, name) for who in settings.opponents for name in protocols if name != "paper"]
+    pairs += [("random", "paper")] if "paper" in protocols else []
+    presentation = presentation_with(config, config.prompt.labels)
+    for suite, named in chosen_conditions(config, presentation).items():
+        for name, condition in named.items():
+            held = evaluation["suites"].get(suite, {}).get(name, {})
+            if any(held.get(key) != value for key, value in described(condition).items()):
+                lacking.append(f"{suite}: {name}")
+                continue
+            results = held["policies"]["base"]["opponents"]
+            lacking += [
+                f"{suite}: {name} against {opponent}, {protocol}"
+                for opponent, protocol in pairs
+                if protocol not in results.get(opponent, {})
+            ]
+    return lacking
 
 
 def sweep(
@@ -58,7 +142,7 @@ def sweep(
       What failed: the run's name to one line.
     """
     failed: dict[str, str] = {}
-    done: list[Path] = []
+    done = 0
     for seed in seeds:
         for path in paths:
             folder = output / run_name(path, seed)
@@ -74,11 +158,11 @@ def sweep(
                 if interrupted is not None:
                     print("stopped; the same command goes on from here")
                     sys.exit(128 + interrupted)
-                done.append(folder)
+                done += 1
             if folder.name in failed:
                 print(f"{folder.name}: failed ({failed[folder.name]})", file=sys.stderr)
-    if done:
-        table = tidy(map(read_run, done))
+    if done:  # with the runs of earlier sweeps, whose table this replaces
+        table = tidy(find_runs([output])[0])
         table.to_csv(output / "results.csv", index=False)
         table.to_parquet(output / "results.parquet", index=False)
     return failed
@@ -88,13 +172,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m jaxmoral.sweep",
         description="Trains and evaluates experiments. Every key of the configuration is also a"
-        " flag, for all of them.",
+        " flag, for all of them, e.g. --updates 20 --env.opponent random.",
+        epilog=f"keys: {', '.join(configs.KEYS)}",
     )
     parser.add_argument("configs", type=Path, nargs="+", help="YAML files, one an experiment")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 5, 6])
-    parser.add_argument("--output-dir", type=Path, required=True, help="the folder of run folders")
-    arguments, flags = parser.parse_known_args()
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3, 5, 6],
+        help="whole numbers; each file is run with each (default: the paper's, 1 2 3 5 6)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        required=True,
+        help="the folder of run folders; what is in it already is gone on with, not overwritten",
+    )
+    # Apart, `--key=[a, b]` is not taken for another file.
+    apart = [part for text in sys.argv[1:] for part in _flag_and_value(text)]
+    arguments, flags = parser.parse_known_args(apart)
     run_command(lambda: _run(arguments, flags))
+
+
+def _flag_and_value(text: str) -> list[str]:
+    return text.split("=", 1) if text.startswith("--") else [text]
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -5,9 +5,10 @@ most that anyone can get from each, and which of them would spread in a populati
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +23,24 @@ from jaxmoral.evaluate import write_json
 from jaxmoral.evaluation import load_population, load_run
 from jaxmoral.evolution import fixation, replicator, stationary
 from jaxmoral.experiment import resolve
-from jaxmoral.games import SETS, Game, choose_games, mirror
+from jaxmoral.games import GAMES, SETS, Game, choose_games, make_games, mirror
 from jaxmoral.gemma.load import use_compilation_cache
 from jaxmoral.gemma.peft import base_of
-from jaxmoral.opponents import get_opponent, memoryless, noisy
+from jaxmoral.opponents import (
+    NONE,
+    OPPONENTS,
+    Opponent,
+    get_opponent,
+    make_opponents,
+    memoryless,
+    noisy,
+)
 from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
-from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.rewards import REWARDS, add_illegal_opponent, get_reward, reward_table
+from jaxmoral.runs import read_json
 from jaxmoral.training import POPULATION, member_names
 
+T = TypeVar("T", Game, Opponent)
 FILE = "tournament.json"
 RATES = np.linspace(0, 1, 21)  # of C, at which fingerprints are taken
 
@@ -41,12 +52,14 @@ class Entrant(NamedTuple):
     players: dict[tuple[str, bool], Player]  # by the game's name and whether it is the second side
 
 
-def strategy(name: str, games: Sequence[Game], noise: float) -> Entrant:
-    """A classic strategy in every game."""
+def strategy(
+    name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
+) -> Entrant:
+    """A classic strategy, or one of `own`, in every game."""
     found = {}
     for game in games:
         for second, seen in ((False, game), (True, mirror(game))):
-            found[game.name, second] = machine_player(noisy(get_opponent(name, seen), noise))
+            found[game.name, second] = machine_player(noisy(get_opponent(name, seen, own), noise))
     return Entrant(name, found)
 
 
@@ -76,7 +89,9 @@ def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Arra
     return jax.lax.map(one, inputs)
 
 
-def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entrant]:
+def read_entrants(
+    name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
+) -> list[Entrant]:
     """A run's or an adapter folder's agent, a population's members, or a named strategy."""
     folder = Path(name)
     if (folder / POPULATION).is_file():
@@ -93,7 +108,7 @@ def read_entrants(name: str, games: Sequence[Game], noise: float) -> list[Entran
         trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
         return [entrant(folder.name, agent, trainable, games, noise)]
     try:
-        return [strategy(name, games, noise)]
+        return [strategy(name, games, noise, own)]
     except UserError as error:
         if folder.is_dir():
             raise UserError(f"{folder} holds no run, population or adapter") from None
@@ -225,16 +240,39 @@ def main() -> None:
     parser.add_argument(
         "agents",
         nargs="+",
-        help="folders of runs, populations or PEFT adapters (of plain prompts), or names like"
-        " tit-for-tat",
+        help="folders of runs, populations or PEFT adapters (of plain prompts), or names of"
+        f" strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",
     )
-    parser.add_argument("--output-dir", type=Path, required=True, help="where the result goes")
-    parser.add_argument("--games", default="all", help="comma-separated names or sets")
-    parser.add_argument("--rewards", default="deontological,utilitarian", help="comma-separated")
-    parser.add_argument("--rounds", type=int, default=100, help="length of an episode")
-    parser.add_argument("--noise", type=float, default=0.0, help="of everybody's hand, 0 to 1")
-    parser.add_argument("--xi", type=float, default=3.0, help="deontological penalty")
-    parser.add_argument("--illegal", type=float, default=-6.0, help="what illegal answers earn")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, help=f"the folder that {FILE} goes to"
+    )
+    parser.add_argument(
+        "--games",
+        default="all",
+        help=f"comma-separated: names, e.g. {', '.join(GAMES)}, 'donation(3,1)', or sets:"
+        f" {', '.join(SETS)}; all, the default, is the paper's and the runs' own",
+    )
+    parser.add_argument(
+        "--rewards",
+        default="deontological,utilitarian",
+        help=f"comma-separated: {', '.join(REWARDS)}, 'altruism(0.3)', ... (default:"
+        " deontological,utilitarian)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=100, help="length of an episode, from 1 (default: 100)"
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.0,
+        help="probability that anybody's move comes out as the other, 0 to 1 (default: 0)",
+    )
+    parser.add_argument(
+        "--xi", type=float, default=3.0, help="deontological penalty in points (default: 3)"
+    )
+    parser.add_argument(
+        "--illegal", type=float, default=-6.0, help="what illegal answers earn (default: -6)"
+    )
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))
 
@@ -243,13 +281,20 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1:
         raise UserError("--rounds: needs a whole number from 1")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
-    for path in map(Path, arguments.agents):  # runs may bring games and opponents of their own
-        for folder in [path, *(path / name for name in _members(path))]:
-            if (folder / "config.yaml").is_file():
-                resolve(configs.load(folder / "config.yaml"))
+    wanted = _split(arguments.games)
+    runs = {  # may bring games and opponents of their own
+        folder: resolve(configs.load(folder / "config.yaml"))
+        for path in map(Path, arguments.agents)
+        for folder in [path, *(path / name for name in _members(path))]
+        if (folder / "config.yaml").is_file()
+    }
+    brought = {folder: make_games(config.games) for folder, config in runs.items()}
+    known = _together("games", brought, wanted)
+    machines = {folder: make_opponents(config.opponents) for folder, config in runs.items()}
+    strategies = _together("opponents", machines, arguments.agents)
     games = []
-    for name in _split(arguments.games):
-        for game in choose_games([name]):
+    for name in wanted:
+        for game in choose_games([name], known):
             if game.num_players == 2:
                 games.append(game)
             elif name not in SETS:
@@ -259,17 +304,63 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in rewards:
         get_reward(name, "--rewards")
     use_compilation_cache()
-    entrants = [one for name in arguments.agents for one in read_entrants(name, games, noise)]
+    entrants = [
+        one for name in arguments.agents for one in read_entrants(name, games, noise, strategies)
+    ]
     names = [one.name for one in entrants]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"agents: {twice[0]} takes part twice; names must differ")
+    settings = {
+        "agents": names,
+        "rounds": arguments.rounds,
+        "xi": arguments.xi,
+        "r_illegal": arguments.illegal,
+        "rewards": rewards,
+        "noise": noise,
+    }
+    path = arguments.output_dir / FILE
+    held_before = path.is_file()
+    if held_before:
+        _check_same(path, settings, [game.name for game in games])
     result = hold(entrants, games, rewards, arguments.rounds, arguments.xi, arguments.illegal)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(result, arguments.output_dir / FILE)
+    write_json(result | settings, path)
     print(standings(result))
-    print(f"wrote {arguments.output_dir / FILE}")
+    print(f"{'replaced the same tournament in' if held_before else 'wrote'} {path}")
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
+
+
+def _together(
+    kind: str, each: Mapping[Path, Mapping[str, T]], asked: Sequence[str]
+) -> dict[str, T]:
+    """All runs' own games or opponents; raises UserError if one that is asked for is ambiguous."""
+    words = {*asked, *re.split(r"[(),\s]+", " ".join(asked))}
+    found: dict[str, T] = {}
+    first: dict[str, Path] = {}
+    for folder, own in each.items():
+        for name, value in own.items():
+            known = found.setdefault(name, value)
+            first.setdefault(name, folder)
+            same = jax.tree.all(jax.tree.map(np.array_equal, known, value))
+            if not same and (name in words or (kind == "games" and "all" in words)):
+                raise UserError(
+                    f"{kind}.{name}: {first[name]} and {folder} define it differently, so it cannot"
+                    f" be part of one tournament; name the {kind} that are"
+                )
+    return found
+
+
+def _check_same(path: Path, settings: Mapping[str, Any], games: Sequence[str]) -> None:
+    """Raises UserError if a file's tournament is not one that these settings hold again."""
+    earlier = read_json(path)
+    changed = [key for key, value in settings.items() if earlier.get(key) != value]
+    changed += [] if set(earlier.get("games", {})) <= set(games) else ["games"]
+    if changed:
+        raise UserError(
+            f"{path} holds a tournament with other {', '.join(changed)}; choose another"
+            " --output-dir, or move it away"
+        )
 
 
 def _members(folder: Path) -> list[str]:

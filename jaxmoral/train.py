@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from jaxmoral import cluster, figures
+from jaxmoral import cluster, figures, metrics
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.gemma.load import use_compilation_cache
@@ -18,6 +18,7 @@ def main() -> None:
         prog="python -m jaxmoral.train",
         description="Fine-tunes an agent, or several at once where a key has a list of values."
         " Every key of the configuration is a flag, e.g. --reward.name utilitarian --seed [0,1,2].",
+        epilog=f"keys: {', '.join(configs.KEYS)}",
     )
     parser.add_argument("--config", type=Path, help="a YAML file; defaults are used without one")
     parser.add_argument(
@@ -53,6 +54,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         return
     if len(everyone) > 1:
         print(f"trained {len(everyone)} members, each a run folder in {folder}")
+        for name in everyone:
+            print(f"{name}: {metrics.last_line(read_run(folder / name).history[-1])}")
         print(f"next: python -m jaxmoral.evaluate --run {folder}")
         return
     run = read_run(folder)

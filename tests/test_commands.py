@@ -1,15 +1,27 @@
-"""The two commands as a user runs them: exit codes, one-line errors, nothing overwritten."""
+"""The commands as a user runs them: exit codes, one-line errors, help, nothing overwritten."""
 
+import argparse
+import importlib
 import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 
 import jaxmoral
+from jaxmoral import ask, evaluate
+from jaxmoral import config as configs
+from jaxmoral.evaluation import evaluate_agent
+from jaxmoral.games import SETS
+from jaxmoral.opponents import OPPONENTS
+from jaxmoral.results import merge, unlike
+from jaxmoral.suites import SUITES
+from jaxmoral.training import train_agent
 
 QUICK = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "4"]
 
@@ -33,13 +45,172 @@ def run_folder(tmp_path_factory):
     return folder
 
 
+def in_process(monkeypatch, module, *arguments):
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, arguments)])
+    importlib.import_module(f"jaxmoral.{module}").main()
+
+
 def test_evaluate_writes_json_and_a_picture(run_folder):
+    (run_folder / "evaluation.json").unlink(missing_ok=True)
     done = command("evaluate", "--run", run_folder, "--games", "ipd,bos")
     assert done.returncode == 0, done.stderr
     found = json.loads((run_folder / "evaluation.json").read_text())
     assert set(found["suites"]["trained"]) == {"ipd", "bos"}
     assert (run_folder / "regret.png").is_file()
     assert "bos        tuned" in done.stdout
+
+
+EXACT = ("--protocols", "exact")
+
+
+def met(folder, game, name="evaluation.json"):
+    """The opponents and protocols that a file holds of a game."""
+    found = json.loads((folder / name).read_text())["suites"]["trained"][game]["policies"]
+    assert found["base"]["opponents"].keys() == found["tuned"]["opponents"].keys()
+    return {who: set(protocols) for who, protocols in found["tuned"]["opponents"].items()}
+
+
+def test_a_second_evaluation_is_added_to_the_first(run_folder, monkeypatch, capsys):
+    (run_folder / "evaluation.json").unlink(missing_ok=True)
+    run = ("evaluate", "--run", run_folder)
+    in_process(monkeypatch, *run, "--games", "ipd,bos", *EXACT)
+    before = json.loads((run_folder / "evaluation.json").read_text())
+    assert before["update"] == 4
+    assert "replaced" not in capsys.readouterr().out
+    in_process(monkeypatch, *run, "--games", "ish,bos", "--opponents", "joss", *EXACT)
+    assert "replaced" not in (said := capsys.readouterr().out)
+    assert "against joss, exact" in said
+    assert "against random" not in said  # what was asked for
+    assert [met(run_folder, game) for game in ("ipd", "bos", "ish")] == [
+        {"random": {"exact"}},
+        {"random": {"exact"}, "joss": {"exact"}},
+        {"joss": {"exact"}},
+    ]
+    in_process(monkeypatch, *run, "--games", "bos", "--protocols", "sampled")
+    said = "evaluation.json: replaced trained: bos against random, exact, measured before"
+    assert said in capsys.readouterr().out
+    assert met(run_folder, "bos") == {"random": {"exact", "sampled"}, "joss": {"exact"}}
+    after = json.loads((run_folder / "evaluation.json").read_text())
+    assert after["suites"]["trained"]["ipd"] == before["suites"]["trained"]["ipd"]
+    assert after["opponents"] == ["random", "joss"]
+    assert after["protocols"] == ["exact", "sampled"]
+    assert len(list(jaxmoral.results.rows(after))) > len(list(jaxmoral.results.rows(before)))
+
+
+def test_evaluations_of_two_checkpoints_are_not_mixed(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    config = configs.load(None, [*QUICK, "--checkpoint_every", "2"])
+    train_agent(config, folder, say=lambda line: None)
+    run = ("evaluate", "--run", folder, "--games", "ipd", *EXACT)
+    in_process(monkeypatch, *run)
+    newest = (folder / "evaluation.json").read_text()
+    in_process(monkeypatch, *run, "--update", "2")
+    assert (folder / "evaluation.json").read_text() == newest
+    assert json.loads((folder / "evaluation-2.json").read_text())["update"] == 2
+    in_process(monkeypatch, *run, "--update", "2", "--output", folder / "evaluation.json")
+    said = "evaluation.json held an evaluation that differs (update 4); it is "
+    assert f"{said}{folder / 'evaluation-earlier.json'} now" in capsys.readouterr().out
+    assert (folder / "evaluation-earlier.json").read_text() == newest
+    # One that an earlier version wrote loads, and is kept.
+    (folder / "evaluation.json").unlink()
+    old = json.loads(newest)
+    del old["update"], old["config"]
+    (folder / "evaluation.json").write_text(json.dumps(old))
+    in_process(monkeypatch, *run)
+    assert "(update unknown (an earlier version did not write it))" in capsys.readouterr().out
+    assert json.loads((folder / "evaluation-earlier2.json").read_text()) == old
+
+
+def test_other_settings_keep_two_evaluations_apart():
+    flags = ["--model.source", "tabular", "--evaluation.protocols", "[exact]"]
+    one = evaluate_agent(configs.load(None, flags), ["ipd"], ["random"])
+    flags += ["--evaluation.xi", "4", "--prompt.template", "chat"]
+    other = evaluate_agent(configs.load(None, [*flags, "--mesh.data", "1"]), ["bos"], ["joss"])
+    assert unlike(one, one) == []
+    assert unlike(one, other) == ["evaluation.xi", "prompt.template"]
+    assert merge(one, one) == (one, ["trained: ipd against random, exact"])
+
+
+def test_what_is_no_evaluation_is_not_overwritten(run_folder, tmp_path, monkeypatch, capsys):
+    thesis = tmp_path / "thesis.json"
+    thesis.write_text("[1]")
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, "evaluate", "--run", run_folder, "--output", thesis)
+    assert f"error: {thesis} holds no evaluation" in capsys.readouterr().err
+    assert thesis.read_text() == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("evaluate", [*SUITES, *SETS, *OPPONENTS, "long-run", "paper", "best", "model.source"]),
+        ("tournament", [*SETS, *OPPONENTS, *jaxmoral.REWARDS]),
+        ("train", configs.KEYS),
+        ("sweep", configs.KEYS),
+    ],
+)
+def test_help_names_what_is_accepted(monkeypatch, capsys, module, names):
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, module, "--help")
+    said = capsys.readouterr().out
+    assert [name for name in names if name not in said] == []
+    if module == "evaluate":
+        (suites,) = [line for line in said.splitlines() if line.strip().startswith("--suites S")]
+        assert "plane" not in suites  # a set of games
+
+
+def test_other_answers_are_kept(tmp_path, monkeypatch, capsys):
+    said = iter(
+        [
+            [{"said": word, "policy": "", "remembered": "", "answer": "", "question": ""}]
+            for word in ("one", "one", "two")
+        ]
+    )
+    monkeypatch.setattr(ask, "load_run", lambda folder: (None, None, None))
+    monkeypatch.setattr(ask, "ask", lambda *_: next(said))
+    for seed in (0, 0, 1):
+        in_process(monkeypatch, "ask", "--run", tmp_path, "--seed", seed)
+    assert capsys.readouterr().out.count("held other answers") == 1
+    kept = [json.loads(path.read_text())[0]["said"] for path in sorted(tmp_path.glob("*.json"))]
+    assert kept == ["one", "two"]  # answers-earlier.json, answers.json
+
+
+def test_an_untrained_model_has_no_checkpoints(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, "evaluate", "--model", "tabular", "--update", "4")
+    assert "error: --update: an untrained model has no checkpoints" in capsys.readouterr().err
+
+
+def test_every_command_is_installed():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    package = Path(evaluate.__file__).parent
+    commands = {path.stem for path in package.glob("*.py") if "\ndef main(" in path.read_text()}
+    assert project["scripts"] == {f"jaxmoral-{name}": f"jaxmoral.{name}:main" for name in commands}
+
+
+def test_an_update_is_a_number_or_best():
+    with pytest.raises(argparse.ArgumentTypeError, match="'worst' is neither a number"):
+        evaluate._checkpoint("worst")
+
+
+def test_a_population_ends_with_a_line_a_member(tmp_path, monkeypatch, capsys):
+    flags = [*QUICK, "--reward.name", "[game, utilitarian]", "--seed=[0, 1]"]
+    in_process(monkeypatch, "train", "--output-dir", tmp_path / "many", *flags)
+    names = [f"reward.name={name},seed={seed}" for name in ("game", "utilitarian") for seed in "01"]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(": reward ")[0] for line in said[-5:-1]] == names
+    asked = ("--games", "ipd,bos", "--opponents", "joss", *EXACT)
+    in_process(monkeypatch, "evaluate", "--run", tmp_path / "many", *asked)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(": C ")[0] for line in said[-5:-1]] == names
+    found = json.loads((tmp_path / "many" / names[0] / "evaluation.json").read_text())
+    each = [
+        condition["policies"]["tuned"]["opponents"]["joss"]["exact"]["outcomes"]["C"]
+        for condition in found["suites"]["trained"].values()
+    ]
+    assert f"{names[0]}: C {sum(each) / 2:.1%}, illegal" in said[-5]
+    assert "(suite trained, mean of 2, exact, against joss)" in said[-5]
 
 
 def test_evaluate_a_model_without_a_run(tmp_path):

@@ -20,6 +20,16 @@ def test_yaml_then_flags_then_defaults(tmp_path):
     assert config.env.rounds == configs.Config().env.rounds
 
 
+def test_a_flag_and_its_value_may_be_one_text():
+    pairs = ["--ppo.clip", "0.3", "--prompt.labels", "[X, Y]", "--seed", "4"]
+    joined = ["--ppo.clip=0.3", "--prompt.labels=[X, Y]", "--seed", "4"]
+    assert configs.load(None, joined) == configs.load(None, pairs)
+    text = "--{c}=1 or {d}=2?"  # a value is taken as it is
+    assert configs.load(None, ["--prompt.wording", text]).prompt.wording == text
+    assert configs.load(None, [f"--prompt.wording={text}"]).prompt.wording == text
+    assert list(configs.load_members(None, ["--seed=[0, 1]"])) == ["seed=0", "seed=1"]
+
+
 def test_saved_configurations_come_back_equal(tmp_path):
     flags = ["--games.mine", "{CC: [1, 2], CD: [0, 0.5], DC: [3, 0], DD: [1, 1]}"]
     config = configs.load(None, [*flags, "--lora.targets", "[q, v]", "--env.game", "mine"])
@@ -65,7 +75,9 @@ def test_every_shipped_configuration_loads():
         (["--lora.targets", "[]"], "lora.targets: .* at least 1 item"),
         (["--prompt.labels", "[A]"], "prompt.labels"),
         (["--ppo.minibatches", "7"], "ppo.minibatches: 7 does not divide"),
-        (["--seed"], "every flag needs a value"),
+        (["--seed"], "every flag needs a value; '--seed' has none"),
+        (["--seed", "1", "--updates"], "every flag needs a value; '--updates' has none"),
+        (["--sed=1"], "unknown key 'sed'; did you mean 'seed'"),
         (["seed", "1"], "expected a flag"),
         (["--seed.x", "1"], "seed"),
         (["--games.mine", "{CC: [one, 1]}"], "games.mine.CC"),

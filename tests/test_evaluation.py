@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,8 @@ def with_logits(logits, *flags):
     config = resolve(configs.load(None, ["--model.source", "tabular", *flags]))
     each = np.repeat(np.asarray(logits, np.float32), 4, 0)
     stacked = {"logits": each[None], "values": np.zeros((1, len(each)), np.float32)}
-    return TrainedAgent(config, make_agent(config), SimpleNamespace(trainable=stacked), [])
+    state = SimpleNamespace(trainable=stacked, update=config.updates)
+    return TrainedAgent(config, make_agent(config), state, [])
 
 
 def exact(evaluation, game, opponent="random", policy="tuned"):
@@ -174,6 +176,64 @@ def test_table_and_json():
     # C after CC, CD, DC, DD; C and illegal in all; deontological and utilitarian regret.
     cells = ["100.0%", "0.0%", "100.0%", "0.0%", "50.0%", "0.0%", "0.00", "0.167"]
     assert ["ipd", "tuned", *cells] in lines
+    gap = f"{100 * result['largest_gap']:.2f} percentage points."
+    assert f"Exact and sampled shares differ by at most {gap}" in text
+
+
+def blocks(result):
+    """The printed tables by title: the head, cells by (condition, policy), and all below it."""
+    lines = table(result).splitlines()
+    starts = [index for index, line in enumerate(lines) if line.startswith("suite ")]
+    found = {}
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        head, rest = lines[start + 1].split()[2:], lines[start + 3 : end]
+        rows = [line.split() for line in rest if "%" in line]
+        cells = {tuple(row[:2]): row[2:] for row in rows}
+        assert all(len(line) <= 100 for line in rest)
+        found.setdefault(lines[start], []).append((lines[start + 1], cells, "\n".join(rest)))
+        assert head
+    return found
+
+
+def test_every_opponent_and_protocol_is_printed():
+    opponents, kinds = ["random", "tit-for-tat"], ["exact", "long-run"]
+    result = evaluate_agent(player((0, 1)), ["ipd", "bos"], opponents, protocols=kinds)
+    del played(result, "bos")["base"]["opponents"]["tit-for-tat"]  # as where two were merged
+    found = blocks(result)
+    titles = [f"{opponent}, {kind}" for opponent in opponents for kind in kinds]
+    assert list(found) == [f"suite trained: against {title}" for title in titles]
+    for title in titles:
+        ((header, cells, below),) = found[f"suite trained: against {title}"]
+        opponent, protocol = title.split(", ")
+        first = title == titles[0]
+        assert ("P(C|CC)" in header) == ("P(C|CD)" in below) == first  # the note is under its table
+        assert len(cells) == (4 if opponent == "random" else 3)
+        for (game, policy), texts in cells.items():
+            measured = played(result, game)[policy]["opponents"][opponent][protocol]
+            regret = measured["regret"]
+            assert texts[-4:] == [
+                f"{measured['outcomes']['C']:.1%}",
+                f"{measured['outcomes']['illegal']:.1%}",
+                f"{regret['deontological']['points']:.2f}",
+                f"{regret['utilitarian']['normalised']:.3f}",
+            ]
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_what_follows_several_remembered_rounds_is_printed(rounds):
+    logits = np.random.default_rng(0).normal(size=(4**rounds, 3))
+    agent = with_logits(logits, "--env.memory", str(rounds))
+    result = evaluate_agent(agent, ["ipd"], protocols=["exact"])
+    found = blocks(result)
+    tables = found["suite trained: after remembered rounds"]
+    heads = re.findall(r"P\(C\|([CD ]+)\)", " ".join(header for header, _, _ in tables))
+    remembered = played(result, "ipd")["tuned"]["remembered"]
+    assert heads == list(remembered)
+    texts = [text for _, cells, _ in tables for text in cells["ipd", "tuned"]]
+    assert texts == [f"{p['C']:.1%}" for p in remembered.values()]
+    assert "the oldest round first" in tables[-1][2]
+    ((header, _, below),) = found["suite trained: against random, exact"]
+    assert "P(C|" not in header + below
 
 
 def test_bad_names(tmp_path):

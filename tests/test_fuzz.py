@@ -18,7 +18,6 @@ import time
 import tracemalloc
 import typing
 import unicodedata
-from unittest import mock
 
 import gguf
 import jax
@@ -233,10 +232,11 @@ def resolved(config):
 
     The paths among the odd values lead to nothing.
     """
-    with mock.patch.dict(games.GAMES), mock.patch.dict(opponents.OPPONENTS):
-        found = outcome(resolve, config)
-        if found is not None:
-            assert configs.parse(configs.to_dict(found)) == found
+    before = list(games.GAMES), list(opponents.OPPONENTS)
+    found = outcome(resolve, config)
+    if found is not None:
+        assert configs.parse(configs.to_dict(found)) == found
+    assert (list(games.GAMES), list(opponents.OPPONENTS)) == before
     return found
 
 

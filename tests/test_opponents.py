@@ -376,7 +376,11 @@ def test_a_bad_machine_is_refused(described, message):
 
 
 def test_a_name_is_not_taken_twice():
-    again = get_opponent("tit-for-tat")
-    opponents.register_opponent("tit-for-tat", again)
+    mirrored = {"cooperate": [1, 0], "transitions": [[0, 1, 0, 1]] * 2}
+    assert list(opponents.make_opponents({"mine": mirrored})) == ["mine"]
+    same = {"cooperate": [0.5], "transitions": [[0] * 4]}
+    assert list(opponents.make_opponents({"random": same})) == ["random"]
     message = "opponents.random: the name is taken by another opponent"
-    refuses(message, opponents.register_opponent, "random", again)
+    refuses(message, opponents.make_opponents, {"random": mirrored})
+    message = "opponents.noisy: the name already stands for several opponents"
+    refuses(message, opponents.make_opponents, {"noisy": mirrored})

@@ -186,6 +186,40 @@ def test_a_template_of_ones_own(tmp_path):
     assert texts[9] == "Last: action4, action3. Pick action4 or action3."
 
 
+def test_a_path_with_spaces_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my own words"
+    folder.mkdir()
+    (folder / "a kind one.txt").write_text("Be kind.\n")
+    (folder / "pick.md").write_text("Pick {choices}.\n")
+    read = lambda **paths: prompts.check(SHOWN._replace(**paths))
+    assert read(persona="my own words/a kind one.txt").persona == "Be kind."
+    assert read(persona=str(folder / "a kind one.txt")).persona == "Be kind."
+    assert read(wording="my own words/pick.md").wording == "Pick {choices}."
+    for lost in (
+        "my own words/a kind on.txt",
+        "a kind one.txt",
+        "my own words/a kind one",
+        "/somewhere else/a kind one",
+        "./my words/a kind one",
+        "my words/a kind one.md",
+        "my own words/",
+    ):
+        with pytest.raises(UserError, match=f"^prompt.persona: cannot read {lost} "):
+            read(persona=lost)
+        with pytest.raises(UserError, match=f"^prompt.wording: cannot read {lost} "):
+            read(wording=lost)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Be fair and/or kind.", "Pay 1/2", "Share and/or pay 2.5", "Read\nmine.txt", "Be kind. "],
+)
+def test_a_sentence_is_no_path(text):
+    """What a run's config.yaml holds once a file was read must stay what it is."""
+    assert prompts.check(SHOWN._replace(persona=text)).persona == text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +18,7 @@ from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate_agent
+from jaxmoral.experiment import resolve
 from jaxmoral.report import write_report
 from jaxmoral.results import rows
 from jaxmoral.runs import find_runs, read_run, summarise, tidy
@@ -101,6 +103,121 @@ def test_what_is_finished_is_left_and_what_was_cut_is_resumed(swept, experiments
     assert trained == [{"resume": True}]
     assert (output / "mended-seed1" / "evaluation.json").is_file()
     assert (output / "selfish-seed1" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def again(monkeypatch, experiments, output, *flags):
+    """A sweep of one experiment: what failed, and what it trained and evaluated."""
+    done = []
+    for name in ("train_agent", "evaluate_agent"):
+        real = getattr(sweeps, name)
+        spy = lambda *a, name=name, real=real, **k: done.append(name) or real(*a, **k)
+        monkeypatch.setattr(sweeps, name, spy)
+    failed = sweeps.sweep(experiments[:1], [1], output, [*FLAGS, *flags])
+    monkeypatch.undo()
+    return failed, done
+
+
+def test_a_sweep_compares_what_is_asked_for_with_what_was_made(
+    swept, experiments, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(swept[0] / "selfish-seed1", tmp_path / "selfish-seed1")
+    folder, file = tmp_path / "selfish-seed1", tmp_path / "selfish-seed1" / "evaluation.json"
+    first, log = json.loads(file.read_text()), (folder / "metrics.jsonl").read_bytes()
+    sweep = partial(again, monkeypatch, experiments, tmp_path)
+    assert sweep() == ({}, [])
+    assert sweep("--mesh.data", "1", "--evaluation.games=[icd]") == ({}, [])  # is in it
+    assert "selfish-seed1: finished before" in capsys.readouterr().out
+
+    # Another evaluation is made of the same run, and added.
+    more = ("--evaluation.games", "[ipd, bos]", "--evaluation.opponents", "[random, joss]")
+    assert sweep(*more) == ({}, ["train_agent", "evaluate_agent"])
+    said = "trained before; not evaluated before: trained: ipd against joss, exact and 1 more"
+    assert f"selfish-seed1: {said}" in capsys.readouterr().out
+    both = json.loads(file.read_text())
+    assert set(both["suites"]["trained"]) == {"ipd", "icd", "bos"}
+    assert both["suites"]["trained"]["icd"] == first["suites"]["trained"]["icd"]
+    assert sweep(*more) == sweep() == ({}, [])
+    table = pd.read_parquet(tmp_path / "results.parquet")
+    assert {"icd", "bos"} <= set(table["condition"])
+
+    # One that cannot be part of the same file is kept beside the new one.
+    assert sweep("--evaluation.xi", "4") == ({}, ["train_agent", "evaluate_agent"])
+    said = capsys.readouterr().out
+    assert "not evaluated before: xi 4.0" in said
+    assert "differs (evaluation.xi)" in said
+    assert json.loads((folder / "evaluation-earlier.json").read_text()) == both
+    assert json.loads(file.read_text())["xi"] == 4
+
+    # A run that was trained otherwise is refused and left alone.
+    failed, done = sweep("--ppo.clip", "0.1", "--env.noise", "0.1")
+    assert done == []
+    assert "trained with another env.noise, ppo.clip; choose" in failed["selfish-seed1"]
+    assert (folder / "metrics.jsonl").read_bytes() == log
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_is_not_the_run_s(
+    swept, experiments, tmp_path, monkeypatch
+):
+    folder = tmp_path / "selfish-seed1"
+    shutil.copytree(swept[0] / folder.name, folder)
+    found = evaluate_agent(folder, update=5)
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    assert again(monkeypatch, experiments, tmp_path)[1] == ["train_agent", "evaluate_agent"]
+    assert json.loads((folder / "evaluation.json").read_text())["update"] == 6
+    assert json.loads((folder / "evaluation-earlier.json").read_text()) == found
+
+
+def test_an_evaluation_of_an_earlier_version_counts(swept, experiments, tmp_path, monkeypatch):
+    folder = tmp_path / "selfish-seed1"
+    shutil.copytree(swept[0] / folder.name, folder)
+    old = json.loads((folder / "evaluation.json").read_text())
+    del old["update"], old["config"]
+    (folder / "evaluation.json").write_text(json.dumps(old))
+    assert again(monkeypatch, experiments, tmp_path) == ({}, [])
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-1]))  # of a run that was cut
+    assert again(monkeypatch, experiments, tmp_path)[1][0] == "train_agent"
+
+
+def test_a_table_of_a_part_keeps_the_rest(swept, experiments, tmp_path):
+    for name in ("selfish-seed1", "mended-seed1"):
+        shutil.copytree(swept[0] / name, tmp_path / name)
+    assert sweeps.sweep(experiments[:1], [1], tmp_path, FLAGS) == {}
+    assert set(pd.read_csv(tmp_path / "results.csv")["run"]) == {"selfish-seed1", "mended-seed1"}
+
+
+def test_what_only_files_can_tell_makes_no_other_run():
+    asked = resolve(configs.load(None, ["--prompt.random_labels", "3", "--lora.adapter", "there"]))
+    settled = configs.parse(
+        {
+            "model": {"source": "gemma3-270m", "sha256": "12", "dtype": asked.model.dtype},
+            "lora": {"adapter": "there", "rank": 3, "alpha": 1, "targets": ["q"]},
+            "prompt": {"labels": ["abc", "xyz"]},
+        }
+    )
+    assert sweeps.trained_otherwise(asked, settled) == []
+    other = configs.parse(configs.to_dict(asked) | {"lora": {}, "prompt": {"random_labels": 4}})
+    assert sweeps.trained_otherwise(other, settled) == [
+        "lora.adapter",
+        "lora.alpha",
+        "lora.rank",
+        "lora.targets",
+        "prompt.labels",
+        "prompt.random_labels",
+    ]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_flags_of_a_sweep_may_be_joined(experiments, tmp_path, monkeypatch, joined):
+    seen = []
+    monkeypatch.setattr(sweeps, "sweep", lambda *a: seen.append(a) or {})
+    flags = ["--prompt.labels=[X, Y]", "--seeds=3"]
+    if not joined:
+        flags = ["--prompt.labels", "[X, Y]", "--seeds", "3"]
+    paths = [str(experiments[0]), str(experiments[1])]
+    monkeypatch.setattr(sys, "argv", ["x", *paths, *flags, f"--output-dir={tmp_path}"])
+    sweeps.main()
+    assert seen == [(experiments[:2], [3], tmp_path, ["--prompt.labels", "[X, Y]"])]
 
 
 def test_a_crash_is_one_failed_run(experiments, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
+from jaxmoral import tournament
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate_agent
 from jaxmoral.games import choose_games, get_game
@@ -154,8 +155,6 @@ def test_the_command_and_its_page(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
-    from jaxmoral import tournament
-
     monkeypatch.setattr(sys, "argv", ["x", *arguments, "--output-dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stopped:
         tournament.main()
@@ -164,6 +163,32 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tournament_replaces_only_itself(tmp_path, monkeypatch, capsys):
+    def held(*arguments):
+        output = ["--output-dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["x", *arguments, "--rounds", "3", *output])
+        tournament.main()
+        return (tmp_path / "out" / "tournament.json").read_text()
+
+    first = held("joss", "bully", "--games", "ipd,ish")
+    assert "replaced" not in capsys.readouterr().out
+    assert held("joss", "bully", "--games", "ipd,ish") == first
+    assert "replaced the same tournament in" in capsys.readouterr().out
+    for other, what in (
+        (["joss", "prober", "--games", "ipd,ish"], "agents"),
+        (["joss", "bully", "--games", "ipd"], "games"),
+        (["joss", "bully", "--games", "ipd,ish", "--noise", "0.1"], "noise"),
+        (["joss", "bully", "--games", "ipd,ish", "--rewards", "maximin"], "rewards"),
+        (["joss", "bully", "--games", "ipd,ish", "--xi", "4"], "xi"),
+    ):
+        with pytest.raises(SystemExit):
+            held(*other)
+        assert f"holds a tournament with other {what}; choose" in capsys.readouterr().err
+        assert (tmp_path / "out" / "tournament.json").read_text() == first
+    more = json.loads(held("joss", "bully", "--games", "ipd,ish,bos"))
+    assert more["games"].keys() == {"ipd", "ish", "bos"}
 
 
 def test_a_report_of_a_single_point_of_the_plane(tmp_path):

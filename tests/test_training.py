@@ -313,28 +313,22 @@ def test_bad_names_leave_no_folder(tmp_path, flags, message):
 )
 def test_games_from_the_configuration(mine, opponent):
     flags = ["--games.mine", mine, "--env.game", "mine", "--env.opponent", opponent]
-    try:
-        trained = train_agent(make_config(*flags, "--updates", "1"), say=quiet)
-        assert "mine" in evaluate_agent(trained)["suites"]["trained"]
-    finally:
-        games.GAMES.pop("mine", None)
+    trained = train_agent(make_config(*flags, "--updates", "1"), say=quiet)
+    assert "mine" in evaluate_agent(trained)["suites"]["trained"]
+    assert "mine" not in games.GAMES
 
 
 def test_opponents_from_the_configuration():
     """The alternator under another name is met in training and in evaluation."""
     described = "{cooperate: [1, 0], transitions: [[1, 1, 0, 0], [1, 1, 0, 0]]}"
     flags = ["--opponents.mine", described, "--updates", "2"]
-    try:
-        mine = train_agent(make_config(*flags, "--env.opponent", "mine"), say=quiet)
-        known = train_agent(
-            make_config("--updates", "2", "--env.opponent", "alternator"), say=quiet
-        )
-        assert mine.history[-1]["loss"] == known.history[-1]["loss"]
-        found = evaluate_agent(mine, ["ipd"], ["mine", "alternator"], protocols=["exact"])
-        met = found["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"]
-        assert met["mine"] == met["alternator"]
-    finally:
-        opponents.OPPONENTS.pop("mine", None)
+    mine = train_agent(make_config(*flags, "--env.opponent", "mine"), say=quiet)
+    known = train_agent(make_config("--updates", "2", "--env.opponent", "alternator"), say=quiet)
+    assert mine.history[-1]["loss"] == known.history[-1]["loss"]
+    found = evaluate_agent(mine, ["ipd"], ["mine", "alternator"], protocols=["exact"])
+    met = found["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"]
+    assert met["mine"] == met["alternator"]
+    assert "mine" not in opponents.OPPONENTS
 
 
 def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
