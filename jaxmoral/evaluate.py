@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--update",
         type=lambda text: text if text == "best" else int(text),
-        help="of the checkpoint, instead of the newest; or best, that of the highest reward",
+        help="of the checkpoint, instead of the newest; or best, that of the highest exact reward",
     )
     parser.add_argument("--output", type=Path, help="where the JSON goes")
     arguments, flags = parser.parse_known_args()
@@ -70,6 +70,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
             evaluation = evaluate_agent(member, **chosen)
             if cluster.is_first():
                 write_json(evaluation, folder / "evaluation.json")
+                figures.save(draw_regret(evaluation), folder / "regret.png")
                 print(f"{folder.name}\n{table(evaluation)}\n")
         print(
             f"wrote each member's evaluation.json; next: python -m jaxmoral.report {arguments.run}"
