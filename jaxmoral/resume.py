@@ -104,12 +104,13 @@ def _check_length(
             " start"
         )
         return
+    kept = "; reward.switch_at stays as it is" if "reward.switch_at" in schedules else ""
     told = f"{', '.join(schedules)} depend{'s' * (len(schedules) == 1)} on the number of updates"
     if not extend:
         raise UserError(
             f"updates: the run in {folder} is one of {begun}, and {told}; it cannot become the same"
             f" as a run of {asked}. --extend goes on from where it is with the schedules of {asked}"
-            " updates; a reward that was switched stays so"
+            f" updates{kept}"
         )
     say(
         f"longer     {asked} updates instead of {begun}; {told}, so this is not what a run of"
