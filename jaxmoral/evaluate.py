@@ -52,8 +52,8 @@ def main() -> None:
     parser.add_argument(
         "--update",
         type=_checkpoint,
-        help="number of the checkpoint, instead of the newest, or best, that of the highest reward;"
-        " its evaluation goes to evaluation-NUMBER.json",
+        help="number of the checkpoint, instead of the newest, or best, that of the highest exact"
+        " reward; its evaluation goes to evaluation-NUMBER.json",
     )
     parser.add_argument(
         "--output",
@@ -108,11 +108,13 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         output = run / of_update(evaluation["update"])
     if output is None:
         return
-    picture = output.with_name("regret.png")
-    if output.name != EVALUATION:
-        picture = output.with_name(f"{output.stem}-regret.png")
-    figures.save(draw_regret(keep(evaluation, output)), picture)
-    print(f"wrote {output} and {picture}")
+    print(f"wrote {output} and {_write(evaluation, output)}")
+
+
+def _write(evaluation: dict[str, Any], path: Path) -> Path:
+    """Keeps an evaluation in a file and draws what the file then holds; returns the picture."""
+    name = "regret.png" if path.name == EVALUATION else f"{path.stem}-regret.png"
+    return figures.save(draw_regret(keep(evaluation, path)), path.with_name(name))
 
 
 def _evaluate_members(home: Path, chosen: dict[str, Any], update: Which) -> None:
@@ -125,7 +127,7 @@ def _evaluate_members(home: Path, chosen: dict[str, Any], update: Which) -> None
         if cluster.is_first():
             print(f"{folder.name}\n{table(evaluation)}\n")
             name = EVALUATION if update is None else of_update(evaluation["update"])
-            keep(evaluation, folder / name)
+            _write(evaluation, folder / name)
             lines.append(f"{folder.name}: {summary(evaluation)}; in {name}")
     if cluster.is_first():
         print("\n".join(lines))

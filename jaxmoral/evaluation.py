@@ -187,8 +187,8 @@ def evaluate_agent(
         evaluated alone (or beside its `lora.adapter`).
       games, opponents, suites, protocols: see `jaxmoral.config.EvaluationConfig`; by default what
         the configuration says.
-      update: of a run folder's checkpoint, "best" for that of the highest training reward, None for
-        the newest.
+      update: of a run folder's checkpoint, "best" for that of the highest exact expected reward
+        (see `jaxmoral.score`), None for the newest.
 
     Returns:
       A dictionary for JSON; see `describe`. "update" is the checkpoint's, None without training.
@@ -389,28 +389,31 @@ def _members(folder: Path) -> dict[str, Config]:
 
 
 def _restore(
-    folder: Path, members: Mapping[str, Config], agent: Agent, update: Which
-) -> ppo.TrainState:
-    """A checkpoint's state, of a run or of a population."""
+    folder: Path, members: Mapping[str, Config], agent: Agent, update: Which, wanted: Sequence[int]
+) -> Iterator[ppo.TrainState]:
+    """The wanted members' states in a checkpoint, or each in its own best."""
     fresh, _ = first_states(list(members.values()), agent)
     with Checkpoints(folder) as checkpoints:
-        if update == "best":
-            update = checkpoints.best()
-        return checkpoints.restore(fresh, members, update)
+        chosen = [checkpoints.best(i) if update == "best" else update for i in wanted]
+        before = None
+        for index, one in zip(wanted, chosen, strict=True):
+            if before is None or before[0] != one:
+                before = one, checkpoints.restore(fresh, members, one)
+            yield before[1] if len(members) == 1 else member_state(before[1], index)
 
 
 def load_state(folder: Path, config: Config, agent: Agent, update: Which = None) -> ppo.TrainState:
     """A checkpoint's state of a run or of a member of a population."""
     population = population_of(folder)
     if population is None:
-        members, home, index = {"": config}, folder, None
+        members, home, index = {"": config}, folder, 0
     else:
         home, _, index = population
         members = _members(home)
     if not (home / "checkpoints").is_dir():
         raise UserError(f"{home} holds no checkpoints")
-    state = _restore(home, members, agent, update)
-    return state if index is None else member_state(state, index)
+    (state,) = _restore(home, members, agent, update, [index])
+    return state
 
 
 def load_population(folder: Path, update: Which = None) -> Iterator[tuple[Path, TrainedAgent]]:
@@ -418,10 +421,10 @@ def load_population(folder: Path, update: Which = None) -> Iterator[tuple[Path, 
     members = _members(folder)
     first = next(iter(members.values()))
     agent = _agent_of_run(first)
-    state = _restore(folder, members, agent, update)
-    for index, (name, config) in enumerate(members.items()):
+    states = _restore(folder, members, agent, update, range(len(members)))
+    for (name, config), state in zip(members.items(), states, strict=True):
         own = agent._replace(presentation=make_presentation(config, agent.model))
-        yield folder / name, TrainedAgent(config, own, member_state(state, index), [])
+        yield folder / name, TrainedAgent(config, own, state, [])
 
 
 def describe(

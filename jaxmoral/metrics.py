@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,7 @@ class MetricsLog:
                 f"{self._path} is damaged: it must have one line for each of the {start} updates"
                 " of the checkpoint"
             )
-        scratch = self._path.with_name(self._path.name + ".part")
-        with scratch.open("w") as file:
-            file.write("".join(json.dumps(record) + "\n" for record in kept))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self._path)
+        save(run_folder, kept)
         self._file = self._path.open("a")
         self._events = _open_events(run_folder / "tensorboard", start)
 
@@ -152,6 +147,17 @@ class MetricsLog:
             f"cannot write {self._path} ({error.strerror}); --resume goes on from the last"
             " checkpoint"
         )
+
+
+def save(run_folder: Path, records: Sequence[dict]) -> None:
+    """Writes a run's records, all of them or nothing."""
+    path = run_folder / "metrics.jsonl"
+    scratch = path.with_name(path.name + ".part")
+    with scratch.open("w") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
 
 
 def _open_events(folder: Path, start: int) -> RecordWriter:

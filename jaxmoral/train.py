@@ -1,11 +1,12 @@
 """The command `python -m jaxmoral.train`: fine-tune an agent with an intrinsic reward."""
 
 import argparse
+import dataclasses
 import signal
 import sys
 from pathlib import Path
 
-from jaxmoral import cluster, figures, metrics
+from jaxmoral import cluster, metrics
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.gemma.load import use_compilation_cache
@@ -24,7 +25,16 @@ def main() -> None:
     parser.add_argument(
         "--output-dir", type=Path, required=True, help="of the run or the population"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint; with a larger --updates, for longer than before",
+    )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="with --resume and a larger --updates: also where a schedule depends on their number",
+    )
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
 
@@ -32,19 +42,24 @@ def main() -> None:
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     cluster.start()
     folder = arguments.output_dir
+    if arguments.extend and not arguments.resume:
+        raise UserError("--extend: needs --resume, and more --updates than before")
     cluster.on_first(lambda: check_run_folder(folder, arguments.resume))
     path = arguments.config
     if path is None and arguments.resume and (folder / POPULATION).is_file():
-        if flags:
-            raise UserError("--resume: a population goes on as it is; leave the other flags out")
-        names = member_names(folder)
-        members = {name: configs.load(folder / name / "config.yaml") for name in names}
+        paths = {name: folder / name / "config.yaml" for name in member_names(folder)}
+        members = {name: configs.load(path, flags) for name, path in paths.items()}
+        # Members' files are written one by one, which something may have cut short.
+        longest = max(config.updates for config in members.values())
+        members = {
+            name: dataclasses.replace(config, updates=longest) for name, config in members.items()
+        }
     else:
         if path is None and arguments.resume:
             path = folder / "config.yaml"
         members = configs.load_members(path, flags)
     use_compilation_cache()
-    everyone = train_population(members, folder, arguments.resume)
+    everyone = train_population(members, folder, arguments.resume, extend=arguments.extend)
     trained = next(iter(everyone.values()))
     if trained.interrupted is not None:
         name = signal.Signals(trained.interrupted).name
@@ -56,11 +71,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         print(f"trained {len(everyone)} members, each a run folder in {folder}")
         for name in everyone:
             print(f"{name}: {metrics.last_line(read_run(folder / name).history[-1])}")
-        print(f"next: python -m jaxmoral.evaluate --run {folder}")
-        return
-    run = read_run(folder)
-    picture = figures.save(figures.training_types({run.title: [run]}), folder / "action_types.png")
-    print(f"trained; metrics, checkpoints and {picture.name} are in {folder}")
+    else:
+        print(f"trained; metrics, checkpoints and action_types.png are in {folder}")
     print(f"next: python -m jaxmoral.evaluate --run {folder}")
 
 

@@ -23,7 +23,9 @@ from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.cluster import is_first, largest, on_first
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import Step, check_population, compile_update, resolve, transition
+from jaxmoral.experiment import Step, check_population, compile_update, resolve
+from jaxmoral.resume import go_on
+from jaxmoral.score import make_score
 
 POPULATION = "members.yaml"  # lists a population's members, whose folders are beside it
 
@@ -67,20 +69,25 @@ def train_agent(
     output_dir: Path | str | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
+    *,
+    extend: bool = False,
 ) -> TrainedAgent:
     """Trains an agent.
 
     Args:
       config: the experiment.
       output_dir: the run folder; None keeps everything in memory.
-      resume: continue from the newest checkpoint of the run folder.
+      resume: continue from the newest checkpoint of the run folder, for more updates than before if
+        the configuration says so.
       say: where lines for people go.
+      extend: continue for more updates even if a schedule depends on their number.
 
     Raises:
       UserError: the configuration cannot be used, the folder holds a run already (or, when
-        resuming, none of this configuration), or the loss stopped being a number.
+        resuming, none of this configuration, or none that can become so long), or the loss stopped
+        being a number.
     """
-    return train_population({"": config}, output_dir, resume, say)[""]
+    return train_population({"": config}, output_dir, resume, say, extend=extend)[""]
 
 
 def train_population(
@@ -88,13 +95,15 @@ def train_population(
     output_dir: Path | str | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
+    *,
+    extend: bool = False,
 ) -> dict[str, TrainedAgent]:
     """Trains several agents at once on one frozen base, each as if it were alone.
 
     Args:
       members: the experiments by name; see `configs.load_members`.
       output_dir: the population's folder, a run folder per member in it.
-      resume: continue from the newest checkpoint of the folder.
+      resume, extend: as for `train_agent`.
       say: where lines for people go.
 
     Raises:
@@ -108,10 +117,15 @@ def train_population(
     resolved = {name: resolve(config) for name, config in members.items()}
     if len(resolved) == 1 and "" not in resolved:  # a population of one is a run
         (name,) = resolved
-        return {name: train_agent(members[name], output_dir, resume, say)}
+        return {name: train_agent(members[name], output_dir, resume, say, extend=extend)}
     check_population(list(resolved.values()))
+    begun = go_on(folder, members, extend, say) if folder and resume else None
+    resolved = begun or resolved
     started = time.perf_counter()
-    first = make_agent(next(iter(resolved.values())), len(resolved))
+    start = next(iter(resolved.values()))
+    if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
+        start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
+    first = make_agent(start, len(resolved))
     agents = {
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in resolved.items()
@@ -133,19 +147,16 @@ def train_population(
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     if folder is None:
-        state, history, interrupted = _loop(settled, state, step, None, None)
+        state, history, interrupted = _loop(settled, state, step)
     else:
+        pairs = [(settled[name], agents[name]) for name in settled]
         with locked(folder, resume):
-            if not resume:
+            if not begun:
                 on_first(lambda: _write_configs(settled, folder))
-            with Checkpoints(folder, switches(settled), writable=True) as checkpoints:
-                if checkpoints.latest() is None:  # a new run, or one that ended before its first
-                    on_first(lambda: _write_configs(settled, folder))
-                    checkpoints.save(0, state, settled)
-                else:
-                    state = checkpoints.restore(state, settled, set_aside=True, say=say)
-                with _open_log(folder, int(state.update)) as log:
-                    state, history, interrupted = _loop(settled, state, step, checkpoints, log)
+            score = make_score(pairs)
+            state, history, interrupted = _loop_in(folder, settled, state, step, score, say)
+            if interrupted is None:
+                on_first(lambda: _show(settled, folder))
     alone = len(settled) == 1
     return {
         name: TrainedAgent(
@@ -202,13 +213,31 @@ def switches(members: Mapping[str, Config]) -> list[int]:
 
 
 def _write_configs(members: Mapping[str, Config], folder: Path) -> None:
-    if len(members) == 1:
-        configs.save(next(iter(members.values())), folder / "config.yaml")
-        return
-    for name, config in members.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        configs.save(config, folder / name / "config.yaml")
-    (folder / POPULATION).write_text(yaml.safe_dump(list(members), sort_keys=False))
+    for name, config in members.items():  # a run alone has no name
+        own = folder / name
+        own.mkdir(parents=True, exist_ok=True)
+        scratch = own / "config.yaml.part"
+        configs.save(config, scratch)
+        os.replace(scratch, own / "config.yaml")
+    if len(members) > 1:
+        scratch = folder / f"{POPULATION}.part"
+        scratch.write_text(yaml.safe_dump(list(members), sort_keys=False))
+        os.replace(scratch, folder / POPULATION)
+
+
+def _show(members: Mapping[str, Config], folder: Path) -> None:
+    """Draws what every run did; a population's members get their part of its metrics too."""
+    from jaxmoral import figures  # slow to import, and only needed here
+    from jaxmoral.runs import read_run  # which imports this module
+
+    alone = len(members) == 1
+    history = metrics.read(folder)
+    for index, name in enumerate(tqdm(members, "pictures", leave=False, disable=alone)):
+        if not alone:
+            metrics.save(folder / name, [metrics.of_member(record, index) for record in history])
+        run = read_run(folder / name)
+        drawn = figures.training_types({run.title: [run]})
+        figures.save(drawn, folder / name / "action_types.png")
 
 
 def population_of(folder: Path) -> tuple[Path, list[str], int] | None:
@@ -233,12 +262,42 @@ def member_names(folder: Path) -> list[str]:
     return names
 
 
-def _loop(
+def _loop_in(
+    folder: Path,
     members: Mapping[str, Config],
     state: ppo.TrainState,
     step: Step,
-    checkpoints: Checkpoints | None,
-    log: metrics.MetricsLog | None,
+    score: Callable[[ppo.TrainState], np.ndarray],
+    say: Callable[[str], None],
+) -> tuple[ppo.TrainState, list[dict], int | None]:
+    """`_loop` from the folder's newest checkpoint, or from the state if there is none."""
+    with Checkpoints(folder, switches(members), writable=True) as checkpoints:
+        if checkpoints.latest() is None:
+            checkpoints.save(0, state, members, score(state))
+        else:
+            state = checkpoints.restore(state, members, set_aside=True, say=say)
+        with _open_log(folder, int(state.update)) as log:
+            on_first(lambda: _write_configs(members, folder))  # the run may be longer now
+            return _loop(members, state, step, _Keep(checkpoints, score, log))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keep:
+    """Where what happens is kept.
+
+    Attributes:
+      checkpoints: of the run.
+      score: of `make_score`.
+      log: in the first process.
+    """
+
+    checkpoints: Checkpoints
+    score: Callable[[ppo.TrainState], np.ndarray]
+    log: metrics.MetricsLog | None
+
+
+def _loop(
+    members: Mapping[str, Config], state: ppo.TrainState, step: Step, keep: _Keep | None = None
 ) -> tuple[ppo.TrainState, list[dict], int | None]:
     """Updates until the end, or until a signal comes: the state, the records, the signal."""
     config = next(iter(members.values()))
@@ -260,33 +319,30 @@ def _loop(
             )
             bad = np.flatnonzero(~metrics.finite(values, len(members)))
             if len(bad) == len(members):
-                raise UserError(_diverged(update, checkpoints))
+                raise UserError(_diverged(update, keep))
             for index in bad:
                 name = list(members)[index]
                 if lost.setdefault(name, update) == update:
                     bar.write(f"{name}: not finite numbers from update {update} on")
             history.append(record)
-            if log:
-                log.append(record)
+            if keep and keep.log:
+                keep.log.append(record)
             bar.set_postfix_str(metrics.postfix(values), refresh=False)
             bar.update()
             stopped = largest(received[0] if received else 0)  # whichever process was told
             last = update == config.updates or stopped
             due = last or update % config.checkpoint_every == 0
-            if checkpoints and (due or update in switches(members)):
-                if log:
-                    log.sync()  # a checkpoint never knows more than the metrics do
-                changing = (c for c in members.values() if c.reward.then is not None)
-                final = all(transition(c, update - 1) == 1 for c in changing)
-                reward = float(np.mean(values["reward_mean"][..., 0])) if final else None
-                checkpoints.save(update, state, members, reward)
+            if keep and (due or update in switches(members)):
+                if keep.log:
+                    keep.log.sync()  # a checkpoint never knows more than the metrics do
+                keep.checkpoints.save(update, state, members, keep.score(state))
             if stopped:
                 break
     return state, history, stopped or None
 
 
-def _diverged(update: int, checkpoints: Checkpoints | None) -> str:
-    kept = f" the checkpoint of update {checkpoints.latest()} is kept;" if checkpoints else ""
+def _diverged(update: int, keep: _Keep | None) -> str:
+    kept = f" the checkpoint of update {keep.checkpoints.latest()} is kept;" if keep else ""
     return (
         f"update {update}: loss, gradient or parameters are not finite numbers;{kept} a smaller"
         " --ppo.learning_rate may help"

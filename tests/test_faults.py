@@ -1,7 +1,10 @@
 """Crashes, full disks, second writers: nothing is lost, nothing is half written, one clear line."""
 
+import errno
 import fcntl
+import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -11,14 +14,17 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
+from jaxmoral import checkpoint, metrics, train_agent
 from jaxmoral import config as configs
-from jaxmoral import metrics, train_agent
 from jaxmoral.checkpoint import Checkpoints, checksum
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate_agent
+from jaxmoral.policy import TabularPolicy
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_every", "2"]
@@ -141,17 +147,138 @@ def test_any_flipped_bit_is_noticed(seed):
 
 
 def test_the_best_checkpoint_is_kept(tmp_path):
+    """The one whose policy, evaluated exactly, earns most; what the rewards are: `test_best.py`."""
     flags = ["--updates", "30", "--reward.name", "game", "--ppo.learning_rate", "0.3"]
     train_agent(configs.load(None, [*FLAGS, *flags]), tmp_path / "run", say=quiet)
-    rewards = {r["update"]: r["reward_mean"] for r in metrics.read(tmp_path / "run")}
-    saved = {update: reward for update, reward in rewards.items() if update % 2 == 0}
-    best = max(saved, key=lambda update: saved[update])
+    kept = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    found = {
+        update: evaluate_agent(
+            tmp_path / "run", ["ipd"], ["tit-for-tat"], protocols=["exact"], update=update
+        )
+        for update in kept
+    }
+    earned = {
+        update: evaluation["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"][
+            "tit-for-tat"
+        ]["exact"]["rewards"]["game"]
+        for update, evaluation in found.items()
+    }
+    best = max(earned, key=lambda update: earned[update])
+    assert kept == [best, 26, 28, 30]
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.best() == best
-    assert (tmp_path / "run" / "checkpoints" / str(best)).is_dir()
     assert evaluate_agent(tmp_path / "run", update="best") == evaluate_agent(
         tmp_path / "run", update=best
     )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of six updates, with checkpoints of 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, train_agent(configs.load(None, [*FLAGS, "--updates", "6"]), folder, say=quiet)
+
+
+def content(folder):
+    """Every path in a run folder but the lock, and what the files hold."""
+    return {
+        path: path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+        if path.name != ".lock"
+    }
+
+
+def refused(folder, message, config=None):
+    """Resuming and evaluating say the same, and nothing is moved or written."""
+    before = content(folder)
+    with pytest.raises(UserError, match=message):
+        train_agent(config or configs.load(folder / "config.yaml"), folder, True, quiet)
+    assert content(folder) == before
+    with pytest.raises(UserError, match=message):
+        evaluate_agent(folder, ["ipd"])
+    assert content(folder) == before
+
+
+def described(folder, change):
+    """Changes what stands beside the newest state, as the version that wrote it would have."""
+    path = folder / "checkpoints" / "6"
+    saved, about = (json.loads((path / x / "metadata").read_text()) for x in ("config", "about"))
+    change(saved, about)
+    about["seal"] = checkpoint._seal(saved, about)
+    (path / "config" / "metadata").write_text(json.dumps(saved))
+    (path / "about" / "metadata").write_text(json.dumps(about))
+
+
+def test_a_configuration_of_another_version_is_no_damage(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+
+    def rename(saved, about):
+        saved[""]["ppo"]["learning_speed"] = saved[""]["ppo"].pop("learning_rate")
+        about["version"] = "9.0"
+
+    described(folder, rename)
+    refused(folder, "6 has a configuration that this version cannot read .*learning_speed.* 9.0,")
+
+
+def test_arrays_of_another_version_are_no_damage(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    known = TabularPolicy.reference_parameters
+    other = lambda self: known(self) | {"more": jnp.zeros(2)}
+    monkeypatch.setattr(TabularPolicy, "reference_parameters", other)
+    refused(folder, r"6 holds other arrays than this version trains \(.*more\)")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_what_the_system_refuses_to_read_is_no_damage(number, finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    read = Path.read_text
+
+    def fail(path, *arguments, **named):
+        if path.name == "metadata" and path.parts[-3] == "6":
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        for kind in {type(epath.Path(folder)), Path}:
+            patch.setattr(kind, "read_text", fail)
+        refused(folder, f"cannot read the checkpoint .*/6 .*{os.strerror(number)}")
+    again = train_agent(configs.load(folder / "config.yaml"), folder, True, quiet)
+    for ours, theirs in zip(leaves(again), leaves(finished[1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_the_storage_library_cannot_open_is_no_damage(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (path,) = (folder / "checkpoints" / "6" / "state" / "d").iterdir()
+    whole = path.read_bytes()
+    path.unlink()
+    path.symlink_to(path)
+    refused(folder, "cannot read the checkpoint .*/6 .*Too many levels of symbolic links")
+    path.unlink()
+    path.write_bytes(whole)
+    evaluate_agent(folder, ["ipd"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_change_beside_a_state_is_damage(seed, finished, tmp_path):
+    """A flipped bit makes another key, another number or no JSON; all of it goes back one."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    random = np.random.default_rng(seed)
+    path = folder / "checkpoints" / "6" / ("config", "about")[seed % 2] / "metadata"
+    raw = bytearray(path.read_bytes())
+    raw[random.integers(len(raw))] ^= 1 << int(random.integers(7))
+    path.write_bytes(raw)
+    said = []
+    with Checkpoints(folder) as checkpoints:
+        config = {"": configs.load(folder / "config.yaml")}
+        like = jax.eval_shape(lambda: finished[1].state)
+        state = checkpoints.restore(like, config, say=said.append)
+    assert int(state.update) == 4
+    assert re.search("6 is damaged .*; going back to update 4", said[0])
+    again = train_agent(configs.load(folder / "config.yaml"), folder, True, quiet)
+    assert (folder / "damaged" / "6").is_dir()
+    for ours, theirs in zip(leaves(again), leaves(finished[1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_lost_metrics_are_noticed(tmp_path):

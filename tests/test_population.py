@@ -241,5 +241,9 @@ def test_a_checkpoint_of_other_members_is_refused(tmp_path):
     other = members(*SMALL, "--seed", "[0, 1]", "--reward.xi", "5")
     with pytest.raises(UserError, match=r"differs in reward\.xi"):
         train_population(other, folder, resume=True, say=quiet)
+    other = members(*SMALL, "--seed", "[0, 2, 3, 4]")
+    with pytest.raises(UserError, match=r"not to the members seed=0; seed=2; seed=3 and 1 more"):
+        train_population(other, folder, resume=True, say=quiet)
+    assert not (folder / "damaged").exists()
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.latest() == 6
