@@ -17,7 +17,7 @@ from jaxmoral import ppo
 from jaxmoral.agent import Agent
 from jaxmoral.config import Config
 from jaxmoral.experiment import OFTEN, environments, on_cpu, packed_prompts, prompts_differ
-from jaxmoral.games import get_game
+from jaxmoral.lookup import training_game
 from jaxmoral.memory import Memory
 from jaxmoral.mesh import map_spread, place
 from jaxmoral.rollout import Environment
@@ -39,7 +39,7 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[ppo.TrainSt
     configs = [config for config, _ in plain]
     config, agent = plain[0]
     alone, stacked = len(plain) == 1, prompts_differ(plain)
-    memory = agent.presentation.remembers(get_game(config.env.game))
+    memory = agent.presentation.remembers(training_game(config))
     everywhere = agent.layout.sharding()
     spread = agent.layout.sharding(agent.layout.lead_axes)
     inputs = place(packed_prompts(plain, 0), spread if stacked else everywhere)
