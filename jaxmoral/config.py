@@ -164,6 +164,11 @@ class RewardConfig:
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
 
+    @property
+    def title(self) -> str:
+        """The reward, or the two rewards, in words."""
+        return self.name if self.then is None else f"{self.name}, then {self.then}"
+
 
 @_closed
 @dataclasses.dataclass(frozen=True)
@@ -600,15 +605,16 @@ def save(config: Config, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        found |= flatten(value, key + ".") if isinstance(value, dict) else {key: value}
+    return found
+
+
 def differences(one: Config, other: Config) -> list[str]:
     """The dotted keys in which two configurations differ."""
-
-    def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in tree.items():
-            key = prefix + name
-            found |= leaves(value, key + ".") if isinstance(value, dict) else {key: value}
-        return found
-
-    a, b = leaves(to_dict(one)), leaves(to_dict(other))
+    a, b = flatten(to_dict(one)), flatten(to_dict(other))
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
