@@ -238,7 +238,7 @@ def regrets(
         "utilitarian": ("regret/utilitarian/normalised", "utilitarian, 0 to 1"),
     }
     bars = len(models) * len(games)
-    size = (max(9.0, 2.5 + 1.25 * len(models), min(2.5 + 0.1 * bars, 15.0)), 5)
+    size = (min(max(9.0, 2.2 + 1.05 * len(models), 2.2 + 0.08 * bars), 20.0), 5)
     figure, panels = plt.subplots(2, 1, figsize=size, sharex=True, layout="constrained")
     tips, width = Tips(), 0.8 / len(games)
     tables = [] if tabular is None else list(dict.fromkeys(tabular["table"]))
@@ -344,6 +344,8 @@ def stacked_bars(
     )["mean"]
     for axes in grid.flat[len(models) :]:
         axes.set_visible(False)
+    for axes in grid.flat[max(len(models) - across, 0) : len(models)]:
+        axes.tick_params(labelbottom=True)
     for axes, model in zip(grid.flat, models, strict=False):
         for place, condition in enumerate(conditions):
             bottom = 0.0
