@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from jaxmoral import config as configs
-from jaxmoral import figures, metrics, report, training
+from jaxmoral import figures, metrics, page_tables, report, training
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import player_games, resolve
 from jaxmoral.games import choose_games
@@ -113,7 +113,7 @@ def test_the_papers_numbers_are_beside_their_own_games(tmp_path):
             )
     assert not any("the paper" in tip for tip in tips.values() if "IVD" in tip or "stag" in tip)
 
-    header, rows = report.regret_table(table, series)
+    header, rows = page_tables.regret_table(table, series)
     assert header == ["agent", "regret", "ICD", "stag-hunt", "IVD", "IPD"]
     tuned = next(row for row in rows if row[:2] == ["deontological", "deontological"])
     assert tuned[2:] == [
@@ -130,7 +130,7 @@ def test_the_papers_numbers_are_beside_their_own_games(tmp_path):
 def test_agents_the_paper_does_not_have_get_none_of_its_numbers(tmp_path, flags):
     run = make_run(tmp_path, "a", *flags, evaluation=evaluated("labels", {"ipd": 1.0}))
     series, _ = group_runs([run])
-    _, rows = report.regret_table(tables(series), series)
+    _, rows = page_tables.regret_table(tables(series), series)
     assert "[" in rows[0][2]  # the base
     assert not any("[" in row[2] for row in rows if row[0] == "deontological")
 
@@ -195,7 +195,7 @@ def test_a_reward_that_is_not_known_is_left_out_with_a_word(tmp_path):
     section = next(s for s in training_sections(series, []) if s.name == "fig12-reward")
     assert "Left out: envy (reward.name: unknown name 'envy'" in section.caption
     assert len(section.draw()[1]) == 1
-    assert report.reward_rows(series)[1][1].startswith("a reward of the run's own")
+    assert page_tables.reward_rows(series)[1][1].startswith("a reward of the run's own")
 
 
 # A report and its folder.
@@ -234,6 +234,7 @@ def test_a_report_replaces_its_own_files_and_no_others(tmp_path):
         ({"thesis.tex": "mine"}, "no report, or one of an older version"),
         ({"report.json": '{"files": ["../runs.tex"]}'}, "is damaged: it must list files beside it"),
         ({"report.json": '{"files": ["/etc/hosts"]}'}, "is damaged"),
+        ({"report.json": '{"files": ["."]}'}, "is damaged"),
         ({"report.json": "{"}, "is damaged"),
         ({"report.json": "[1]"}, "is damaged"),
     ],
@@ -638,19 +639,19 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
         make_run(tmp_path, "d", evaluation=evaluated("trained", {"icd": 1.0, "plane(2,4)": 2.0})),
     ]
     series, _ = group_runs(runs)
-    rewards = {row[0]: row[1:] for row in report.reward_rows(series)}
+    rewards = {row[0]: row[1:] for row in page_tables.reward_rows(series)}
     assert set(rewards) == {"game+0.5*altruism(0.3)", "deontological"}
     assert rewards["game+0.5*altruism(0.3)"][1:3] == ["5", "-6"]
     assert "the agent's own points" in rewards["game+0.5*altruism(0.3)"][0]
     assert "spite" in rewards["game+0.5*altruism(0.3)"][0]
-    games = report.played_games(series, tables(series), [])
-    pairs = {row[1]: row[2:] for row in report.payoff_rows(games)}
+    games = page_tables.played_games(series, tables(series), [])
+    pairs = {row[1]: row[2:] for row in page_tables.payoff_rows(games)}
     assert pairs == {
         "ipd": ["3, 3", "0, 4", "4, 0", "1, 1"],
         "mine": ["1, 2", "3, 4", "5, 6", "7, 8"],
         "icd": ["1, 1", "0, 0", "0, 0", "4, 4"],
     }
-    (group,) = report.group_rows(games)
+    (group,) = page_tables.group_rows(games)
     assert group[1:] == ["public-goods(4,10,2)", "5, 10, 15, 20", "10, 15, 20, 25"]
     assert training_game(runs[2].config).num_players == 4
 
@@ -666,4 +667,4 @@ def test_a_tables_map_says_that_it_is_one_colour(tmp_path):
 def test_heads_of_tables_wrap():
     style = (report.Path(report.__file__).parent / "page.html").read_text()
     assert "overflow-wrap" in style
-    assert "<th>a</th>" in report.html_table(["a"], [["b"]], "c")
+    assert "<th>a</th>" in page_tables.html_table(["a"], [["b"]], "c")
