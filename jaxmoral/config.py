@@ -164,6 +164,11 @@ class RewardConfig:
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
 
+    @property
+    def title(self) -> str:
+        """The reward, or the two rewards, in words."""
+        return self.name if self.then is None else f"{self.name}, then {self.then}"
+
 
 @_closed
 @dataclasses.dataclass(frozen=True)
@@ -605,6 +610,15 @@ def save(config: Config, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        found |= flatten(value, key + ".") if isinstance(value, dict) else {key: value}
+    return found
+
+
 def differences(one: Config, other: Config) -> list[str]:
     """The dotted keys in which two configurations differ."""
     return tree_differences(to_dict(one), to_dict(other))
@@ -612,13 +626,6 @@ def differences(one: Config, other: Config) -> list[str]:
 
 def tree_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The dotted keys in which two nested dictionaries differ."""
+    a, b = flatten(one), flatten(other)
 
-    def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in tree.items():
-            key = prefix + name
-            found |= leaves(value, key + ".") if isinstance(value, dict) else {key: value}
-        return found
-
-    a, b = leaves(one), leaves(other)
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

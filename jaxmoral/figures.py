@@ -4,9 +4,10 @@ Every function returns a matplotlib figure and its tips: what hovering over an a
 gid) says.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -16,28 +17,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from jaxmoral.config import Config
-from jaxmoral.errors import UserError
-from jaxmoral.experiment import transition
-from jaxmoral.lookup import training_game
 from jaxmoral.metrics import ACTION_TYPES
-from jaxmoral.rewards import bounds, get_reward, reward_table
 from jaxmoral.runs import Run, summarise
-
-INK = "#1a1b1c"  # of all text and lines; a page may replace it by its own
-# arXiv 2410.01639, Fig. 2: M's move | O's previous move.
-TYPE_COLOURS = ("#28641E", "#B0DC82", "#FBE6F1", "#8E0B52", "#A9A9A9", "#D3D3D3")
-GAME_COLOURS = {
-    "ipd": "#40C4C0",
-    "ish": "#9932CC",
-    "icn": "#DAA520",
-    "bos": "#2E8B57",
-    "icd": "#6495ED",
-    "ivd": "#CD5C5C",
-}
-CURVE_COLOURS = ("#B8860B", "#9932CC", "#2E8B57", "#FF8C00", "#CD5C5C", "#1E90FF")
-OUTCOME_COLOURS = {"C": "#3B6FB6", "D": "#C8443C", "illegal": "#A9A9A9"}
-BASE = "No fine-tuning"
+from jaxmoral.styles import BASE as BASE
+from jaxmoral.styles import (
+    DOTS,
+    INK,
+    TITLE_WIDTH,
+    TYPE_COLOURS,
+    folded,
+    game_styles,
+    game_title,
+    line_styles,
+    reward_colour,
+    wrapped,
+)
 
 plt.rcParams.update(
     {
@@ -74,7 +68,7 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
     """Stacked shares of what agents did given the opponent's previous move, by update.
 
     Args:
-      panels: a title to the runs whose mean is drawn.
+      panels: a title to the runs whose mean is drawn, which made equally many updates.
       columns: panels side by side.
     """
     count = len(panels)
@@ -103,7 +97,8 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
         switch_at = runs[0].config.reward.switch_at
         if switch_at is not None:
             axes.axvline(switch_at, color=INK, linestyle="--", linewidth=1)
-        axes.set(xlabel="update", ylim=(0, 1), title=title, xlim=(updates[0], updates[-1] + 1e-9))
+        axes.set(xlabel="update", ylim=(0, 1), xlim=(updates[0], updates[-1] + 1e-9))
+        axes.set_title(wrapped(title))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for row in grid:
         row[0].set_ylabel("share of rounds")
@@ -118,14 +113,17 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
 
 
 def mean_types(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
-    """Updates all runs have made, and mean shares, `[6, num_points]`, of at most 100 windows."""
-    size = min(len(run.history) for run in runs)
+    """Updates and mean shares, `[6, num_points]`, of at most 100 windows.
+
+    Raises:
+      ValueError: the runs made different numbers of updates.
+    """
+    size = len(runs[0].history)
+    if any(len(run.history) != size for run in runs):
+        raise ValueError("only runs with equally many updates have a mean")
     shares = np.mean(
         [
-            [
-                [record["action_types"][kind] for kind in ACTION_TYPES]
-                for record in run.history[:size]
-            ]
+            [[record["action_types"][kind] for kind in ACTION_TYPES] for record in run.history]
             for run in runs
         ],
         axis=0,
@@ -135,93 +133,95 @@ def mean_types(runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray]:
     return updates, np.array([shares[window].mean(0) for window in windows]).T
 
 
-# What the paper's Fig. 12 scales rewards by: the smallest and largest of a reward on the IPD.
-REWARD_SPANS = {
-    "game": (-6.0, 4.0),
-    "deontological": (-6.0, 0.0),
-    "utilitarian": (-6.0, 6.0),
-    "game+deontological": (-6.0, 4.0),
-}
+class Curve(NamedTuple):
+    """A line of `reward_curves`.
+
+    Attributes:
+      name: what the legend calls it.
+      title: the reward, which has a colour.
+      values: `[num_runs, num_updates]` from 0 to 1.
+      tabular: whether the runs are of the tabular policy; then the line is dotted.
+    """
+
+    name: str
+    title: str
+    values: np.ndarray
+    tabular: bool = False
 
 
-def _span(config: Config, name: str) -> tuple[float, float]:
-    reward = config.reward
-    try:
-        game, function = training_game(config), get_reward(name)
-    except UserError:  # of a run that was made with a reward of the user's own
-        return reward.illegal, 6.0
-    return bounds(reward_table(game, function, reward.xi, reward.illegal, reward.normalise))
-
-
-def normalised_rewards(run: Run) -> np.ndarray:
-    """The run's mean reward by update, from 0 to 1."""
-    names = [run.config.reward.name, run.config.reward.then or run.config.reward.name]
-    first, later = (
-        np.array(REWARD_SPANS[name] if name in REWARD_SPANS else _span(run.config, name))
-        for name in names
-    )
-    values = []
-    for index, record in enumerate(run.history):
-        share = transition(run.config, index)
-        low, high = (1 - share) * first + share * later
-        values.append((record["reward_mean"] - low) / (high - low))
-    return np.array(values)
-
-
-def reward_curves(
-    panels: Mapping[str, Mapping[str, Sequence[Run]]],
-    tabular: Mapping[str, Mapping[str, Sequence[Run]]],
-) -> Drawn:
-    """Normalised training reward with 95 % intervals over runs, a line per reward.
+def reward_curves(panels: Mapping[str, Sequence[Curve]]) -> Drawn:
+    """Normalised training reward with 95 % intervals over runs, a line per series.
 
     Args:
-      panels: a title to the lines: a reward's title to its runs.
-      tabular: the same of runs of the tabular policy, drawn dotted.
+      panels: a title to its lines.
     """
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
     figure, grid = plt.subplots(
-        1,
-        len(panels),
-        figsize=(4.6 * len(panels) + 1.8, 3),
+        down,
+        across,
+        figsize=(4.2 * across + 2.4, 2.8 * down + 0.2),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     tips = Tips()
-    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
-        for colour, (name, runs) in zip(CURVE_COLOURS, lines.items(), strict=False):
-            size = min(len(run.history) for run in runs)
-            curves = np.array([normalised_rewards(run)[:size] for run in runs])
-            updates = np.arange(1, size + 1)
-            mean = curves.mean(0)
-            (line,) = axes.plot(updates, mean, color=colour, label=name, linewidth=1.5)
-            if len(runs) > 1:
-                width = 1.96 * curves.std(0, ddof=1) / len(runs) ** 0.5
-                axes.fill_between(updates, mean - width, mean + width, color=colour, alpha=0.2)
-            tips.add(
-                line, f"{name}: {mean[0]:.2f} at first, {mean[-1]:.2f} at last, {len(runs)} runs"
+    handles: dict[str, Any] = {}
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    styles = _curve_styles([curve for curves in panels.values() for curve in curves])
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for curve in curves:
+            colour, style = styles[curve.name, curve.tabular]
+            mean, count = curve.values.mean(0), len(curve.values)
+            updates = np.arange(1, len(mean) + 1)
+            (line,) = axes.plot(
+                updates, mean, color=colour, linestyle=style, linewidth=1 if curve.tabular else 1.5
             )
-            if beside := tabular.get(title, {}).get(name):
-                shown = np.mean([normalised_rewards(run)[:size] for run in beside], axis=0)
-                (line,) = axes.plot(
-                    np.arange(1, len(shown) + 1), shown, color=colour, linestyle=":", linewidth=1
-                )
-                tips.add(line, f"{name}, tabular policy: {shown[-1]:.2f} at last")
-        axes.set(xlabel="update", title=title, ylim=(-0.03, 1.05))
+            if count > 1 and not curve.tabular:
+                width = 1.96 * curve.values.std(0, ddof=1) / count**0.5
+                axes.fill_between(updates, mean - width, mean + width, color=colour, alpha=0.2)
+            runs = "1 run" if count == 1 else f"{count} runs"
+            tips.add(line, f"{curve.name}: {mean[0]:.2f} at first, {mean[-1]:.2f} at last, {runs}")
+            name = curve.name
+            if curve.tabular:
+                name = tabular_name(curve.name, curve.title)
+                if curve.name == curve.title:  # one entry for all of them
+                    line = plt.Line2D([], [], color=INK, linestyle=style)
+            handles.setdefault(name, line)
+        axes.set(xlabel="update", ylim=(-0.03, 1.05))
+        axes.set_title(wrapped(title, 2 * TITLE_WIDTH))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid[0, 0].set_ylabel("reward, from 0 (worst) to 1")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    if any(tabular.values()):
-        handles.append(plt.Line2D([], [], color=INK, linestyle=":"))
-        labels.append("tabular policy")
-    figure.legend(handles, labels, loc="outside right center")
+    for row in grid:
+        row[0].set_ylabel("reward, from 0 (worst) to 1")
+    names = [wrapped(name) for name in handles]
+    figure.legend(list(handles.values()), names, loc="outside right center", fontsize=8)
     return figure, tips
+
+
+def tabular_name(name: str, title: str) -> str:
+    """What legends call a series of tables of a reward."""
+    return "tabular policy" if name == title else f"tabular policy, {name}"
+
+
+def _curve_styles(curves: Sequence[Curve]) -> dict[tuple[str, bool], tuple[str, Any]]:
+    """Colour and line by name and whether it is a table's, the same in every panel."""
+    titles = {(curve.name, curve.tabular): curve.title for curve in curves}
+    solid = {key: title for key, title in titles.items() if not key[1]}
+    found = dict(zip(solid, line_styles(solid.values()), strict=True))
+    used: Counter[str] = Counter()
+    for key, title in titles.items():
+        if key[1]:
+            found[key] = reward_colour(title), DOTS[used[title] % len(DOTS)]
+            used[title] += 1
+    return found
 
 
 def regrets(
     table: pd.DataFrame,
     models: Sequence[str],
     games: Sequence[str],
-    marks: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    marks: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     tabular: pd.DataFrame | None = None,
 ) -> Drawn:
     """Moral regret per agent and game, with 95 % intervals over runs.
@@ -230,68 +230,81 @@ def regrets(
       table: tidy rows of one suite, protocol and opponent, with a column `agent`.
       models: agents in the order they are drawn.
       games: likewise.
-      marks: the paper's figures: kind of regret to agent to a number per game.
-      tabular: the same rows of tabular policies.
+      marks: the paper's figures: kind of regret to agent to game to a number.
+      tabular: the same rows of tabular policies, with a column `table` that names them.
     """
     kinds = {
         "deontological": ("regret/deontological/points", "deontological, points"),
         "utilitarian": ("regret/utilitarian/normalised", "utilitarian, 0 to 1"),
     }
-    figure, panels = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
+    bars = len(models) * len(games)
+    size = (min(max(9.0, 2.2 + 1.05 * len(models), 2.2 + 0.08 * bars), 20.0), 5)
+    figure, panels = plt.subplots(2, 1, figsize=size, sharex=True, layout="constrained")
     tips, width = Tips(), 0.8 / len(games)
+    tables = [] if tabular is None else list(dict.fromkeys(tabular["table"]))
+    dots = dict(zip(tables, (DOTS[index % len(DOTS)] for index in range(len(tables))), strict=True))
+    legend: dict[str, Any] = {}
     for axes, (kind, (metric, label)) in zip(panels, kinds.items(), strict=True):
-        found = _by_agent_and_game(table, metric)
-        alone = None if tabular is None else _by_agent_and_game(tabular, metric)
-        for offset, game in enumerate(games):
+        found = _summary_of(table, metric, _BESIDE)
+        alone = None if tabular is None else _summary_of(tabular, metric, [*_BESIDE, "table"])
+        printed = (marks or {}).get(kind, {})
+        for offset, (game, (colour, hatch)) in enumerate(
+            zip(games, game_styles(games), strict=True)
+        ):
             places = np.arange(len(models)) + (offset + 0.5) * width - 0.4
-            colour = GAME_COLOURS.get(game, CURVE_COLOURS[offset % len(CURVE_COLOURS)])
-            shown = game.upper() if game in GAME_COLOURS else game
             for place, model in zip(places, models, strict=True):
                 if (model, game) not in found.index:
                     continue
                 mean, interval, runs = found.loc[(model, game), ["mean", "interval", "runs"]]
-                label_once = shown if model == models[0] else None
                 (bar,) = axes.bar(
                     place,
                     mean,
                     width,
                     yerr=interval or None,
                     color=colour,
-                    label=label_once,
+                    hatch=hatch,
+                    edgecolor=INK,
+                    linewidth=0,
                     error_kw={"ecolor": INK, "elinewidth": 0.8},
                 )
-                text = f"{model}, {shown}: {mean:.3f} ± {interval:.3f} ({int(runs)} runs)"
-                if marks and model in marks.get(kind, {}) and offset < len(marks[kind][model]):
-                    value = marks[kind][model][offset]
+                legend.setdefault(game_title(game), bar)
+                many = "1 run" if runs == 1 else f"{int(runs)} runs"
+                text = f"{model}, {game_title(game)}: {mean:.3f} ± {interval:.3f} ({many})"
+                if (value := printed.get(model, {}).get(game)) is not None:
                     axes.plot(place, value, "x", color=INK, markersize=4)
                     text += f"; the paper: {value:.2f}"
-                if alone is not None and (model, game) in alone.index:
-                    value = alone.loc[(model, game), "mean"]
-                    axes.plot([place - width / 2, place + width / 2], [value] * 2, ":", color=INK)
-                    text += f"; tabular policy: {value:.3f}"
+                for name in tables:
+                    if alone is not None and (model, game, name) in alone.index:
+                        value = alone.loc[(model, game, name), "mean"]
+                        ends = [place - width / 2, place + width / 2]
+                        axes.plot(ends, [value] * 2, linestyle=dots[name], color=INK)
+                        text += f"; {name}: {value:.3f}"
                 tips.add(bar, text)
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
-    panels[1].set_xticks(range(len(models)), list(map(folded, models)))
-    handles, labels = panels[0].get_legend_handles_labels()
-    if marks:
-        handles.append(plt.Line2D([], [], color=INK, marker="x", linestyle=""))
-        labels.append("paper (Gemma-2-2b-it)")
-    if tabular is not None:
-        handles.append(plt.Line2D([], [], color=INK, linestyle=":"))
-        labels.append("tabular policy")
-    figure.legend(handles, labels, loc="outside right center")
+    crowded = len(models) > 8
+    panels[1].set_xticks(
+        range(len(models)), list(map(folded, models)), fontsize=7 if crowded else 9
+    )
+    if any(marks.values() if marks else ()):
+        legend["paper (Gemma-2-2b-it)"] = plt.Line2D([], [], color=INK, marker="x", linestyle="")
+    for name in tables:
+        legend[wrapped(name)] = plt.Line2D([], [], color=INK, linestyle=dots[name])
+    figure.legend(
+        list(legend.values()),
+        list(legend),
+        loc="outside right center",
+        ncols=-(-len(legend) // 18),
+        fontsize=9 if len(legend) < 19 else 7,
+    )
     return figure, tips
 
 
-def folded(agent: str) -> str:
-    """An agent's name on several short lines."""
-    return agent.replace(", then ", ",\nthen\n").replace(", ", ",\n").replace("+", "+\n")
+_BESIDE = ["agent", "condition"]
 
 
-def _by_agent_and_game(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    rows = table[table["metric"] == metric]
-    return summarise(rows, ["agent", "condition"]).set_index(["agent", "condition"])
+def _summary_of(table: pd.DataFrame, metric: str, by: Sequence[str]) -> pd.DataFrame:
+    return summarise(table[table["metric"] == metric], by).set_index(list(by))
 
 
 def stacked_bars(
@@ -312,12 +325,13 @@ def stacked_bars(
       colours: of the metrics.
       title: of the legend.
     """
-    across = min(4, len(models))
+    side = max(2.3, 0.18 * len(conditions))
+    across = min(max(1, int(10 / side)), len(models))
     down = -(-len(models) // across)
     figure, grid = plt.subplots(
         down,
         across,
-        figsize=(2.3 * across + 1.8, 2.4 * down + 0.4),
+        figsize=(side * across + 1.8, 2.4 * down + 0.4),
         sharey=True,
         sharex=True,
         squeeze=False,
@@ -330,31 +344,35 @@ def stacked_bars(
     )["mean"]
     for axes in grid.flat[len(models) :]:
         axes.set_visible(False)
+    for axes in grid.flat[max(len(models) - across, 0) : len(models)]:
+        axes.tick_params(labelbottom=True)
     for axes, model in zip(grid.flat, models, strict=False):
         for place, condition in enumerate(conditions):
             bottom = 0.0
             for (metric, name), colour in zip(metrics.items(), colours, strict=True):
-                share = found.get((model, condition, metric), 0.0)
+                share = found.get((model, condition, metric))
+                if share is None:  # this agent was not tested in it
+                    continue
                 (bar,) = axes.bar(place, share, 0.8, bottom=bottom, color=colour, label=name)
                 tips.add(bar, f"{model}, {condition}: {name} {share:.1%}")
                 bottom += share
         axes.set(ylim=(0, 1))
-        axes.set_title(model, fontsize=8)
-        shown = [name.upper() if name in GAME_COLOURS else name for name in conditions]
+        axes.set_title(wrapped(model), fontsize=8)
+        shown = list(map(game_title, conditions))
         slanted = max(map(len, shown)) > 4
+        upright = len(shown) > 8
         axes.set_xticks(
             range(len(shown)),
             shown,
-            rotation=40 if slanted else 0,
-            ha="right" if slanted else "center",
+            rotation=90 if upright else 40 if slanted else 0,
+            ha="right" if slanted and not upright else "center",
+            fontsize=7 if slanted or upright else 9,
         )
     for row in grid:
         row[0].set_ylabel("share of rounds")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.legend(
-        list(unique.values())[::-1], list(unique)[::-1], loc="outside right center", title=title
-    )
+    names = list(metrics.values())
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in colours]
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", title=title)
     return figure, tips
 
 
@@ -368,7 +386,7 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
     figure, grid = plt.subplots(
         len(panels),
         1,
-        figsize=(9, 2.2 * len(panels) + 0.6),
+        figsize=(max(9.0, 1.1 * len(models) + 1.5), 2.2 * len(panels) + 0.6),
         sharex=True,
         squeeze=False,
         layout="constrained",
@@ -379,19 +397,21 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
             rows = table[table["metric"] == f"action_types/{kind}"]
             found = summarise(rows, ["agent"]).set_index("agent")["mean"]
             for index, model in enumerate(models):
-                share = found.get(model, 0.0)
+                share = found.get(model)
+                if share is None:
+                    continue
                 place = index + (offset + 0.5) * width - 0.4
-                (bar,) = axes.bar(
-                    place, share, width, color=colour, label=kind if not index else None
-                )
+                (bar,) = axes.bar(place, share, width, color=colour)
                 tips.add(bar, f"{model}: {kind} {share:.1%}")
         axes.axhline(0.25, color=INK, linestyle="--", linewidth=0.8)
         axes.set(title=title, ylabel="share of rounds", ylim=(0, 1))
-    grid[-1, 0].set_xticks(range(len(models)), list(map(folded, models)))
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside right center", title="agent's action |\nopponent's previous"
+    crowded = len(models) > 8
+    grid[-1, 0].set_xticks(
+        range(len(models)), list(map(folded, models)), fontsize=7 if crowded else 9
     )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TYPE_COLOURS]
+    title = "agent's action |\nopponent's previous"
+    figure.legend(handles, ACTION_TYPES, loc="outside right center", title=title)
     return figure, tips
 
 

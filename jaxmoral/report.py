@@ -6,6 +6,7 @@ cover them, with that paper's own numbers beside ours.
 
 import argparse
 import io
+import os
 import re
 import shutil
 import string
@@ -13,34 +14,28 @@ import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from textwrap import shorten
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from jaxmoral import figures
-from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError, run_command
+from jaxmoral.evaluate import write_json
 from jaxmoral.figures import Drawn
-from jaxmoral.games import CELLS, GAMES
-from jaxmoral.meetings import (
-    PLANE,
-    find_tournaments,
-    map_sections,
-    tournament_rows,
-    tournament_sections,
-)
-from jaxmoral.published import FIGURE_4
-from jaxmoral.runs import Run, find_runs, summarise, tidy
+from jaxmoral.meetings import PLANE, find_tournaments, map_sections, tournament_sections
+from jaxmoral.page_tables import html_table, number_parts
+from jaxmoral.runs import find_runs, read_json, tidy
 from jaxmoral.sections import (
     Section,
-    agents_in,
     evaluation_sections,
+    tables,
     training_sections,
-    usual_labels,
     with_agents,
 )
+from jaxmoral.series import Series, group_runs, shown_names
+from jaxmoral.styles import INK
+from jaxmoral.summary import summary
+
+MANIFEST = "report.json"  # lists the files that a report wrote
 
 
 def svg_of(drawn: Drawn, prefix: str) -> str:
@@ -49,7 +44,7 @@ def svg_of(drawn: Drawn, prefix: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(figures.INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
     def tip(match: re.Match) -> str:
@@ -59,116 +54,57 @@ def svg_of(drawn: Drawn, prefix: str) -> str:
     return re.sub(r'<g id="(tip\d+)">', tip, svg)
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """An HTML table of escaped texts."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def own_files(output: Path) -> set[str]:
+    """The files of the report in a folder, relative to it; none in an empty or new folder.
 
-
-def reward_rows(config: Config) -> list[list[str]]:
-    """Table 1: what each reward is."""
-    xi, illegal = f"{config.reward.xi:g}", f"{config.reward.illegal:g}"
-    last = f"{illegal} for an illegal answer"
-    return [
-        ["game", f"own points; {last}"],
-        ["deontological", f"-{xi} for D after the opponent's C, else 0; {last}"],
-        ["utilitarian", f"own points + the opponent's; {last}"],
-        ["game+deontological", f"own points, -{xi} for D after the opponent's C; {last}"],
-    ]
-
-
-def parameter_rows(runs: Sequence[Run]) -> list[list[str]]:
-    """Table 2: what each experiment changes, its runs counted."""
-    experiments: dict[str, list[Run]] = {}
-    for run in runs:
-        name, _, _ = run.folder.name.rpartition("-seed")
-        experiments.setdefault(f"{run.folder.parent.name}/{name or run.folder.name}", []).append(
-            run
+    Raises:
+      UserError: the folder holds something and is no report.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return set()
+    if not (output / MANIFEST).is_file():
+        raise UserError(
+            f"--output: {output} holds something that is no report, or one of an older version"
+            f" (there is no {MANIFEST} in it); move it away or choose another folder"
         )
-    found = []
-    for name, members in experiments.items():
-        config = members[0].config
-        changed = differences(config, Config())
-        hidden = ("seed", "model.sha256", "model.dtype", "evaluation.")
-        kept = [key for key in changed if not key.startswith(hidden)]
-        values = []
-        for key in kept:
-            value: object = config
-            for part in key.split("."):
-                value = getattr(value, part) if hasattr(value, part) else value
-            values.append(f"{key} {value}")
-        done = f"{min(len(run.history) for run in members)} of {config.updates}"
-        seeds = " ".join(str(run.config.seed) for run in members)
-        found.append([name, seeds, done, ", ".join(values) or "defaults"])
-    return found
-
-
-def payoff_rows() -> list[list[str]]:
-    """Table 3: the games' payoffs."""
-    found = []
-    for game in GAMES.values():
-        if game.num_players > 2:
-            continue
-        cells = game.payoffs.reshape(2, 4).T
-        found.append([game.title, *(", ".join(f"{p:g}" for p in cell) for cell in cells)])
-    return found
-
-
-def regret_rows(table: pd.DataFrame) -> list[list[str]]:
-    """Fig. 4 in numbers: exact, by the paper's protocol, and as the paper printed it."""
-    rows = table[(table["suite"] == "labels") & (table["trained_against"] == "tit-for-tat")]
-    if rows.empty:
-        return []
-    rows = with_agents(usual_labels(rows[rows["opponent"] == "random"]))
-    kinds = {
-        "deontological": "regret/deontological/points",
-        "utilitarian": "regret/utilitarian/normalised",
-    }
-    found = summarise(rows, ["agent", "condition", "metric", "protocol"]).set_index(
-        ["agent", "condition", "metric", "protocol"]
+    listed = read_json(output / MANIFEST)
+    files = listed.get("files") if isinstance(listed, dict) else None
+    inside = lambda name: (
+        isinstance(name, str)
+        and Path(name).parts
+        and not Path(name).is_absolute()
+        and ".." not in Path(name).parts
     )
-    lines = []
-    for agent in agents_in(rows):
-        for kind, metric in kinds.items():
-            line = [agent, kind]
-            for index, game in enumerate(dict.fromkeys(rows["condition"])):
-                cell = []
-                for protocol in ("exact", "paper"):
-                    if (agent, game, metric, protocol) in found.index:
-                        mean, interval = found.loc[
-                            (agent, game, metric, protocol), ["mean", "interval"]
-                        ]
-                        cell.append(f"{mean:.2f} ± {interval:.2f}")
-                printed = FIGURE_4[kind].get(agent, ())
-                if index < len(printed):
-                    cell.append(f"[{printed[index]:.2f}]")
-                line.append(" / ".join(cell))
-            lines.append(line)
-    return lines
+    if not isinstance(files, list) or not all(map(inside, files)):
+        raise UserError(f"--output: {output / MANIFEST} is damaged: it must list files beside it")
+    return {MANIFEST, *files}
 
 
-def answer_blocks(runs: Sequence[Run]) -> str:
-    """What agents said to the follow-up questions, folded up run by run."""
-    blocks = []
-    for run in runs:
-        lines = []
-        for answer in run.answers:
-            said = escape(shorten(answer["said"], 300, placeholder=" ...")) or "(nothing)"
-            lines.append(
-                f"<p>{escape(answer['policy'])}, after {escape(answer['remembered'])}: answered"
-                f" “{escape(answer['answer'])}”. {escape(answer['question'])}</p>"
-                f"<blockquote>{said}</blockquote>"
-            )
-        if lines:
-            who = f"{run.title} against {run.config.env.opponent}, seed {run.config.seed}"
-            blocks.append(f"<details><summary>{escape(who)}</summary>{''.join(lines)}</details>")
-    return "\n".join(blocks)
+def put(scratch: Path, output: Path) -> None:
+    """Moves a finished report to its place: over an older one's own files, and no others.
+
+    Raises:
+      UserError: a file that no report wrote is where one would go.
+    """
+    old = own_files(output)
+    new = {str(path.relative_to(scratch)) for path in scratch.rglob("*") if path.is_file()}
+    for name in sorted(new - old):
+        if (output / name).exists():
+            raise UserError(f"--output: {output / name} was written by no report; move it away")
+    listed = {"files": sorted(new - {MANIFEST})}
+    write_json(listed, scratch / MANIFEST)
+    if not output.exists():
+        scratch.rename(output)
+        return
+    # If this is cut off, the page is still the old one, and what is listed covers both.
+    write_json({"files": sorted((old | new) - {MANIFEST})}, output / MANIFEST)
+    for name in sorted(new - {"index.html", MANIFEST}):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / name, output / name)
+    os.replace(scratch / "index.html", output / "index.html")
+    for name in old - new - {MANIFEST}:
+        (output / name).unlink(missing_ok=True)
+    os.replace(scratch / MANIFEST, output / MANIFEST)
 
 
 def write_report(folders: Sequence[Path], output: Path) -> list[str]:
@@ -176,7 +112,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
 
     Args:
       folders: run folders, folders of run folders, or folders of tournaments.
-      output: replaced as a whole.
+      output: a new or an empty folder, or one of a report, whose own files are replaced.
 
     Returns:
       A line for each run that was left out.
@@ -184,30 +120,21 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     Raises:
       UserError: there is neither a run nor a tournament, or the output holds something else.
     """
-    if output.exists() and not (output / "index.html").is_file() and any(output.iterdir()):
-        raise UserError(f"--output: {output} holds something that is no report; choose another")
-    tournaments, skipped = find_tournaments(folders)
-    found: list[Run] = []
-    try:
-        found, unread = find_runs(folders)
-        skipped = unread + skipped
-    except UserError:
-        if not tournaments:
-            raise
-    tabular = [run for run in found if run.config.model.source == "tabular"]
-    runs = [run for run in found if run.config.model.source != "tabular"] or tabular
-    tabular = tabular if runs is not tabular else []
-    sections = training_sections(runs, tabular) if runs else []
-    table = tidy(run for run in runs if run.config.preset == "fast" or len(runs) == 1)
-    everything = tidy(found)
-    if not table.empty:
-        exact = lambda rows: rows[(rows["protocol"] == "exact") & (rows["opponent"] == "random")]
-        beside = tidy(tabular)
-        listed = table[~table["condition"].str.fullmatch(PLANE)]  # the plane has a map
-        listed = exact(table if listed.empty else listed)
-        sections += evaluation_sections(listed, None if beside.empty else exact(beside))
-        known = table[(table["protocol"] == "exact") & table["opponent"].isin(("random", ""))]
-        sections += map_sections(with_agents(usual_labels(known)))
+    own_files(output)  # what is refused is refused before anything is drawn
+    found, skipped = find_runs(folders)
+    tournaments, unread = find_tournaments(folders)
+    if not found and not tournaments:
+        reason = f" ({[*skipped, *unread][0]})" if skipped or unread else ""
+        raise UserError(f"no run in {', '.join(map(str, folders))}{reason}")
+    is_table = lambda run: run.config.model.source == "tabular"
+    series, twice = group_runs([run for run in found if not is_table(run)])
+    tabular, again = group_runs([run for run in found if is_table(run)])
+    if not series:
+        series, tabular = tabular, []
+    skipped += [*unread, *twice, *again]
+    table = tables(series)
+    sections = training_sections(series, tabular) if series else []
+    sections += _test_sections(table, series, tabular)
     sections += tournament_sections(tournaments)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".report-"))
@@ -225,66 +152,83 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
                 "</figure>"
             )
             plt.close(drawn[0])
-        everything.to_csv(scratch / "results.csv", index=False)
-        whole = page(runs, table, sections, parts, tournaments, skipped)
-        (scratch / "index.html").write_text(whole)
+        tidy(run for one in [*series, *tabular] for run in one.runs).to_csv(
+            scratch / "results.csv", index=False
+        )
+        head = page_head(series, tabular, table, skipped)
+        body = [*head, contents(sections), *parts]
+        body += number_parts(series, tabular, table, tournaments)
+        template = string.Template((Path(__file__).parent / "page.html").read_text())
+        title = "jaxmoral: moral alignment of LLM agents"
+        page = template.substitute(title=title, body="\n".join(body))
+        (scratch / "index.html").write_text(page)
         scratch.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        scratch.rename(output)
+        put(scratch, output)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return skipped
 
 
-def page(
-    runs: Sequence[Run],
+def tested_against(table: pd.DataFrame) -> str:
+    """The opponent of the tests that figures show: random, or the first if that is not there."""
+    opponents = [name for name in dict.fromkeys(table["opponent"]) if name]
+    return "random" if "random" in opponents else opponents[0]
+
+
+def _test_sections(
+    table: pd.DataFrame, series: Sequence[Series], tabular: Sequence[Series]
+) -> list[Section]:
+    if table.empty:
+        return []
+    tested = tested_against(table)
+    exact = lambda rows: rows[(rows["protocol"] == "exact") & (rows["opponent"] == tested)]
+    listed = table[~table["condition"].str.fullmatch(PLANE)]  # the plane has a map
+    shown = exact(table if listed.empty else listed)
+    beside = tables(tabular)
+    beside = beside if beside.empty else exact(beside)
+    sections = evaluation_sections(shown, series, (beside, tabular), tested)
+    known = table[(table["suite"] == "trained") & table["opponent"].isin((tested, ""))]
+    known = with_agents(known[known["protocol"] == "exact"], series)
+    only_tables = all(one.config.model.source == "tabular" for one in series)
+    return sections + map_sections(known, only_tables)
+
+
+def page_head(
+    series: Sequence[Series],
+    tabular: Sequence[Series],
     table: pd.DataFrame,
-    sections: Sequence[Section],
-    parts: Sequence[str],
-    tournaments: Sequence[dict[str, Any]],
     skipped: Sequence[str],
-) -> str:
-    """The whole page."""
-    models = ", ".join(sorted({run.config.model.source for run in runs}))
-    seeds = sorted({run.config.seed for run in runs})
+) -> list[str]:
+    """The page's title, what its runs are, and what was averaged and left out."""
     body = ["<h1>Moral alignment of LLM agents</h1>"]
-    kinds = f"{len(runs)} runs of {escape(models)}, seeds {', '.join(map(str, seeds))}."
-    body.append(
-        f'<p class="note">{kinds if runs else ""}'
-        " Hover over a bar or an area for its values. Unless it says otherwise, a figure is"
-        " exact, without sampling noise.</p>"
-    )
-    body += [f'<p class="note">Left out: {escape(line)}.</p>' for line in skipped]
+    for group, what in ((series, "runs"), (tabular, "tabular runs, dotted in the figures")):
+        members = [run.config for one in group for run in one.runs]
+        if members:
+            caption = f"{len(members)} {what}, in {len(group)} series: only runs that are equal but"
+            caption += " for the seed are averaged, and Table 2 lists them"
+            models = ", ".join(dict.fromkeys(config.model.source for config in members))
+            told = {"model": models} | summary(members)
+            body.append(html_table([], list(told.items()), caption))
+    notes = [
+        "Hover over a bar or an area for its values. Unless it says otherwise, a figure is exact,"
+        " without sampling noise."
+    ]
+    if not table.empty:
+        tested = tested_against(table)
+        others = [name for name in dict.fromkeys(table["opponent"]) if name not in (tested, "")]
+        if others:
+            notes.append(f"In results.csv only: tests against {', '.join(others)}.")
+    untested = [one for one in series if all(run.evaluation is None for run in one.runs)]
+    if untested and len(untested) < len(series):
+        notes.append(f"Not evaluated: {'; '.join(shown_names(untested))}.")
+    notes += [f"Left out: {line}." for line in skipped]
+    return [*body, f'<p class="note">{"<br>".join(map(escape, notes))}</p>']
+
+
+def contents(sections: Sequence[Section]) -> str:
+    """Links to the figures."""
     links = "".join(f'<li><a href="#{s.name}">{escape(s.heading)}</a></li>' for s in sections)
-    body.append(f"<nav><ul>{links}</ul></nav>")
-    body += parts
-    if not table.empty and (rows := regret_rows(table)):
-        games = [name.upper() for name in dict.fromkeys(table["game"]) if name in GAMES]
-        caption = (
-            "Mean ± 95 % interval: exact / by the paper's protocol / [as the paper printed it]"
-        )
-        body.append("<h2>Moral regret in numbers (Fig. 4)</h2>")
-        body.append(html_table(["agent", "regret", *games], rows, caption))
-    for result in tournaments:
-        caption = "Mean long-run points against everybody / the most anyone can get from the agent"
-        caption += (
-            f" in {result['rounds']} rounds, a round / share of time in a Moran process of 50"
-        )
-        body.append("<h2>Tournament in numbers</h2>")
-        body.append(html_table(*tournament_rows(result), caption))
-    if answers := answer_blocks(runs):
-        body.append("<h2>What agents say about their answers (Fig. 27)</h2>" + answers)
-    body.append("<h2>Rewards, parameters, games</h2>")
-    if runs:
-        body.append(html_table(["reward", "of a round"], reward_rows(runs[0].config), "Table 1"))
-    header = ["experiment", "seeds", "updates", "changed from the defaults"]
-    body.append(html_table(header, parameter_rows(runs), "Table 2"))
-    body.append(html_table(["game", *CELLS], payoff_rows(), "Table 3: own points, the other's"))
-    template = string.Template((Path(__file__).parent / "page.html").read_text())
-    return template.substitute(
-        title="jaxmoral: moral alignment of LLM agents", body="\n".join(body)
-    )
+    return f"<nav><ul>{links}</ul></nav>"
 
 
 def main() -> None:

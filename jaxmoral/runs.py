@@ -13,7 +13,7 @@ from jaxmoral import metrics
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.results import rows
-from jaxmoral.training import population_of
+from jaxmoral.training import POPULATION, member_names, population_of
 
 
 class Run(NamedTuple):
@@ -36,8 +36,7 @@ class Run(NamedTuple):
     @property
     def title(self) -> str:
         """The reward, or the two rewards, in words."""
-        reward = self.config.reward
-        return reward.name if reward.then is None else f"{reward.name}, then {reward.then}"
+        return self.config.reward.title
 
 
 def read_json(path: Path) -> Any:
@@ -78,28 +77,33 @@ def read_run(folder: Path) -> Run:
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Reads the runs in folders, or in their subfolders.
+    """Reads the runs in folders, in their subfolders, and in populations among those; each once.
 
     Returns:
       The runs that can be read, and a line for each that cannot.
 
     Raises:
-      UserError: a folder does not exist, or none holds a run that can be read.
+      UserError: a folder does not exist.
     """
-    found, skipped = [], []
+    found: dict[Path, Run] = {}
+    skipped: dict[Path, str] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
-        inside = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
-        for path in [folder] if (folder / "config.yaml").exists() else inside:
+        paths = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
+        for listed in sorted(folder.glob(f"*/{POPULATION}")):
             try:
-                found.append(read_run(path))
+                paths += [listed.parent / name for name in member_names(listed.parent)]
             except UserError as error:
-                skipped.append(str(error))
-    if not found:
-        reason = f" ({skipped[0]})" if skipped else ""
-        raise UserError(f"no run in {', '.join(map(str, folders))}{reason}")
-    return found, skipped
+                skipped[listed.resolve()] = str(error)
+        for path in [folder] if (folder / "config.yaml").exists() else paths:
+            place = path.resolve()
+            try:
+                if place not in found:
+                    found[place] = read_run(path)
+            except UserError as error:
+                skipped[place] = str(error)
+    return list(found.values()), list(skipped.values())
 
 
 def tidy(runs: Iterable[Run]) -> pd.DataFrame:
@@ -110,6 +114,7 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
         name, _, _ = run.folder.name.rpartition("-seed")
         start = {
             "run": run.folder.name,
+            "folder": str(run.folder),
             "experiment": name or run.folder.name,
             "title": run.title,
             "model": config.model.source,

@@ -1,28 +1,36 @@
 """Which figures a set of runs can fill: the counterparts of those in arXiv 2410.01639."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from jaxmoral import figures
-from jaxmoral.figures import BASE, Drawn
+from jaxmoral.errors import UserError
+from jaxmoral.figures import Curve, Drawn
 from jaxmoral.metrics import ACTION_TYPES
-from jaxmoral.published import FIGURE_4
-from jaxmoral.runs import Run
+from jaxmoral.published import FIGURE_4, is_counterpart
+from jaxmoral.runs import tidy
+from jaxmoral.series import Series, normalised_rewards, shown_names, tell_apart
+from jaxmoral.styles import BASE, OUTCOME_COLOURS, TYPE_COLOURS
 
-TITLES = (
-    "game",
-    "deontological",
-    "utilitarian",
-    "game+deontological",
-    "game, then deontological",
-    "game, then utilitarian",
-)
-OPPONENTS = ("tit-for-tat", "random", "always-defect", "always-cooperate", "learner")
+MAIN_OPPONENTS = ("tit-for-tat", "learner")
 TYPES = {f"action_types/{kind}": kind for kind in ACTION_TYPES}
 OUTCOMES = {"outcomes/C": "label of C", "outcomes/D": "label of D", "outcomes/illegal": "other"}
+# What an untrained model's answers and their measures depend on, besides the prompt.
+_BASE_KEYS = (
+    "model.",
+    "prompt.template",
+    "env.memory",
+    "env.blank_start",
+    "reward.xi",
+    "reward.illegal",
+    "evaluation.",
+)
+_PROMPT_COLUMNS = ["labels", "wording", "persona", "table_order"]
 
 
 class Section(NamedTuple):
@@ -34,186 +42,260 @@ class Section(NamedTuple):
     draw: Callable[[], Drawn]
 
 
-def by_title(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by their reward's title, those of the paper first and in its order."""
-    titles = [title for title in TITLES if any(run.title == title for run in runs)]
-    titles += sorted({run.title for run in runs} - set(titles))
-    return {title: [run for run in runs if run.title == title] for title in titles}
-
-
-def training_sections(runs: Sequence[Run], tabular: Sequence[Run]) -> list[Section]:
+def training_sections(series: Sequence[Series], tabular: Sequence[Series]) -> list[Section]:
     """Figures 2, 3, 12, 13 and 14, and one of the runs with the paper's own PPO."""
-    labels = [run.config.prompt.labels for run in runs]
-    usual = max(set(labels), key=labels.count)
-    plain = [r for r in runs if r.config.prompt.labels == usual and r.config.preset == "fast"]
-    swapped = [r for r in runs if r.config.prompt.labels == usual[::-1]]
-    against = {
-        opponent: [run for run in plain if run.config.env.opponent == opponent]
-        for opponent in dict.fromkeys([*OPPONENTS, *(run.config.env.opponent for run in plain)])
-    }
-    sections = []
-
-    def types(name: str, heading: str, caption: str, panels: Mapping[str, Sequence[Run]]) -> None:
-        if panels:
-            draw = partial(figures.training_types, panels)
-            sections.append(Section(name, heading, caption, draw))
-
+    labels = [one.config.prompt.labels for one in series for _ in one.runs]
+    usual = max(dict.fromkeys(labels), key=labels.count)
+    swapped = [one for one in series if one.config.prompt.labels == usual[::-1]]
+    plain = [one for one in series if one not in swapped]
+    fast = [one for one in plain if one.config.preset == "fast"]
+    sections: list[Section] = []
     caption = "Stacked shares of what the agent did, given the opponent's previous move; mean over"
-    caption += " runs. Dashed: the reward is switched."
-    for letter, opponent in (("a", "tit-for-tat"), ("b", "learner")):
+    caption += (
+        " the runs of a panel, which differ in the seed only. Dashed: the reward is switched."
+    )
+
+    def types(name: str, heading: str, chosen: Sequence[Series], more: str = "") -> None:
+        if chosen:
+            panels = dict(zip(shown_names(chosen), (one.runs for one in chosen), strict=True))
+            draw = partial(figures.training_types, panels)
+            sections.append(Section(name, heading, caption + more, draw))
+
+    changes = lambda one: one.config.reward.then is not None
+    for letter, opponent in zip("ab", MAIN_OPPONENTS, strict=True):
         who = "another learner" if opponent == "learner" else opponent
-        grouped = by_title(against[opponent])
-        pure = {title: found for title, found in grouped.items() if ", then" not in title}
-        mixed = {title: found for title, found in grouped.items() if ", then" in title}
-        heading = f"Training against {who}"
-        types(f"fig2{letter}-training-{opponent}", f"{heading} (Fig. 2{letter})", caption, pure)
-        heading = f"Unlearning selfishness against {who}"
-        types(f"fig3{letter}-unlearning-{opponent}", f"{heading} (Fig. 3{letter})", caption, mixed)
-
-    lines = {
-        f"against {opponent}": by_title(against[opponent])
-        for opponent in ("tit-for-tat", "learner")
-        if against[opponent]
-    }
-    if lines:
-        tables = {
-            f"against {opponent}": by_title(
-                [
-                    run
-                    for run in tabular
-                    if run.config.env.opponent == opponent and run.config.prompt.labels == usual
-                ]
-            )
-            for opponent in ("tit-for-tat", "learner")
-        }
-        text = "Mean reward by update, scaled as in the paper; bands are 95 % intervals over runs."
-        draw = partial(figures.reward_curves, lines, tables)
-        sections.append(Section("fig12-reward", "Reward during training (Fig. 12)", text, draw))
-
+        against = [one for one in fast if one.opponent == opponent]
+        pure = [one for one in against if not changes(one)]
+        types(f"fig2{letter}-training-{opponent}", f"Training against {who} (Fig. 2{letter})", pure)
+        mixed = [one for one in against if changes(one)]
+        heading = f"Unlearning selfishness against {who} (Fig. 3{letter})"
+        types(f"fig3{letter}-unlearning-{opponent}", heading, mixed)
+    sections += _reward_section(plain, tabular)
     if swapped:
-        panels = {}
-        for title, found in by_title(swapped).items():
-            panels[f"{title}, labels as usual"] = by_title(against["tit-for-tat"]).get(title, [])
-            panels[f"{title}, labels swapped"] = found
-        panels = {title: found for title, found in panels.items() if found}
-        types("fig13-swapped", "The control with swapped labels (Fig. 13)", caption, panels)
-
-    others = [opponent for opponent, found in against.items() if found]
-    if len(set(others) - {"learner", "tit-for-tat"}):
-        panels = {
-            f"{title} vs {opponent}": found
-            for opponent in others
-            for title, found in by_title(against[opponent]).items()
-            if ", then" not in title
-        }
-        types("fig14-opponents", "All opponents (Fig. 14)", caption, panels)
-    token = by_title([run for run in runs if run.config.preset == "paper"])
+        pairs = [pair for one in swapped for pair in (*_as_usual(one, plain), one)]
+        types("fig13-swapped", "The control with swapped labels (Fig. 13)", pairs)
+    if any(one.opponent not in MAIN_OPPONENTS for one in fast):
+        shown = [one for one in fast if one.opponent not in MAIN_OPPONENTS or not changes(one)]
+        types("fig14-opponents", "All opponents (Fig. 14)", sorted(shown, key=lambda s: s.opponent))
+    token = [one for one in plain if one.config.preset == "paper"]
     heading = "With the paper's own PPO: five rounds an update, token by token"
-    types("paper-preset", heading, caption + " Averaged over windows of updates.", token)
+    types("paper-preset", heading, token, " Averaged over windows of updates.")
     return sections
 
 
-def with_agents(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds the column `agent`: the base once, and the tuned agents by their reward's title."""
-    if table.empty:
-        return table.assign(agent="")
-    first = table["run"].iloc[0]
-    table = table[(table["policy"] == "tuned") | (table["run"] == first)]
-    return table.assign(agent=table["title"].where(table["policy"] == "tuned", BASE))
+def _as_usual(swapped: Series, others: Sequence[Series]) -> list[Series]:
+    """The series that differs from one in the order of its labels only, if there is one."""
+    wanted = swapped.settings | {"prompt.labels": swapped.settings["prompt.labels"][::-1]}
+    return [one for one in others if one.settings == wanted]
 
 
-def usual_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Leaves out agents trained with other labels than most."""
+def _reward_section(series: Sequence[Series], tabular: Sequence[Series]) -> list[Section]:
+    panels: dict[str, list[Curve]] = {}
+    unknown: list[str] = []
+    for one in [*series, *tabular]:
+        dotted = one in tabular
+        title = f"against {one.opponent}"
+        title += "" if one.config.preset == "fast" else f", preset {one.config.preset}"
+        if dotted and title not in panels:  # tables stand beside other agents
+            continue
+        try:
+            values = np.array([normalised_rewards(run) for run in one.runs])
+        except UserError as error:
+            unknown.append(f"{one.name} ({error})")
+            continue
+        panels.setdefault(title, []).append(Curve(one.name, one.title, values, dotted))
+    if not panels:
+        return []
+    text = "Mean reward by update, from the lowest (0) to the highest (1) that a round of the run's"
+    text += " own game and reward can have; bands are 95 % intervals over runs."
+    text += f" Left out: {'; '.join(unknown)}." if unknown else ""
+    draw = partial(figures.reward_curves, panels)
+    return [Section("fig12-reward", "Reward during training (Fig. 12)", text, draw)]
+
+
+def tables(series: Sequence[Series]) -> pd.DataFrame:
+    """Tidy rows of evaluated runs, with a column `series` of its place in the sequence."""
+    frames = [tidy(one.runs).assign(series=index) for index, one in enumerate(series)]
+    return pd.concat([frame for frame in frames if not frame.empty] or [pd.DataFrame()])
+
+
+def with_agents(table: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
+    """Adds columns that say whose rows these are, and leaves out repetitions of a base.
+
+    Args:
+      table: rows of `tables`, of one suite.
+      series: what its column `series` counts.
+
+    Returns:
+      The rows with columns `agent` (a name in the figure), `kind` (the reward, or that of no
+      fine-tuning), `place` (in its order) and `printed` (whether the paper shows such an agent).
+    """
     if table.empty:
-        return table
-    return table[table["trained_labels"] == table["trained_labels"].mode()[0]]
+        return table.assign(agent="", kind="", place=0, printed=False)
+    present = sorted(table["series"].unique())
+    names = shown_names([series[index] for index in present])
+    tuned = table[table["policy"] == "tuned"]
+    look = lambda values: tuned["series"].map(dict(zip(present, values, strict=True)))
+    tuned = tuned.assign(
+        agent=look(names),
+        kind=look([series[index].title for index in present]),
+        place=tuned["series"] + 1,
+        printed=look([is_counterpart(series[index].config) for index in present]),
+    )
+    return pd.concat([_base_rows(table[table["policy"] == "base"], series), tuned])
+
+
+def _base_rows(table: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
+    """Rows of untrained models, each once, named by what they differ in."""
+    shown = table.groupby("condition")[_PROMPT_COLUMNS].nunique().max() > 1
+    columns = ["series", *(name for name in _PROMPT_COLUMNS if shown[name])]
+    kinds = table[columns].drop_duplicates()
+    told = [
+        {key: v for key, v in series[index].settings.items() if key.startswith(_BASE_KEYS)}
+        | dict(zip(columns[1:], prompt, strict=True))
+        for index, *prompt in kinds.itertuples(index=False)
+    ]
+    distinct = list({json.dumps(one, sort_keys=True): one for one in told}.values())
+    names = tell_apart(BASE, distinct)
+    kinds = kinds.assign(
+        agent=[names[distinct.index(one)] for one in told],
+        kind=BASE,
+        place=[distinct.index(one) - len(distinct) for one in told],
+        printed=[is_counterpart(series[index].config, tuned=False) for index in kinds["series"]],
+    )
+    keys = ["agent", "suite", "condition", "opponent", "protocol", "metric"]
+    return table.merge(kinds, on=columns).drop_duplicates(keys)
 
 
 def agents_in(table: pd.DataFrame) -> list[str]:
-    """The agents of a table, in the order of the paper."""
-    found = set(table["agent"])
-    ordered = [agent for agent in (BASE, *TITLES) if agent in found]
-    return ordered + [agent for agent in dict.fromkeys(table["agent"]) if agent not in ordered]
+    """The agents of a table from `with_agents`, in their order."""
+    return list(dict.fromkeys(table.sort_values("place", kind="stable")["agent"]))
 
 
-def evaluation_sections(table: pd.DataFrame, tabular: pd.DataFrame | None) -> list[Section]:
+def _printed(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """The paper's Fig. 4 beside the agents that it has."""
+    agents = rows[rows["printed"]].drop_duplicates("agent")
+    return {
+        regret: {
+            agent: numbers[kind]
+            for agent, kind in zip(agents["agent"], agents["kind"], strict=True)
+            if kind in numbers
+        }
+        for regret, numbers in FIGURE_4.items()
+    }
+
+
+def evaluation_sections(
+    table: pd.DataFrame,
+    series: Sequence[Series],
+    tabular: tuple[pd.DataFrame, Sequence[Series]],
+    tested: str,
+) -> list[Section]:
     """Figures 4, 5 and 15 to 25: what agents do in games and prompts they were not trained on.
 
     Args:
-      table: exact tidy rows of evaluations against a random opponent.
-      tabular: the same of tabular policies, or None.
+      table: exact rows of `tables`, of evaluations against one opponent.
+      series: what it counts.
+      tabular: the same of tabular policies beside them.
+      tested: that opponent.
     """
-    table = usual_labels(table)
     sections: list[Section] = []
+    text = f"Mean over runs with 95 % intervals, exact, against {tested}."
+    new, known = "labels never seen in training", "the labels of training"
+    changed = "labels that have changed places"
+    shown: dict[str, list[str]] = {"labels": [], "trained": [], "swapped": []}
     for suite, opponent, number, heading in (
-        ("labels", "tit-for-tat", "4-5", "labels never seen in training (Fig. 4 and 5)"),
+        ("labels", "tit-for-tat", "4-5", f"{new} (Fig. 4 and 5)"),
         ("labels", "learner", "15-16", "agents trained against a learner (Fig. 15 and 16)"),
-        ("trained", "tit-for-tat", "20", "the labels of training (Fig. 20)"),
-        ("swapped", "tit-for-tat", "21", "labels that have changed places (Fig. 21)"),
+        ("trained", "tit-for-tat", "20", f"{known} (Fig. 20)"),
+        ("swapped", "tit-for-tat", "21", f"{changed} (Fig. 21)"),
     ):
-        rows = table[(table["suite"] == suite) & (table["trained_against"] == opponent)]
-        main = number == "4-5"
-        alone = None
-        if main and tabular is not None:
-            alone = with_agents(usual_labels(tabular[tabular["trained_against"] == opponent]))
-        marks = FIGURE_4 if main else None
-        text = "Mean over runs with 95 % intervals, exact, against a random opponent."
+        chosen = (table["suite"] == suite) & (table["trained_against"] == opponent)
+        rows = with_agents(table[chosen], series)
+        shown[suite].append(opponent)
         name = f"fig{number}-{suite}-{opponent}"
-        sections += _regret_and_actions(with_agents(rows), name, heading, text, marks, alone)
+        if number == "4-5":
+            alone = tabular[0]
+            if not alone.empty:
+                alone = with_agents(alone[alone["trained_against"] == opponent], tabular[1])
+            beside = _beside(rows, alone)
+            sections += _regret_and_actions(rows, name, heading, text, _printed(rows), beside)
+        else:
+            sections += _regret_and_actions(rows, name, heading, text)
+    for suite, what in (("labels", new), ("trained", known), ("swapped", changed)):
+        chosen = (table["suite"] == suite) & ~table["trained_against"].isin(shown[suite])
+        rows = with_agents(table[chosen], series)
+        heading = f"{what}, other opponents of training"
+        sections += _regret_and_actions(rows, f"{suite}-others", heading, text)
 
-    against = table[table["trained_against"] == "tit-for-tat"]
-    orders = with_agents(against[against["suite"] == "orders"])
+    orders = with_agents(table[table["suite"] == "orders"], series)
     orders = orders[orders["labels"] != orders["trained_labels"]]
-    keys = ["run", "agent", "condition", "metric"]
+    keys = ["folder", "agent", "kind", "place", "condition", "metric"]
     orders = orders.assign(condition=orders["table_order"])
     orders = orders.groupby(keys, sort=False, as_index=False)["value"].mean()
-    text = "Mean over the games; the order in which the payoff table names rows and columns."
+    more = "Mean over the games, with labels never seen in training; the order in which the payoff"
+    more += " table names rows and columns. "
     heading = "the payoff table in four orders (Fig. 22 and 23)"
-    sections += _regret_and_actions(orders, "fig22-23-orders", heading, text)
+    sections += _regret_and_actions(orders, "fig22-23-orders", heading, more + text)
+    return sections + _wording_sections(table, series, tested) + _personas(table, series, text)
 
-    text = "Mean over runs, exact, against a random opponent."
-    wordings = with_agents(against[against["suite"] == "wordings"])
+
+def _wording_sections(table: pd.DataFrame, series: Sequence[Series], tested: str) -> list[Section]:
+    """Figures 17 to 19."""
+    of_suite = lambda suite: with_agents(table[table["suite"] == suite], series)
+    sections = []
+    text = f"Mean over runs, exact, against {tested}."
     heading = "The dilemma in four wordings (Fig. 17)"
-    sections += _actions(wordings, "fig17-wordings", heading, text)
-    unrelated = with_agents(against[against["suite"] == "unrelated"])
+    sections += _actions(of_suite("wordings"), "fig17-wordings", heading, text)
+    unrelated = of_suite("unrelated")
     if not unrelated.empty:
         conditions = list(dict.fromkeys(unrelated["condition"]))
-        colours = tuple(figures.OUTCOME_COLOURS.values())
+        colours = tuple(OUTCOME_COLOURS.values())
+        agents = agents_in(unrelated)
         draw = partial(
-            figures.stacked_bars,
-            unrelated,
-            agents_in(unrelated),
-            conditions,
-            OUTCOMES,
-            colours,
-            "answer",
+            figures.stacked_bars, unrelated, agents, conditions, OUTCOMES, colours, "answer"
         )
         heading = "Prompts without payoffs (Fig. 18)"
         sections.append(Section("fig18-unrelated", heading, text, draw))
-
-    dilemma = with_agents(against[(against["suite"] == "labels") & (against["condition"] == "ipd")])
+    dilemma = of_suite("labels")
     bare = unrelated[unrelated["condition"] == "action+game+state"]
+    # Only agents that were asked both, so that they have the same names.
+    both = set(dilemma["series"]) & set(bare["series"]) if len(bare) else set()
+    chosen = table[table["series"].isin(both)]
+    dilemma = chosen[(chosen["suite"] == "labels") & (chosen["condition"] == "ipd")]
+    bare = chosen[(chosen["suite"] == "unrelated") & (chosen["condition"] == "action+game+state")]
     if not dilemma.empty and not bare.empty:
+        dilemma, bare = with_agents(dilemma, series), with_agents(bare, series)
         panels = {"Prisoner's Dilemma": dilemma, "without payoffs": bare}
         draw = partial(figures.reciprocity, panels, agents_in(dilemma))
         text += " Dashed: chance. States are the true ones, the prompt's."
         sections.append(Section("fig19-reciprocity", "Reciprocity (Fig. 19)", text, draw))
-    return sections + _personas(table)
+    return sections
 
 
-def _personas(table: pd.DataFrame) -> list[Section]:
+def _personas(table: pd.DataFrame, series: Sequence[Series], text: str) -> list[Section]:
     base = table[table["policy"] == "base"]
-    personas = base[(base["suite"] == "personas") & (base["wording"] == "structured")]
-    if personas.empty:
+    behind = base[(base["suite"] == "personas") & (base["wording"] == "structured")]
+    if behind.empty:
         return []
-    run = personas["run"].iloc[0]
-    plain = base[(base["suite"] == "labels") & (base["run"] == run)].assign(agent=BASE)
-    behind = personas[personas["run"] == run]
-    behind = behind.assign(agent=BASE + ", " + behind["persona"] + " persona")
-    both = pd.concat([plain, behind])
-    text = "The base model behind a persona's text, exact, against a random opponent."
+    plain = base[(base["suite"] == "labels") & base["series"].isin(behind["series"])]
+    behind = with_agents(behind, series)
+    behind = behind.assign(agent=behind["agent"] + ", " + behind["persona"] + " persona")
+    both = pd.concat([with_agents(plain, series), behind])
     both = both.assign(condition=both["game"])
-    return _regret_and_actions(both, "fig25-personas", "moral personas (Fig. 25)", text)
+    more = "The base model behind a persona's text. "
+    return _regret_and_actions(both, "fig25-personas", "moral personas (Fig. 25)", more + text)
+
+
+def _beside(rows: pd.DataFrame, tabular: pd.DataFrame) -> pd.DataFrame | None:
+    """Rows of tabular policies under the names of the agents that they stand beside."""
+    frames = []
+    if not tabular.empty:
+        for agent, kind in rows[["agent", "kind"]].drop_duplicates().itertuples(index=False):
+            own = tabular[tabular["kind"] == kind]
+            names = [figures.tabular_name(name, kind) for name in own["agent"]]
+            frames.append(own.assign(agent=agent, table=names))
+    return pd.concat(frames) if frames and any(map(len, frames)) else None
 
 
 def _regret_and_actions(
@@ -221,7 +303,7 @@ def _regret_and_actions(
     name: str,
     heading: str,
     caption: str,
-    marks: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    marks: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
     tabular: pd.DataFrame | None = None,
 ) -> list[Section]:
     if rows.empty:
@@ -237,13 +319,6 @@ def _actions(rows: pd.DataFrame, name: str, heading: str, caption: str) -> list[
         return []
     conditions = list(dict.fromkeys(rows["condition"]))
     title = "agent's action |\nopponent's previous"
-    draw = partial(
-        figures.stacked_bars,
-        rows,
-        agents_in(rows),
-        conditions,
-        TYPES,
-        figures.TYPE_COLOURS,
-        title,
-    )
+    agents = agents_in(rows)
+    draw = partial(figures.stacked_bars, rows, agents, conditions, TYPES, TYPE_COLOURS, title)
     return [Section(name, heading, caption, draw)]

@@ -42,7 +42,9 @@ from jaxmoral.training import POPULATION, member_names
 
 T = TypeVar("T", Game, Opponent)
 FILE = "tournament.json"
-RATES = np.linspace(0, 1, 21)  # of C, at which fingerprints are taken
+# Rates of C at which fingerprints are taken; an agent may answer "always" and "nearly always" in
+# ways that are far apart.
+RATES = np.array([0, 1e-6, *np.linspace(0, 1, 21)[1:-1], 1 - 1e-6, 1])
 
 
 class Entrant(NamedTuple):
@@ -136,9 +138,9 @@ def hold(
       r_illegal: what an illegal answer earns.
 
     Returns:
-      A dictionary for JSON: `{"agents", "rounds", "xi", "r_illegal", "games": {game: {"episode",
-      "long_run": {"cooperation", reward: [[row's against column]]}, "exploitability": [points a
-      round], "fingerprint": [[long-run cooperation by `RATES`]], "evolution": {"path",
+      A dictionary for JSON: `{"agents", "rounds", "xi", "r_illegal", "rates", "games": {game:
+      {"episode", "long_run": {"cooperation", reward: [[row's against column]]}, "exploitability":
+      [points a round], "fingerprint": [[long-run cooperation by rate]], "evolution": {"path",
       "fixation", "stationary"}}}}`.
     """
     names = [one.name for one in entrants]
@@ -192,6 +194,7 @@ def hold(
         "rounds": num_rounds,
         "xi": xi,
         "r_illegal": r_illegal,
+        "rates": RATES.tolist(),
         "games": found,
     }
 

@@ -26,6 +26,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.experiment import Step, check_population, compile_update, resolve
 from jaxmoral.resume import go_on
 from jaxmoral.score import make_score
+from jaxmoral.summary import summary_lines
 
 POPULATION = "members.yaml"  # lists a population's members, whose folders are beside it
 
@@ -131,16 +132,11 @@ def train_population(
         for name, config in resolved.items()
     }
     settled = {name: settle(config, agents[name]) for name, config in resolved.items()}
-    config = next(iter(settled.values()))
-    env = config.env
     say("\n".join(first.summary))
     if len(settled) > 1:
         some = [*list(settled)[:3], *(["..."] if len(settled) > 3 else [])]
         say(f"members    {len(settled)}: {'; '.join(some)}")
-    say(
-        f"game       {env.game} against {env.opponent}, {config.reward.name} reward;"
-        f" {config.updates} updates of {env.episodes:,} episodes x {env.rounds} rounds"
-    )
+    say("\n".join(summary_lines(list(settled.values()))))
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
     state, step = compile_update([(settled[name], agents[name]) for name in settled])
@@ -303,7 +299,7 @@ def _loop(
     config = next(iter(members.values()))
     history: list[dict] = []
     start = int(state.update)
-    title = config.reward.name if len(members) == 1 else f"{len(members)} members"
+    title = config.reward.title if len(members) == 1 else f"{len(members)} members"
     silent = not is_first()
     bar = tqdm(total=config.updates, initial=start, desc=title, unit="update", disable=silent)
     lost: dict[str, int] = {}

@@ -1,0 +1,109 @@
+"""What pictures have in common: a colour for each reward and game, and how names are shown."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from textwrap import fill
+from typing import Any
+from zlib import crc32
+
+INK = "#1a1b1c"  # of all text and lines; a page may replace it by its own
+# arXiv 2410.01639, Fig. 2: M's move | O's previous move.
+TYPE_COLOURS = ("#28641E", "#B0DC82", "#FBE6F1", "#8E0B52", "#A9A9A9", "#D3D3D3")
+GAME_COLOURS = {
+    "ipd": "#40C4C0",
+    "ish": "#9932CC",
+    "icn": "#DAA520",
+    "bos": "#2E8B57",
+    "icd": "#6495ED",
+    "ivd": "#CD5C5C",
+}
+BASE = "No fine-tuning"
+# One reward, or strategy, has one colour in every figure: these their own, others by their name.
+COLOURS = {
+    BASE: "#8C8C8C",
+    "game": "#B8860B",
+    "deontological": "#9932CC",
+    "utilitarian": "#2E8B57",
+    "game+deontological": "#FF8C00",
+    "game, then deontological": "#CD5C5C",
+    "game, then utilitarian": "#1E90FF",
+    "virtue-equality": "#17A2A2",
+    "virtue-kindness": "#E0529C",
+    "maximin": "#7A5230",
+    "harm-avoidance": "#6B8E23",
+    "tit-for-tat": "#4C5FD7",
+    "always-defect": "#A23B4A",
+    "always-cooperate": "#00A878",
+    "random": "#556B8D",
+    "grim-trigger": "#E4572E",
+    "win-stay-lose-shift": "#52B2CF",
+    "joss": "#5C3D99",
+    "alternator": "#E58FB1",
+}
+MORE_COLOURS = (
+    "#4C5FD7",
+    "#E4572E",
+    "#00A878",
+    "#B5179E",
+    "#7F9C3B",
+    "#5C3D99",
+    "#C9A227",
+    "#2274A5",
+    "#A23B4A",
+    "#52B2CF",
+    "#8D6A9F",
+    "#D17A22",
+    "#3D6B4F",
+    "#E58FB1",
+    "#556B8D",
+)
+# What tells lines of one colour apart, and bars.
+LINES = ("-", "--", "-.", (0, (9, 2, 3, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (12, 3)))
+DOTS = ((0, (1, 1)), (0, (1, 3)), (0, (1, 1, 1, 4)), (0, (1, 6)))
+HATCHES = ("", "////", "....", "xxxx", r"\\\\", "++++", "oo", "||||", "----", "**")
+OUTCOME_COLOURS = {"C": "#3B6FB6", "D": "#C8443C", "illegal": "#A9A9A9"}
+TITLE_WIDTH = 30  # characters of a panel's title on a line
+
+
+def reward_colour(title: str) -> str:
+    """The colour of agents of a reward (or of a strategy), the same in every figure."""
+    if title in COLOURS:
+        return COLOURS[title]
+    return MORE_COLOURS[crc32(title.encode()) % len(MORE_COLOURS)]
+
+
+def line_styles(titles: Iterable[str]) -> list[tuple[str, Any]]:
+    """Each title's colour, and what tells the lines of one colour apart."""
+    used: Counter[str] = Counter()
+    found = []
+    for title in titles:
+        colour = reward_colour(title)
+        found.append((colour, LINES[used[colour] % len(LINES)]))
+        used[colour] += 1
+    return found
+
+
+def game_styles(games: Sequence[str]) -> list[tuple[str, str]]:
+    """A colour and a hatch for each game; no two have both in common."""
+    others = [game for game in games if game not in GAME_COLOURS]
+    found = {game: (colour, "") for game, colour in GAME_COLOURS.items()}
+    for index, game in enumerate(others):
+        round_, place = divmod(index, len(MORE_COLOURS))
+        found[game] = MORE_COLOURS[place], HATCHES[round_ % len(HATCHES)]
+    return [found[game] for game in games]
+
+
+def game_title(name: str) -> str:
+    """How pictures and tables call a game."""
+    return name.upper() if name in GAME_COLOURS else name
+
+
+def wrapped(name: str, width: int = TITLE_WIDTH) -> str:
+    """A name on lines of so many characters at most."""
+    return fill(name, width, break_on_hyphens=False)
+
+
+def folded(agent: str) -> str:
+    """An agent's name on several short lines."""
+    lines = agent.replace(", then ", ",\nthen\n").replace(", ", ",\n").replace("+", "+\n")
+    return "\n".join(wrapped(line, 18) for line in lines.split("\n"))

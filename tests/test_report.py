@@ -1,0 +1,670 @@
+"""What a report averages, scales, names, colours and replaces, on runs made up from records."""
+
+import itertools
+import json
+import os
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from jaxmoral import config as configs
+from jaxmoral import figures, metrics, page_tables, report, training
+from jaxmoral.errors import UserError
+from jaxmoral.experiment import player_games, resolve
+from jaxmoral.games import choose_games
+from jaxmoral.lookup import training_game
+from jaxmoral.measures import fingerprint
+from jaxmoral.meetings import (
+    WHY_THEY_DIFFER,
+    fingerprints,
+    map_sections,
+    short_names,
+    tournament_rows,
+    tournament_sections,
+)
+from jaxmoral.published import FIGURE_4
+from jaxmoral.runs import Run, find_runs
+from jaxmoral.sections import evaluation_sections, tables, training_sections, with_agents
+from jaxmoral.series import group_runs, normalised_rewards, reward_bounds, tell_apart
+from jaxmoral.styles import COLOURS, game_styles, line_styles, reward_colour
+from jaxmoral.summary import summary
+from jaxmoral.tournament import RATES, hold, strategy
+
+SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def config(*flags):
+    return resolve(configs.load(None, ["--model.source", "tabular", "--updates", "4", *flags]))
+
+
+def make_run(tmp_path, name, *flags, reward=0.0, evaluation=None, made=None, source="tabular"):
+    """A run as `read_run` would find it; its rewards are all `reward`."""
+    settled = config(*flags)
+    tree = configs.to_dict(settled)
+    tree["model"] |= {"source": source}
+    settled = configs.parse(tree)
+    count = settled.updates if made is None else made
+    history = [
+        {"update": n + 1, "reward_mean": reward, "action_types": SHARES} for n in range(count)
+    ]
+    return Run(tmp_path / name, settled, history, evaluation, [])
+
+
+def write_run(run):
+    run.folder.mkdir(parents=True)
+    configs.save(run.config, run.folder / "config.yaml")
+    lines = [json.dumps(record) + "\n" for record in run.history]
+    (run.folder / "metrics.jsonl").write_text("".join(lines))
+    if run.evaluation:
+        (run.folder / "evaluation.json").write_text(json.dumps(run.evaluation))
+
+
+def evaluated(suite, values, opponent="random", labels=("action3", "action4")):
+    """An evaluation whose regret is a number per game, of the base one more."""
+
+    def measures(value):
+        regret = {
+            "deontological": {"points": value},
+            "utilitarian": {"normalised": value / 10},
+        }
+        return {"exact": {"regret": regret, "action_types": SHARES, "outcomes": {"C": value}}}
+
+    shown = {"wording": "structured", "persona": "none", "table_order": "original"}
+    policy = {name: {"C": 1.0, "D": 0.0, "illegal": 0.0} for name in ("CC", "CD", "DC", "DD")}
+    conditions = {
+        game: {"game": game, "labels": list(labels), **shown}
+        | {
+            "policies": {
+                "base": {"remembered": policy, "opponents": {opponent: measures(value + 1)}},
+                "tuned": {"remembered": policy, "opponents": {opponent: measures(value)}},
+            }
+        }
+        for game, value in values.items()
+    }
+    return {"suites": {suite: conditions}}
+
+
+# The paper's numbers.
+
+
+def test_the_papers_numbers_are_beside_their_own_games(tmp_path):
+    """In another order, with games the paper does not have, and one it has left out."""
+    values = {"icd": 1.0, "stag-hunt": 2.0, "ivd": 3.0, "ipd": 4.0}
+    run = make_run(tmp_path, "a", evaluation=evaluated("labels", values))
+    series, _ = group_runs([run])
+    table = tables(series)
+    sections = evaluation_sections(table, series, (table.iloc[:0], []), "random")
+    _, tips = next(s for s in sections if s.name.endswith("4-5-labels-tit-for-tat-regret")).draw()
+    for title, agent in ((run.title, run.title), (figures.BASE, figures.BASE)):
+        for game in ("icd", "ipd"):
+            want = f"the paper: {FIGURE_4['utilitarian'][title][game]:.2f}"
+            start = f"{agent}, {game.upper()}: {values[game] / 10 + (title != run.title) / 10:.3f}"
+            assert any(tip.startswith(start) and want in tip for tip in tips.values()), (
+                agent,
+                game,
+            )
+    assert not any("the paper" in tip for tip in tips.values() if "IVD" in tip or "stag" in tip)
+
+    header, rows = page_tables.regret_table(table, series)
+    assert header == ["agent", "regret", "ICD", "stag-hunt", "IVD", "IPD"]
+    tuned = next(row for row in rows if row[:2] == ["deontological", "deontological"])
+    assert tuned[2:] == [
+        f"1.00 ± 0.00 / [{FIGURE_4['deontological']['deontological']['icd']:.2f}]",
+        "2.00 ± 0.00",
+        "3.00 ± 0.00",
+        f"4.00 ± 0.00 / [{FIGURE_4['deontological']['deontological']['ipd']:.2f}]",
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--prompt.labels", "[action2, action1]"], ["--env.game", "ish"]]
+)
+def test_agents_the_paper_does_not_have_get_none_of_its_numbers(tmp_path, flags):
+    run = make_run(tmp_path, "a", *flags, evaluation=evaluated("labels", {"ipd": 1.0}))
+    series, _ = group_runs([run])
+    _, rows = page_tables.regret_table(tables(series), series)
+    assert "[" in rows[0][2]  # the base
+    assert not any("[" in row[2] for row in rows if row[0] == "deontological")
+
+
+# The run's own bounds.
+
+
+def slowest_bounds(config, update):
+    """By a loop over every round, from the payoffs and the rewards' definitions."""
+    reward, blended = config.reward, []
+    share = update / (config.updates - 1) if reward.transition == "linear" else 0.0
+    game = player_games(config, update)[0][0]
+    first = [None] if config.env.blank_start else []
+    cells = itertools.product([*first, 0, 1], (0, 1), (0, 1))
+    for before, own, other in cells:
+        a, b = (float(x) for x in game.payoffs[:, own, other])
+        values = {
+            "game": a,
+            "utilitarian": a + b,
+            "deontological": -reward.xi if own == 1 and before == 0 else 0.0,
+        }
+        values["game+deontological"] = values["game"] + values["deontological"]
+        later = values.get(reward.then, 0.0)
+        blended.append((1 - share) * values[reward.name] + share * later)
+    return min(*blended, reward.illegal), max(*blended, reward.illegal)
+
+
+@pytest.mark.parametrize(
+    ("flags", "update"),
+    [
+        ("--reward.name deontological --reward.xi 9", 0),
+        ("--reward.name utilitarian --env.game icd", 0),
+        ("--reward.name game --reward.illegal -1", 0),
+        ("--reward.name game+deontological --env.game ish --reward.xi 5", 0),
+        ("--reward.name deontological --env.blank_start true", 0),
+        ("--reward.name game --env.payoff_draws 1", 3),
+        ("--reward.name game --env.opponent learner", 0),
+        ("--reward.name game --reward.then utilitarian --reward.transition linear", 2),
+    ],
+)
+def test_rewards_are_scaled_by_the_runs_own_bounds(tmp_path, flags, update):
+    low, high = slowest_bounds(config(*flags.split()), update)
+    assert reward_bounds(config(*flags.split()), update) == pytest.approx((low, high))
+    for value, wanted in ((low, 0.0), (high, 1.0)):
+        run = make_run(tmp_path, "a", *flags.split(), reward=value)
+        assert normalised_rewards(run)[update] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_papers_setting_has_the_papers_span():
+    """What its Fig. 12 scales rewards by."""
+    spans = {"game": (-6, 4), "deontological": (-6, 0), "utilitarian": (-6, 6)}
+    for name, span in (spans | {"game+deontological": (-6, 4)}).items():
+        assert reward_bounds(config("--reward.name", name), 0) == span
+
+
+def test_a_reward_that_is_not_known_is_left_out_with_a_word(tmp_path):
+    known = make_run(tmp_path, "a")
+    tree = configs.to_dict(known.config)
+    tree["reward"]["name"] = "envy"
+    unknown = known._replace(folder=tmp_path / "b", config=configs.parse(tree))
+    series, _ = group_runs([known, unknown])
+    section = next(s for s in training_sections(series, []) if s.name == "fig12-reward")
+    assert "Left out: envy (reward.name: unknown name 'envy'" in section.caption
+    assert len(section.draw()[1]) == 1
+    assert page_tables.reward_rows(series)[1][1].startswith("a reward of the run's own")
+
+
+# A report and its folder.
+
+
+def put_files(folder, names):
+    scratch = folder / "scratch"
+    for name in names:
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).write_text("new")
+    report.put(scratch, folder / "out")
+
+
+def test_a_report_replaces_its_own_files_and_no_others(tmp_path):
+    out = tmp_path / "out"
+    put_files(tmp_path, ["index.html", "figures/a.png", "figures/b.png"])
+    (out / "thesis.tex").write_text("mine")
+    (out / "figures" / "photo.png").write_text("mine")
+    (out / "index.html").write_text("old")
+    put_files(tmp_path, ["index.html", "figures/b.png", "figures/c.png"])
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    own = {"index.html", "report.json", "figures/b.png", "figures/c.png"}
+    assert files == own | {"thesis.tex", "figures/photo.png"}
+    assert (out / "index.html").read_text() == "new"
+    assert (out / "thesis.tex").read_text() == (out / "figures" / "photo.png").read_text() == "mine"
+    assert report.own_files(out) == own
+    with pytest.raises(UserError, match=r"photo.png was written by no report"):
+        put_files(tmp_path, ["index.html", "figures/photo.png"])
+    assert (out / "figures" / "photo.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"index.html": "a blog"}, "no report, or one of an older version .* no report.json in it"),
+        ({"thesis.tex": "mine"}, "no report, or one of an older version"),
+        ({"report.json": '{"files": ["../runs.tex"]}'}, "is damaged: it must list files beside it"),
+        ({"report.json": '{"files": ["/etc/hosts"]}'}, "is damaged"),
+        ({"report.json": '{"files": ["."]}'}, "is damaged"),
+        ({"report.json": "{"}, "is damaged"),
+        ({"report.json": "[1]"}, "is damaged"),
+    ],
+)
+def test_a_folder_that_is_no_report_is_refused_before_anything_is_read(tmp_path, files, message):
+    (tmp_path / "out").mkdir()
+    for name, text in files.items():
+        (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        report.write_report([tmp_path / "nowhere"], tmp_path / "out")
+    assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir()} == files
+
+
+def test_a_report_that_is_cut_off_leaves_the_old_page_and_can_be_made_again(tmp_path, monkeypatch):
+    put_files(tmp_path, ["index.html", "figures/a.png"])
+    out = tmp_path / "out"
+    (out / "index.html").write_text("old")
+    replace, done = os.replace, []
+
+    def dies(source, target):
+        if str(target).endswith("b.png"):
+            raise KeyboardInterrupt
+        replace(source, target)
+        done.append(target)
+
+    monkeypatch.setattr(report.os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        put_files(tmp_path, ["index.html", "figures/b.png"])
+    assert (out / "index.html").read_text() == "old"
+    monkeypatch.undo()
+    put_files(tmp_path, ["index.html", "figures/b.png"])
+    assert report.own_files(out) == {"index.html", "report.json", "figures/b.png"}
+    assert not (out / "figures" / "a.png").exists()
+
+
+def test_a_report_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    write_run(make_run(tmp_path, "runs/a"))
+    monkeypatch.setattr(report, "training_sections", lambda *_: [])
+
+    def fails(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(report, "number_parts", fails)
+    with pytest.raises(RuntimeError):
+        report.write_report([tmp_path / "runs"], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+# What is averaged.
+
+
+def test_only_runs_equal_but_for_the_seed_are_one_series(tmp_path):
+    two = ["--seed", "2"]
+    runs = [
+        make_run(tmp_path, "a1"),
+        # What was computed where, and what is tested, is beside the point.
+        make_run(tmp_path, "a2", *two, "--checkpoint_every", "1", "--mesh.data", "1"),
+        make_run(tmp_path, "a3", "--seed", "3", "--evaluation.games", "[ipd]"),
+        make_run(tmp_path, "twin", *two),
+        make_run(tmp_path, "story", "--prompt.wording", "story"),
+        make_run(tmp_path, "labels", "--prompt.labels", "[x, y]"),
+        make_run(tmp_path, "long", "--updates", "8"),
+        make_run(tmp_path, "cut", *two, made=3),
+        make_run(tmp_path, "game", "--reward.name", "game"),
+        make_run(tmp_path, "lonely", "--env.opponent", "random"),
+        make_run(tmp_path, "xi", "--evaluation.xi", "4"),
+    ]
+    series, skipped = group_runs(runs)
+    assert [one.runs for one in series if len(one.runs) > 1] == [runs[:3]]
+    assert skipped == [f"{tmp_path}/twin is the same experiment and seed as {tmp_path}/a2"]
+    by_folder = {one.runs[0].folder.name: one.name for one in series}
+    assert "wording story" in by_folder["story"]
+    assert "labels x/y" in by_folder["labels"]
+    assert "updates 8" in by_folder["long"]
+    assert "updates 3 of 4" in by_folder["cut"]
+    assert "xi 4" in by_folder["xi"]
+    assert by_folder["game"] == "game"  # nothing to tell it from
+    families = [(one.opponent, one.name) for one in series]
+    assert len(set(families)) == len(series) == 8
+
+
+def test_names_say_what_differs_and_are_never_alike():
+    long = "text " * 40
+    settings = [{"a.x": 1.0, "b.x": None, "c": [1, 2]}, {"a.x": 2.0, "b.x": True, "c": [1, 2]}]
+    assert tell_apart("t", settings) == ["t, a.x 1, b.x none", "t, a.x 2, b.x true"]
+    assert tell_apart("t", settings[:1]) == ["t"]
+    assert len(set(tell_apart("t", [{"w": long}, {"w": long + "end"}]))) == 2
+    own = [{"env.game": "ipd"}, {"env.game": "mine", "games.mine.CC": [1, 2]}]
+    assert tell_apart("t", own) == ["t, game ipd", "t, game mine"]
+
+
+def test_curves_of_unlike_runs_are_lines_of_their_own_and_whole(tmp_path):
+    runs = [make_run(tmp_path, f"a{n}", "--seed", str(n), source="m") for n in (1, 2)]
+    runs += [make_run(tmp_path, "long", "--updates", "8", "--seed", "3", source="m")]
+    runs += [make_run(tmp_path, "cut", "--seed", "3", made=2, source="m")]
+    table = [make_run(tmp_path, "t1"), make_run(tmp_path, "t2", "--reward.xi", "4", reward=-1)]
+    series, _ = group_runs(runs)
+    tabular, _ = group_runs(table)
+    sections = {section.name: section for section in training_sections(series, tabular)}
+    figure, tips = sections["fig12-reward"].draw()
+    lengths = sorted(len(line.get_xdata()) for line in figure.axes[0].lines)
+    assert lengths == [2, 4, 4, 4, 8]  # two of them tables
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].lines}) == 5
+    assert sum("2 runs" in tip for tip in tips.values()) == 1
+    assert sum("xi 4" in tip for tip in tips.values()) == 1
+    _, tips = sections["fig2a-training-tit-for-tat"].draw()
+    last = {one.name: one.runs[0].history[-1]["update"] for one in series}
+    assert sorted(last.values()) == [2, 4, 8]
+    for name, update in last.items():
+        assert any(tip.startswith(f"{name}, update {update}: ") for tip in tips.values())
+    with pytest.raises(ValueError, match="equally many updates"):
+        figures.mean_types(runs)
+
+
+def test_unlike_tables_are_dotted_lines_of_their_own(tmp_path):
+    values = {"ipd": 1.0}
+    run = make_run(tmp_path, "a", evaluation=evaluated("labels", values), source="m")
+    dotted = [
+        make_run(tmp_path, "t1", evaluation=evaluated("trained", {"ipd": 2.0})),
+        make_run(tmp_path, "t2", "--reward.xi", "4", evaluation=evaluated("trained", {"ipd": 3.0})),
+    ]
+    (series, _), (tabular, _) = group_runs([run]), group_runs(dotted)
+    beside = tables(tabular), tabular
+    sections = evaluation_sections(tables(series), series, beside, "random")
+    _, tips = sections[0].draw()
+    (tip,) = (t for t in tips.values() if t.startswith("deontological, IPD: 1.000"))
+    assert "tabular policy, deontological, xi 3: 2.000" in tip
+    assert "tabular policy, deontological, xi 4: 3.000" in tip
+
+
+def test_agents_and_bases_in_tests_are_those_of_equal_runs(tmp_path):
+    runs = [
+        make_run(tmp_path, "x/s1", "--seed", "1", evaluation=evaluated("labels", {"ipd": 1.0})),
+        make_run(tmp_path, "x/s2", "--seed", "2", evaluation=evaluated("labels", {"ipd": 2.0})),
+        # Of the same name, in another folder.
+        make_run(
+            tmp_path, "y/s1", "--reward.xi", "4", evaluation=evaluated("labels", {"ipd": 5.0})
+        ),
+    ]
+    series, _ = group_runs(runs)
+    rows = with_agents(tables(series), series)
+    points = rows[rows["metric"] == "regret/deontological/points"]
+    means = points.groupby("agent")["value"].agg(["mean", "count"])
+    assert means.loc["deontological, xi 3"].tolist() == [1.5, 2]
+    assert means.loc["deontological, xi 4"].tolist() == [5.0, 1]
+    assert means.loc[f"{figures.BASE}, xi 3"].tolist() == [2.0, 1]  # once, not once a seed
+    assert means.loc[f"{figures.BASE}, xi 4"].tolist() == [6.0, 1]
+
+
+def all_suites():
+    """An evaluation with conditions of every suite."""
+    suites = {}
+    for suite, names in {
+        "trained": ["ipd"],
+        "labels": ["ipd", "icd"],
+        "swapped": ["ipd"],
+        "orders": ["ipd original new", "icd original new", "ipd reversed new", "ipd reversed old"],
+        "wordings": ["structured", "story"],
+        "unrelated": ["action", "action+game+state"],
+        "personas": ["ipd deontological", "story deontological"],
+    }.items():
+        suites[suite] = evaluated(suite, dict.fromkeys(names, 1.0))["suites"][suite]
+    for name, found in suites["orders"].items():
+        _, order, labels = name.split()
+        found["labels"] = {"new": ["n1", "n2"], "old": ["action1", "action2"]}[labels]
+        found["table_order"] = order
+    for name, found in suites["personas"].items():
+        found["game"], found["persona"] = "ipd", "deontological"
+        found["wording"] = "story" if "story" in name else "structured"
+    return {"suites": suites}
+
+
+def test_every_suite_has_its_figures_and_every_opponent_a_place(tmp_path):
+    runs = [
+        make_run(tmp_path, "a", evaluation=all_suites(), source="m"),
+        make_run(tmp_path, "b", "--seed", "1", evaluation=all_suites(), source="m"),
+        make_run(tmp_path, "c", "--env.opponent", "random", evaluation=all_suites(), source="m"),
+        make_run(tmp_path, "d", "--env.opponent", "learner", evaluation=all_suites(), source="m"),
+    ]
+    series, _ = group_runs(runs)
+    table = tables(series)
+    sections = evaluation_sections(table, series, (table.iloc[:0], []), "random")
+    drawn = {}
+    for section in sections:
+        drawn[section.name] = section.draw()[1].values()
+        plt.close("all")
+    pairs = ["fig4-5-labels-tit-for-tat", "fig15-16-labels-learner", "fig20-trained-tit-for-tat"]
+    pairs += ["fig21-swapped-tit-for-tat", "labels-others", "trained-others", "swapped-others"]
+    pairs += ["fig22-23-orders", "fig25-personas"]
+    both = {f"{name}-{kind}" for name in pairs for kind in ("regret", "actions")}
+    assert set(drawn) == both | {"fig17-wordings", "fig18-unrelated", "fig19-reciprocity"}
+    assert "deontological, IPD: 1.000 ± 0.000 (1 run)" in drawn["labels-others-regret"]
+    assert any("vs learner, IPD" in tip for tip in drawn["trained-others-regret"])
+    start = "deontological vs tit-for-tat, reversed: 1.000 ± 0.000 (2 runs)"
+    assert start in drawn["fig22-23-orders-regret"]
+    persona = f"{figures.BASE}, deontological persona, IPD: 2.000"
+    assert any(tip.startswith(persona) for tip in drawn["fig25-personas-regret"])
+    assert any(tip.startswith("deontological vs random: C|C") for tip in drawn["fig19-reciprocity"])
+
+
+def test_what_was_not_tested_is_no_bar(tmp_path):
+    runs = [
+        make_run(tmp_path, "a", evaluation=evaluated("trained", {"ipd": 1.0})),
+        make_run(
+            tmp_path, "b", "--reward.name", "game", evaluation=evaluated("trained", {"icd": 1.0})
+        ),
+    ]
+    series, _ = group_runs(runs)
+    table = tables(series)
+    sections = evaluation_sections(table, series, (table.iloc[:0], []), "random")
+    _, tips = next(s for s in sections if s.name.endswith("-actions")).draw()
+    assert any(tip.startswith("deontological, ipd") for tip in tips.values())
+    assert not any(tip.startswith("deontological, icd") for tip in tips.values())
+
+
+def test_the_page_says_what_was_grouped_and_left_out(tmp_path, monkeypatch):
+    for run in (
+        make_run(tmp_path, "runs/a1", "--seed", "1"),
+        make_run(tmp_path, "runs/a2", "--seed", "2", evaluation=evaluated("trained", {"ipd": 1.0})),
+        make_run(tmp_path, "runs/twin", "--seed", "2"),
+        make_run(tmp_path, "runs/xi", "--reward.xi", "4"),
+        make_run(tmp_path, "runs/n", evaluation=evaluated("trained", {"ipd": 1.0}, "joss")),
+    ):
+        write_run(run)
+    (tmp_path / "runs" / "meet").mkdir()
+    (tmp_path / "runs" / "meet" / "tournament.json").write_text("{")
+    monkeypatch.setattr(report, "training_sections", lambda *_: [])
+    monkeypatch.setattr(report, "_test_sections", lambda *_: [])
+    twice = [tmp_path / "runs", tmp_path / "runs"]
+    skipped = report.write_report(twice, tmp_path / "out")
+    assert len(skipped) == 2
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "4 runs, in 2 series" in page
+    assert "Left out: " in page
+    assert "twin is the same experiment and seed as" in page
+    assert "tournament.json is damaged" in page
+    assert "Not evaluated: deontological, xi 4" in page
+    assert "In results.csv only: tests against joss" in page
+    assert "<td>deontological, xi 3</td>" in page
+    assert "<td>0 1 2</td>" in page or "<td>1 2 0</td>" in page
+
+
+def test_runs_of_populations_inside_a_folder_are_found(tmp_path):
+    write_run(make_run(tmp_path, "runs/one"))
+    write_run(make_run(tmp_path, "runs/many/seed=0"))
+    (tmp_path / "runs" / "many" / "members.yaml").write_text("- seed=0\n")
+    record = json.dumps({"update": 1, "reward_mean": [0.5], "action_types": {}})
+    (tmp_path / "runs" / "many" / "metrics.jsonl").write_text(record + "\n")
+    found, skipped = find_runs([tmp_path / "runs", tmp_path / "runs" / "many"])
+    assert [run.folder.name for run in found] == ["one", "seed=0"]
+    assert skipped == []
+
+
+# Headers.
+
+
+def test_headers_tell_the_whole_of_a_population():
+    members = [
+        config("--reward.name", "game", "--reward.then", "utilitarian", "--env.noise", "0.05"),
+        config("--env.game", "ish", "--env.opponent", "joss", "--env.memory", "2"),
+        config("--ppo.estimator", "exact", "--prompt.labels", "[qX, vR]", "--seed", "7"),
+        config("--reward.xi", "4", "--env.payoff_draws", "4", "--prompt.wording", "story"),
+    ]
+    told = summary(members)
+    assert told["reward"] == "game, then utilitarian (after update 2); deontological"
+    assert told["game"].startswith("ipd, ish, ipd (4 draws of payoffs from 1 to 9 an update)")
+    assert "against tit-for-tat, joss" in told["game"]
+    assert "5% of moves" in told["game"]
+    assert told["points"] == "xi 3, illegal -6; xi 4, illegal -6"
+    assert told["shown"].startswith("1 remembered round, 2 remembered rounds; labels")
+    assert "qX/vR" in told["shown"]
+    assert "wording structured, story" in told["shown"]
+    assert "sampled, exact" in told["training"]
+    assert told["seeds"] == "0, 7"
+
+
+def test_training_begins_with_that_header(monkeypatch):
+    class Ready(Exception):
+        pass
+
+    def stop(*_):
+        raise Ready
+
+    monkeypatch.setattr(training, "compile_update", stop)
+    lines = []
+    tree = [config("--reward.name", "game", "--reward.then", "maximin"), config("--seed", "5")]
+    with pytest.raises(Ready):
+        training.train_population(dict(zip("ab", tree, strict=True)), say=lines.append)
+    said = "\n".join(lines)
+    assert "reward     game, then maximin (after update 2); deontological" in said
+    assert "seeds      0, 5" in said
+
+
+# Pictures.
+
+
+def test_no_two_games_look_alike():
+    games = [game.name for game in choose_games(["all", "ordinal-symmetric", "ordinal-all"])]
+    assert len(set(game_styles(games[:20]))) == 20
+    colours = {colour for colour, _ in game_styles(games[:20])}
+    assert len(colours) == 20  # hatches come after that
+    assert len(set(game_styles(games[:150]))) == 150
+
+
+def test_one_reward_has_one_colour_in_neighbouring_figures(tmp_path):
+    names = ["utilitarian", "game", "maximin", "altruism(0.3)"]
+    runs = [
+        make_run(
+            tmp_path, name, "--reward.name", name, evaluation=evaluated("trained", {"ipd": 1.0})
+        )
+        for name in names
+    ]
+    colours = []
+    for chosen in (runs, runs[1:], runs[::-1]):
+        series, _ = group_runs(chosen)
+        section = next(s for s in training_sections(series, []) if s.name == "fig12-reward")
+        axes = section.draw()[0].axes[0]
+        lines = zip([one.name for one in series], axes.lines, strict=True)
+        colours.append({name: to_hex(line.get_color()).upper() for name, line in lines})
+        rows = tables(series)
+        prints = map_sections(with_agents(rows, series), False)[0].draw()[0].axes[0]
+        colours.append(
+            {line.get_label(): to_hex(line.get_color()).upper() for line in prints.lines}
+        )
+    for found in colours:
+        for name, colour in found.items():
+            assert colour == reward_colour(name).upper(), name
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert len(set(line_styles(["game", "game", "game", "maximin"]))) == 4
+
+
+def test_members_in_tournaments_have_short_names():
+    members = ["reward.name=game,seed=0,env.opponent=joss", "seed=0,reward.name=game+maximin"]
+    assert short_names([*members, "tit-for-tat"]) == [
+        "game, opponent joss",
+        "game+maximin",
+        "tit-for-tat",
+    ]
+    pairs = [f"reward.name=inequity-aversion(5,0.05),seed={n}" for n in (0, 1)]
+    assert short_names(pairs) == ["seed 0", "seed 1"]
+    assert short_names(["seed=0", "joss"]) == ["seed 0", "joss"]
+    assert short_names(["a.name=x", "b.name=x", "a.name=x"]) == ["a.name=x", "b.name=x", "a.name=x"]
+    games = choose_games(["ipd"])
+    entrants = [strategy(name, games, 0.0) for name in ("joss", "bully")]
+    entrants = [one._replace(name=f"reward.name={one.name},seed=0") for one in entrants]
+    result = hold(entrants, games, [], 4, 3.0, -6.0)
+    assert [row[0] for row in tournament_rows(result)[1]] == ["joss", "bully"]
+    sections = tournament_sections([result])
+    labels = [text.get_text() for text in sections[0].draw()[0].axes[0].get_yticklabels()]
+    assert labels == ["joss", "bully"]
+    spread = next(section for section in sections if section.name == "tournament-evolution")
+    assert WHY_THEY_DIFFER in spread.caption
+
+
+def test_a_jump_of_a_fingerprint_is_drawn_as_one():
+    """Grim trigger co-operates for ever with always-C, and in the long run with nobody else."""
+    games = choose_games(["ipd"])
+    names = ["grim-trigger", "tit-for-tat", "joss"]
+    result = hold([strategy(name, games, 0.0) for name in names], games, [], 4, 3.0, -6.0)
+    section = next(s for s in tournament_sections([result]) if s.name.endswith("fingerprints"))
+    axes = section.draw()[0].axes[0]
+    found = {line.get_label(): line for line in axes.lines}
+    grim = found["grim-trigger"]
+    assert grim.get_xdata()[-1] < 1
+    assert max(grim.get_ydata()) < 0.01
+    (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (1, pytest.approx(1))
+    for smooth in ("tit-for-tat", "joss"):
+        assert found[smooth].get_xdata()[-1] == 1
+    # What is steep is no jump: P(C) = 0.999 after CC, 0 otherwise.
+    steep = fingerprint(np.array([[0.999, 0.001, 0], *[[0.01, 0.99, 0]] * 3]), RATES)
+    figure, _ = fingerprints({"a": steep}, {"a": ("k", "-")})
+    assert len(figure.axes[0].lines) == 1
+
+
+def test_tournaments_of_before_are_drawn_too():
+    games = choose_games(["ipd"])
+    result = hold([strategy("joss", games, 0.0)], games, [], 4, 3.0, -6.0)
+    del result["rates"]
+    result["games"]["ipd"]["fingerprint"] = [np.linspace(0, 0.9, 21).tolist()]
+    section = next(s for s in tournament_sections([result]) if s.name.endswith("fingerprints"))
+    figure, tips = section.draw()
+    assert len(figure.axes[0].lines) == 1
+    assert "0.45 at 0.5" in tips["tip0"]
+
+
+def test_tables_list_the_runs_rewards_and_games(tmp_path):
+    own = "{mine: {CC: [1, 2], CD: [3, 4], DC: [5, 6], DD: [7, 8]}}"
+    runs = [
+        make_run(tmp_path, "a", "--reward.name", "game+0.5*altruism(0.3)", "--reward.xi", "5"),
+        make_run(tmp_path, "b", "--games", own, "--env.game", "mine"),
+        make_run(
+            tmp_path,
+            "c",
+            "--env.game",
+            "public-goods(4)",
+            "--env.opponent",
+            "conditional",
+            "--evaluation.opponents",
+            "[conditional]",
+        ),
+        make_run(tmp_path, "d", evaluation=evaluated("trained", {"icd": 1.0, "plane(2,4)": 2.0})),
+    ]
+    series, _ = group_runs(runs)
+    rewards = {row[0]: row[1:] for row in page_tables.reward_rows(series)}
+    assert set(rewards) == {"game+0.5*altruism(0.3)", "deontological"}
+    assert rewards["game+0.5*altruism(0.3)"][1:3] == ["5", "-6"]
+    assert "the agent's own points" in rewards["game+0.5*altruism(0.3)"][0]
+    assert "spite" in rewards["game+0.5*altruism(0.3)"][0]
+    games = page_tables.played_games(series, tables(series), [])
+    pairs = {row[1]: row[2:] for row in page_tables.payoff_rows(games)}
+    assert pairs == {
+        "ipd": ["3, 3", "0, 4", "4, 0", "1, 1"],
+        "mine": ["1, 2", "3, 4", "5, 6", "7, 8"],
+        "icd": ["1, 1", "0, 0", "0, 0", "4, 4"],
+    }
+    (group,) = page_tables.group_rows(games)
+    assert group[1:] == ["public-goods(4,10,2)", "5, 10, 15, 20", "10, 15, 20, 25"]
+    assert training_game(runs[2].config).num_players == 4
+
+
+def test_a_tables_map_says_that_it_is_one_colour(tmp_path):
+    points = {f"plane({s},{t})": 1.0 for s in (-2, 2) for t in (8, 12)}
+    series, _ = group_runs([make_run(tmp_path, "a", evaluation=evaluated("trained", points))])
+    rows = with_agents(tables(series), series)
+    captions = [map_sections(rows, tabular)[-1].caption for tabular in (True, False)]
+    assert ["one colour by construction" in caption for caption in captions] == [True, False]
+
+
+def test_heads_of_tables_wrap():
+    style = (report.Path(report.__file__).parent / "page.html").read_text()
+    assert "overflow-wrap" in style
+    assert "<th>a</th>" in page_tables.html_table(["a"], [["b"]], "c")
