@@ -230,7 +230,7 @@ def test_evaluate_a_model_without_a_run(tmp_path):
         ("evaluate", ["--run", "{new}"], "holds no run"),
         ("evaluate", ["--run", "{run}", "--games", "chess"], "unknown name 'chess'"),
         ("evaluate", [], "give either --run FOLDER or --model NAME"),
-        ("evaluate", ["--model", "no.gguf"], "neither a file, nor a folder"),
+        ("evaluate", ["--model", "no.gguf"], "there is no file or folder no.gguf"),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(run_folder, tmp_path, module, arguments, message):

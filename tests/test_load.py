@@ -20,7 +20,7 @@ def is_empty(cache):
 
 
 def test_a_missing_file_names_the_choices(cache):
-    with pytest.raises(UserError, match="neither a file, nor a folder.*nor one of gemma3-270m"):
+    with pytest.raises(UserError, match="there is no file or folder nowhere.gguf; .* gemma3-270m"):
         gemma_load.load("nowhere.gguf")
 
 

@@ -144,7 +144,10 @@ def _from_hub(source: str) -> tuple[str, Path]:
     """The source with the commit it stands for today, and its files, downloaded or cached."""
     name, _, revision = source.partition("@")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
-        raise UserError(f"model.source: there is no file or folder {bare(source)}")
+        raise UserError(
+            f"model.source: there is no file or folder {bare(source)}; packaged models are"
+            f" {', '.join(PACKAGED)}"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(
             f"model.source: {source!r} is neither a file, nor a folder, nor a hub id owner/name,"
