@@ -1,5 +1,6 @@
 """A configuration's own games and opponents belong to it alone, in one process with others."""
 
+import dataclasses
 import json
 import sys
 
@@ -12,8 +13,8 @@ from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate_agent, load_run
 from jaxmoral.experiment import resolve
-from jaxmoral.figures import _span
 from jaxmoral.lookup import find_games, find_opponent, training_game
+from jaxmoral.series import reward_bounds
 from jaxmoral.training import train_agent
 
 TABULAR = ["--model.source", "tabular", "--updates", "1", "--env.episodes", "64"]
@@ -84,7 +85,8 @@ def test_a_run_read_back_has_its_own(two, tmp_path):
         assert points(evaluate_agent(folder, ["mine"], ["own"])) == pytest.approx(
             by_hand(30, 0), abs=1e-4
         )
-        assert _span(config, "utilitarian")[1] == 60
+        reward = dataclasses.replace(config.reward, name="utilitarian")
+        assert reward_bounds(dataclasses.replace(config, reward=reward), 0)[1] == 60
     finally:
         del games.GAMES["mine"]
 
