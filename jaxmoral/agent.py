@@ -1,6 +1,7 @@
 """From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
 
 import dataclasses
+import itertools
 import math
 import string
 from collections.abc import Callable, Sequence
@@ -30,11 +31,13 @@ from jaxmoral.gemma.sizes import (
 from jaxmoral.gemma.tokenizer import byte_pieces
 from jaxmoral.mesh import Layout, make_layout
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
-from jaxmoral.prompt_tree import PromptTree, pack
+from jaxmoral.prompt_tree import PromptTree, merge
 from jaxmoral.prompts import Presentation
 from jaxmoral.responses import Responses, spell, stack
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
+_NEAR = 16  # characters beside a number that its tokens may depend on
+_MAX_ZEROS = 64
 
 
 class Condition(NamedTuple):
@@ -55,7 +58,8 @@ class Agent(NamedTuple):
     Attributes:
       policy: static.
       frozen: arrays that are never trained.
-      inputs: packs the prompts of lists of conditions, a list on each place of a leading axis.
+      inputs: packs the prompts of lists of conditions, a list on each place of a leading axis; see
+        `Prompter.inputs`.
       presentation: in which it is trained; files read in, random labels drawn.
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
@@ -65,7 +69,7 @@ class Agent(NamedTuple):
 
     policy: Policy
     frozen: Any
-    inputs: Callable[[Sequence[Sequence[Condition]]], Any]
+    inputs: Callable[..., Any]
     presentation: Presentation
     summary: list[str]
     layout: Layout
@@ -92,6 +96,7 @@ class Prompter:
         self._pieces = byte_pieces(self.tokenizer)
         self._stop_tokens = model.stop_tokens()
         self._responses: dict[tuple[str, str], Responses] = {}
+        self._longest: dict[tuple, Condition] = {}
         if template == "chat" and not self.tokenizer.chat_template:
             raise UserError(
                 f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
@@ -142,14 +147,55 @@ class Prompter:
         prefixes = self.responses(condition.presentation.labels).prefixes
         return [[*ids, *prefix] for ids in encoded for prefix in prefixes]
 
-    def inputs(self, groups: Sequence[Sequence[Condition]]) -> PromptInputs:
+    def longest(self, condition: Condition, points: Sequence[float]) -> Condition:
+        """The condition with texts for payoffs whose tree has room for that of any such payoffs.
+
+        Each takes, wherever a prompt shows it, at least as many tokens as any of the points, and no
+        two begin alike, so prompts share what they share whatever the payoffs are.
+        """
+        game, presentation = condition
+        key = presentation, game.num_players, points
+        if key in self._longest:
+            return self._longest[key]
+        shown = lambda texts: game._replace(payoffs=np.reshape(texts, game.payoffs.shape))
+        size, mark = game.payoffs.size, "\x01"  # which no text of a configuration holds
+        places = {("", "")}
+        for text in prompts.all_prompts(shown([mark] * size), presentation):
+            around = itertools.pairwise(text.split(mark))
+            places |= {(before[-_NEAR:], after[:_NEAR]) for before, after in around}
+
+        def counts(numbers: Sequence[str]) -> np.ndarray:
+            texts = [before + number + after for before, after in places for number in numbers]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return np.reshape([len(one) for one in ids], (len(places), len(numbers)))
+
+        most = counts([prompts.number_text(number) for number in points]).max(1)
+        first = 10 ** (len(str(size)) - 1)
+        for zeros in map("0".__mul__, range(_MAX_ZEROS)):
+            texts = [f"{first + index}{zeros}" for index in range(size)]
+            if (counts(texts).min(1) >= most).all():
+                self._longest[key] = Condition(shown(texts), presentation)
+                return self._longest[key]
+        raise UserError("env.payoff_draws: the model's tokenizer does not spell numbers by digits")
+
+    def inputs(
+        self, groups: Sequence[Sequence[Condition]], points: Sequence[float] = ()
+    ) -> PromptInputs:
         """Packed prompts, a group of conditions on each place of a leading axis.
 
         A group's prompts follow each other; they are chunks on the second axis. Everything is
-        padded alike. The size of a group's trees depends on the length of its numbers, so groups of
-        conditions with the same labels, histories and lengths have the same shape.
+        padded alike. The size of a group's trees depends on the length of its numbers.
+
+        Args:
+          groups: of as many conditions each.
+          points: if given, there is room for every payoff among them: conditions that differ in
+            those only have inputs of the same shapes.
         """
         conditions = [condition for group in groups for condition in group]
+        num_conditions = len(conditions)
+        if points:
+            alike = {(c.presentation, c.game.num_players): c for c in conditions}
+            conditions += [self.longest(condition, points) for condition in alike.values()]
         responses = [self.responses(condition.presentation.labels) for condition in conditions]
         widths = [len(spelled.prefixes) for spelled in responses]
         sequences = [self.sequences(condition) for condition in conditions]
@@ -177,7 +223,9 @@ class Prompter:
             tokens=padded,
             lengths=lengths,
         )
-        return jax.tree.map(lambda leaf: leaf.reshape(len(groups), -1, *leaf.shape[1:]), inputs)
+        num_chunks = sum(rows[:num_conditions]) // each
+        lead = (len(groups), num_chunks // len(groups))
+        return jax.tree.map(lambda leaf: leaf[:num_chunks].reshape(*lead, *leaf.shape[1:]), inputs)
 
     def _split(
         self, sequences: Sequence[Sequence[Sequence[int]]], widths: Sequence[int]
@@ -185,7 +233,7 @@ class Prompter:
         """The most prompts that divide every condition's and whose trees stay within the limit.
 
         Returns:
-          That number, the conditions' sequences in chunks of it, and those packed.
+          That number, the conditions' sequences in chunks of it, and the tree of each.
         """
         total = math.gcd(*(len(s) // w for s, w in zip(sequences, widths, strict=True)))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
@@ -194,7 +242,7 @@ class Prompter:
                 for branches, width in zip(sequences, widths, strict=True)
                 for start in range(0, len(branches), each * width)
             ]
-            packed = [pack(branches) for branches in chunks]
+            packed = [merge(branches) for branches in chunks]
             if max(len(tree.tokens) for tree, _ in packed) <= self.max_nodes:
                 return each, chunks, packed
         raise UserError(
@@ -277,7 +325,7 @@ def make_agent(config: Config, units: int | None = 1) -> Agent:
         histories = presentation.remembers(get_game(config.env.game)).histories
         tabular = TabularPolicy(len(histories) * prompts.NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        inputs = lambda groups: np.zeros((len(groups), len(groups[0]), 0), np.float32)
+        inputs = lambda groups, points=(): np.zeros((len(groups), len(groups[0]), 0), np.float32)
         layout = make_layout(config.mesh, units)
         return Agent(tabular, (), inputs, presentation, summary, layout)
     base = config.model

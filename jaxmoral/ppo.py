@@ -322,7 +322,7 @@ def exact_batch(
     Args:
       table: the agent's.
       others_log_probs: `[num_prompts, 3]` of another agent that is met, or None.
-      opponent: the machine that is met, or None.
+      opponent: the machine that is met, or one for each game, stacked, or None.
       noise: see `rollout.Environment`.
       rewards: `[num_games, num_previous, 3, b]`.
       memory: of the agent.
@@ -335,7 +335,7 @@ def exact_batch(
     num_games = len(rewards)
     games = lambda field: field.reshape(num_games, -1, *field.shape[1:])
 
-    def one(log_probs, values, others, rewards):
+    def one(log_probs, values, others, rewards, opponent):
         if others is None:
             chain = chains.against(memory, opponent, noise)
         else:
@@ -361,8 +361,9 @@ def exact_batch(
         return weight.reshape(-1, 3), mean.reshape(-1, 3), shares, jnp.sum(shares * rewards)
 
     others = None if others_log_probs is None else games(others_log_probs)
-    weight, advantage, shares, reward = jax.vmap(one)(
-        games(table.log_probs), games(table.values), others, rewards
+    several = opponent is not None and jnp.ndim(opponent.start) > 0
+    weight, advantage, shares, reward = jax.vmap(one, (0, 0, 0, 0, 0 if several else None))(
+        games(table.log_probs), games(table.values), others, rewards, opponent
     )
     num_prompts = len(table.values)
     weight, advantage = weight.reshape(-1, 3) / num_games, advantage.reshape(-1, 3)

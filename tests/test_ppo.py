@@ -258,7 +258,7 @@ def test_two_learners_are_two_plain_loops(level):
         np.testing.assert_allclose(metrics["reward_mean"][player], played.reward.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("learners", [1, 2])
+@pytest.mark.parametrize("learners", [1, 2, "one, two machines"])
 def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
     """Weights, advantages, shares and rewards, against 200,000 episodes."""
     memory, noise = make_memory(2, 2, blank=True), 0.1
@@ -271,8 +271,11 @@ def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
         rewards.reward_table(games.get_game(name), rewards.game_payoff, 3.0, -6.0)
         for name in ("ipd", "bos")
     ]
-    if learners == 1:
-        arena = Environment(opponents.get_opponent("joss"), np.stack(tables), noise)
+    if learners != 2:
+        machine = opponents.get_opponent("joss")
+        if learners != 1:
+            machine = opponents.stack([machine, opponents.get_opponent("prober")])
+        arena = Environment(machine, np.stack(tables), noise)
         played = rollout(keys[2], log_probs[0], arena, memory, 200_000, 4)
         others, points = None, arena.rewards
     else:
