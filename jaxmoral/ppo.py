@@ -159,13 +159,13 @@ def scale_rewards(rewards: jax.Array, moments: Moments) -> tuple[jax.Array, Mome
 
 
 def whiten(samples: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Zero mean and unit variance; samples that are all alike become 0.
+    """Zero mean and unit variance; samples that are all alike, or one alone, become 0.
 
     The variance is that of a sample (one degree of freedom less), or with weights that of a
     distribution.
     """
     if weights is None:
-        return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=1) + 1e-8)
+        return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=min(samples.size - 1, 1)) + 1e-8)
     centred = samples - jnp.sum(weights * samples)
     return centred * jax.lax.rsqrt(jnp.sum(weights * centred**2) + 1e-8)
 

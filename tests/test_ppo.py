@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxmoral import chain, games, opponents, ppo, rewards
+from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.model import Gemma
@@ -23,6 +24,7 @@ from jaxmoral.policy import (
 from jaxmoral.prompt_tree import pack, stack
 from jaxmoral.responses import spell
 from jaxmoral.rollout import Environment, rollout, rollout_pair
+from jaxmoral.training import train_agent
 
 ONE = make_memory()
 TABLE = TabularPolicy(16)
@@ -514,3 +516,29 @@ def test_schedules_end_where_they_should():
             sizes.append(-float(step))
         np.testing.assert_allclose(sizes[0], 0.1, rtol=1e-3)
         np.testing.assert_allclose(sizes[20], last, atol=1e-6)
+
+
+ALONE = ["--model.source", "tabular", "--updates", "3", "--env.rounds", "1"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--env.episodes", "1"],
+        ["--env.episodes", "1", "--ppo.level", "token"],
+        ["--env.episodes", "2", "--ppo.minibatches", "2"],
+        ["--env.episodes", "1", "--env.opponent", "learner"],
+        ["--env.episodes", "1", "--ppo.estimator", "exact", "--ppo.normalise_rewards", "false"],
+    ],
+)
+def test_a_sample_alone_teaches_nothing_and_breaks_nothing(flags):
+    """It is its own mean: normalised, advantages and first rewards are 0."""
+    normal = ["--ppo.normalise_advantages", "true", "--ppo.normalise_rewards", "true"]
+    config = configs.load(None, [*ALONE, *normal, *flags])
+    history = train_agent(config, say=lambda line: None).history
+    assert len(history) == 3
+    assert all(np.isfinite(record["loss"]) for record in history)
+    np.testing.assert_array_equal(ppo.whiten(jnp.array([[3.0]])), [[0.0]])
+    some = jax.random.normal(jax.random.key(0), (5, 7))
+    expected = (some - some.mean()) / np.sqrt(np.var(some, ddof=1) + 1e-8)
+    np.testing.assert_allclose(ppo.whiten(some), expected, rtol=1e-5)
