@@ -16,18 +16,12 @@ import numpy as np
 from jaxmoral import prompt_tree, prompts
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.games import Game, get_game
-from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.footprint import Footprint, footprint, free_bytes, shortage
+from jaxmoral.games import Game, drawn_points, get_game
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.model import tokens_at_once
 from jaxmoral.gemma.peft import load_peft
-from jaxmoral.gemma.sizes import (
-    activation_bytes,
-    num_adapter_parameters,
-    num_parameters,
-    weight_bytes,
-)
+from jaxmoral.gemma.sizes import num_adapter_parameters, num_parameters, weight_bytes
 from jaxmoral.gemma.tokenizer import byte_pieces
 from jaxmoral.mesh import Layout, make_layout
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
@@ -272,6 +266,13 @@ def random_labels(model: LoadedModel, num_tokens: int, seed: int) -> tuple[str, 
     )
 
 
+def drawable(config: Config) -> tuple[float, ...]:
+    """Every number that drawn payoffs can be; none if nothing is drawn."""
+    if not config.env.payoff_draws:
+        return ()
+    return drawn_points(get_game(config.env.game), *config.env.payoff_range)
+
+
 def make_presentation(config: Config, model: LoadedModel | None) -> Presentation:
     """How the configuration's prompts look; files are read, random labels drawn."""
     prompt = config.prompt
@@ -307,13 +308,53 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
     return presentation
 
 
-def make_agent(config: Config, units: int | None = 1) -> Agent:
+class _Plan(NamedTuple):
+    """All of an agent that is known before the base's weights are read."""
+
+    layout: Layout
+    prompter: Prompter
+    presentation: Presentation
+    lora: Lora
+    adapter: Any
+    inputs: PromptInputs
+    needed: Footprint
+
+
+def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
+    base, settings, gemma = config.model, config.lora, model.config
+    size = weight_bytes(gemma, 4 if base.dtype == "float32" else 2)
+    layout = make_layout(config.mesh, units, gemma.num_heads, size)
+    multiple = 1 if layout.side_by_side else layout.num_places
+    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
+    presentation = make_presentation(config, model)
+    prompter.responses(presentation.labels)
+    lora = Lora(
+        settings.rank,
+        settings.alpha,
+        settings.dropout,
+        settings.targets,
+        settings.rank_stabilised,
+    )
+    adapter = None
+    if settings.adapter is not None:
+        adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
+    shown = [Condition(get_game(config.env.game), presentation)] * max(config.env.payoff_draws, 1)
+    inputs = prompter.inputs([shown], drawable(config))
+    needed = footprint(config, gemma, lora, inputs, layout, units or 1)
+    return _Plan(layout, prompter, presentation, lora, adapter, inputs, needed)
+
+
+def make_agent(
+    config: Config, units: int | None = 1, warn: Callable[[str], None] | None = None
+) -> Agent:
     """Builds the agent a configuration asks for; `config.model.dtype` must be resolved.
 
     Args:
       config: of the agent.
       units: how many members of a population, or conditions of an evaluation, are computed side by
         side; 1 for a single agent in training, None for any number.
+      warn: where a line goes, before the weights are read, if training needs more memory than is
+        free.
 
     Raises:
       UserError: the model, the labels or the mesh cannot be used.
@@ -330,40 +371,34 @@ def make_agent(config: Config, units: int | None = 1) -> Agent:
         return Agent(tabular, (), inputs, presentation, summary, layout)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
-    itemsize = 4 if base.dtype == "float32" else 2
+    plans: list[_Plan] = []
 
-    def layout_for(gemma: GemmaConfig) -> Layout:
-        return make_layout(config.mesh, units, gemma.num_heads, weight_bytes(gemma, itemsize))
+    def layout_for(model: LoadedModel) -> Layout:
+        plan = _plan(config, units, model)
+        plans.append(plan)
+        if warn and (line := shortage(plan.needed, free_bytes(), config, units or 1)):
+            warn(line)
+        return plan.layout
 
     model = load(base.source, base.dtype, base.sha256, quantisation, layout_for)
-    layout = layout_for(model.config)
-    multiple = 1 if layout.side_by_side else layout.num_places
-    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
-    presentation = make_presentation(config, model)
-    prompter.responses(presentation.labels)
-    settings = config.lora
-    lora = Lora(
-        settings.rank,
-        settings.alpha,
-        settings.dropout,
-        settings.targets,
-        settings.rank_stabilised,
-    )
-    adapter = None
-    if settings.adapter is not None:
-        adapter, lora = load_peft(Path(settings.adapter), model.config, settings.dropout)
+    (plan,) = plans
     policy = GemmaPolicy(
         model.config,
         model.definition,
-        lora,
+        plan.lora,
         base.remat,
         base.max_logits * 10**6,
-        layout,
+        plan.layout,
     )
-    condition = Condition(get_game(config.env.game), presentation)
-    summary = _summary(config, model, policy, prompter, condition)
     return Agent(
-        policy, model.weights, prompter.inputs, presentation, summary, layout, model, adapter
+        policy,
+        model.weights,
+        plan.prompter.inputs,
+        plan.presentation,
+        _summary(config, model, plan),
+        plan.layout,
+        model,
+        plan.adapter,
     )
 
 
@@ -382,35 +417,21 @@ def settle(config: Config, agent: Agent) -> Config:
     return dataclasses.replace(config, model=model, lora=lora, prompt=prompt)
 
 
-def _summary(
-    config: Config,
-    model: LoadedModel,
-    policy: GemmaPolicy,
-    prompter: Prompter,
-    condition: Condition,
-) -> list[str]:
-    inputs = prompter.inputs([[condition]])
-    lengths, nodes = inputs.lengths, inputs.tree.tokens.size
-    trees = inputs.tree.tokens.shape[1]
-    parameters = num_parameters(model.config)
-    adapter = num_adapter_parameters(model.config, policy.lora)
+def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
+    lengths, tokens, lora = plan.inputs.lengths, plan.inputs.tree.tokens, plan.lora
+    trees, size = tokens.shape[1:]
     head = model.config.embed_dim + 1
-    frozen = jax.tree.leaves(model.weights)
     kind: str = config.model.dtype
     if model.config.quantisation:
         kind = f"{model.config.quantisation} dequantised to {kind}"
-    itemsize = 4 if config.model.dtype == "float32" else 2
-    rows, size = inputs.nodes.size // trees, nodes // trees
-    logits = rows * tokens_at_once(model.config, policy.layout, rows, policy.max_logits)
-    activations = activation_bytes(model.config, size, logits, itemsize, config.model.remat)
-    # A trained parameter comes with its gradient and two moments of Adam.
-    memory = sum(leaf.nbytes for leaf in frozen) + 16 * (adapter + head) + activations
     return [
-        f"model      {config.model.source}: {parameters / 1e6:.1f} M parameters, {kind}, frozen",
-        f"trained    LoRA rank {policy.lora.rank} on {' '.join(policy.lora.targets)}:"
-        f" {adapter:,} parameters; value head: {head:,}",
+        f"model      {config.model.source}: {num_parameters(model.config) / 1e6:.1f} M parameters,"
+        f" {kind}, frozen",
+        f"trained    LoRA rank {lora.rank} on {' '.join(lora.targets)}:"
+        f" {num_adapter_parameters(model.config, lora):,} parameters; value head: {head:,}",
         f"prompts    {lengths.size} of up to {lengths.max()} tokens;"
         f" {'one tree' if trees == 1 else f'{trees} trees'} of {size:,} nodes instead of"
         f" {lengths.sum():,} tokens",
-        f"memory     about {memory / 2**30:.1f} GiB for weights, optimiser and activations",
+        f"memory     about {sum(plan.needed) / 2**30:.1f} GiB for weights, optimiser and"
+        " activations",
     ]

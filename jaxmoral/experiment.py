@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxmoral import opponents, ppo, token_ppo
-from jaxmoral.agent import Agent, Condition, presentation_with
+from jaxmoral.agent import Agent, Condition, drawable, presentation_with
 from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError
 from jaxmoral.games import (
@@ -22,7 +22,6 @@ from jaxmoral.games import (
     Game,
     corner_payoffs,
     draw_payoffs,
-    drawn_points,
     get_game,
     make_game,
     make_group_game,
@@ -153,13 +152,6 @@ def player_games(config: Config, update: int = 0) -> list[list[Game]]:
     if config.env.opponent == LEARNER:
         return [games, [mirror(game) for game in games]]
     return [games]
-
-
-def drawable(config: Config) -> tuple[float, ...]:
-    """Every number that drawn payoffs can be; none if nothing is drawn."""
-    if not config.env.payoff_draws:
-        return ()
-    return drawn_points(get_game(config.env.game), *config.env.payoff_range)
 
 
 def transition(config: Config, update: int) -> float:

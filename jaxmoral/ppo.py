@@ -165,7 +165,9 @@ def whiten(samples: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     distribution.
     """
     if weights is None:
-        return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=min(samples.size - 1, 1)) + 1e-8)
+        return (samples - samples.mean()) * jax.lax.rsqrt(
+            samples.var(ddof=min(samples.size - 1, 1)) + 1e-8
+        )
     centred = samples - jnp.sum(weights * samples)
     return centred * jax.lax.rsqrt(jnp.sum(weights * centred**2) + 1e-8)
 

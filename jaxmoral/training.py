@@ -111,7 +111,7 @@ def train_population(
         return {name: train_agent(members[name], output_dir, resume, say)}
     check_population(list(resolved.values()))
     started = time.perf_counter()
-    first = make_agent(next(iter(resolved.values())), len(resolved))
+    first = make_agent(next(iter(resolved.values())), len(resolved), say)
     agents = {
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in resolved.items()

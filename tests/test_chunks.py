@@ -8,12 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoral.agent import Condition, Prompter, make_agent
+from jaxmoral.agent import Condition, Prompter, drawable, make_agent
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.experiment import (
     compile_update,
-    drawable,
     packed_prompts,
     player_games,
     resolve,
