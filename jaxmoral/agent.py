@@ -16,7 +16,7 @@ import numpy as np
 from jaxmoral import prompt_tree, prompts
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.footprint import Footprint, footprint, free_bytes, shortage
+from jaxmoral.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.games import Game, drawn_points, get_game
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
@@ -368,6 +368,9 @@ def make_agent(
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
         inputs = lambda groups, points=(): np.zeros((len(groups), len(groups[0]), 0), np.float32)
         layout = make_layout(config.mesh, units)
+        rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
+        if warn and (line := shortage(rounds, free_bytes(), config)):
+            warn(line)
         return Agent(tabular, (), inputs, presentation, summary, layout)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation

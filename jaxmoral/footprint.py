@@ -14,6 +14,7 @@ from jaxmoral.mesh import Layout
 from jaxmoral.policy import PromptInputs
 
 GIB = 2**30
+_BYTES_A_ROUND = 60  # that an update takes for each sampled round of a player, on a CPU
 
 
 class Footprint(NamedTuple):
@@ -24,11 +25,21 @@ class Footprint(NamedTuple):
       adapters: parameters, optimiser states and gradients of all that are trained; on a CPU also
         the copy that a checkpoint is written from.
       activations: of an update.
+      rounds: that an update samples.
     """
 
     weights: int
     adapters: int
     activations: int
+    rounds: int
+
+
+def round_bytes(config: Config, members: int = 1) -> int:
+    """What an update's sampled rounds take, of all members."""
+    if config.ppo.estimator == "exact":
+        return 0
+    num_players = 2 if config.env.opponent == "learner" else 1
+    return members * num_players * config.env.episodes * config.env.rounds * _BYTES_A_ROUND
 
 
 def footprint(
@@ -74,6 +85,7 @@ def footprint(
         weights=weight_bytes(gemma, itemsize),
         adapters=num_players * (members * kept * (2 if on_cpu else 1) + at_once * made),
         activations=at_once * activations,
+        rounds=round_bytes(config, at_once),
     )
 
 
@@ -113,6 +125,7 @@ def shortage(needed: Footprint, free: int | None, config: Config, members: int =
         "weights": smaller,
         "adapters": f"{rank} or train fewer members at once" if members > 1 else rank,
         "activations": trees,
+        "rounds": f"lower env.episodes ({config.env.episodes:,})",
     }[part]
     return (
         f"warning    about {sum(needed) / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free;"

@@ -13,7 +13,7 @@ from jaxmoral import config as configs
 from jaxmoral import games, ppo, token_ppo
 from jaxmoral.agent import Condition, make_agent
 from jaxmoral.experiment import OFTEN, environment, initial_state, on_cpu, resolve
-from jaxmoral.footprint import Footprint, footprint, free_bytes, shortage
+from jaxmoral.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.gemma import load as gemma_load
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.model import tokens_at_once
@@ -131,12 +131,37 @@ def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, monk
 def test_what_to_lower_is_what_takes_most():
     config = configs.Config()
     advice = lambda *needed: shortage(Footprint(*needed), 5, config)
-    assert advice(3, 1, 1) is None
-    assert shortage(Footprint(3, 1, 2), None, config) is None  # what is free is not known
-    assert advice(4, 1, 2).endswith(
+    assert advice(3, 1, 1, 0) is None
+    assert "env.episodes (4,096)" in advice(1, 1, 1, 3)
+    assert shortage(Footprint(3, 1, 2, 0), None, config) is None  # what is free is not known
+    assert advice(4, 1, 2, 0).endswith(
         "for weights: set model.quantisation to nf4 or take a smaller model.source"
     )
-    assert "lora.rank (8)" in advice(1, 4, 2)
-    assert "model.remat to block or lower model.max_nodes (4,096)" in advice(1, 2, 4)
+    assert "lora.rank (8)" in advice(1, 4, 2, 0)
+    assert "model.remat to block or lower model.max_nodes (4,096)" in advice(1, 2, 4, 0)
     free = free_bytes()
     assert free is None or 2**20 < free < 2**50
+
+
+def test_rounds_count_too():
+    """A table that takes nothing itself, against what its update reserves; and it is said."""
+    flags = ["--model.source", "tabular", "--env.episodes", "100000"]
+    config = resolve(configs.load(None, flags))
+    agent = make_agent(config)
+    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
+    update = ppo.make_update(agent.policy, config.ppo, make_memory(), 4, 100_000, 5)
+    reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
+    arguments = agent.inputs([[None]]), environment(config), reference, ppo.adjustable(config.ppo)
+    lowered = jax.jit(update).lower(state, key, agent.frozen, *arguments)
+    reserved = lowered.compile(on_cpu(OFTEN)).memory_analysis().temp_size_in_bytes
+    assert 0.8 < round_bytes(config) / reserved < 1.25
+
+
+def test_more_rounds_than_there_is_memory_for_are_said(monkeypatch):
+    monkeypatch.setattr(agents, "free_bytes", lambda: 2**20)
+    said = []
+    make_agent(resolve(configs.load(None, ["--model.source", "tabular"])), 1, said.append)
+    assert said == [
+        "warning    about 0.0 GiB are needed, 0.0 GiB are free; 0.0 GiB are for rounds: lower"
+        " env.episodes (4,096)"
+    ]
