@@ -1,6 +1,7 @@
 """From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
 
 import dataclasses
+import itertools
 import math
 import string
 from collections.abc import Callable, Sequence
@@ -15,27 +16,23 @@ import numpy as np
 from jaxmoral import prompt_tree, prompts
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.games import Game
-from jaxmoral.gemma.config import GemmaConfig
+from jaxmoral.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
+from jaxmoral.games import Game, drawn_points
 from jaxmoral.gemma.load import LoadedModel, load
 from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.model import tokens_at_once
 from jaxmoral.gemma.peft import at_revision, load_peft
-from jaxmoral.gemma.sizes import (
-    activation_bytes,
-    num_adapter_parameters,
-    num_parameters,
-    weight_bytes,
-)
+from jaxmoral.gemma.sizes import num_adapter_parameters, num_parameters, weight_bytes
 from jaxmoral.gemma.tokenizer import byte_pieces
 from jaxmoral.lookup import training_game
 from jaxmoral.mesh import Layout, make_layout
 from jaxmoral.policy import GemmaPolicy, Policy, PromptInputs, TabularPolicy
-from jaxmoral.prompt_tree import PromptTree, pack
+from jaxmoral.prompt_tree import PromptTree, merge
 from jaxmoral.prompts import Presentation
 from jaxmoral.responses import Responses, spell, stack
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
+_NEAR = 16  # characters beside a number that its tokens may depend on
+_MAX_ZEROS = 64
 
 
 class Condition(NamedTuple):
@@ -56,7 +53,8 @@ class Agent(NamedTuple):
     Attributes:
       policy: static.
       frozen: arrays that are never trained.
-      inputs: packs the prompts of lists of conditions, a list on each place of a leading axis.
+      inputs: packs the prompts of lists of conditions, a list on each place of a leading axis; see
+        `Prompter.inputs`.
       presentation: in which it is trained; files read in, random labels drawn.
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
@@ -66,7 +64,7 @@ class Agent(NamedTuple):
 
     policy: Policy
     frozen: Any
-    inputs: Callable[[Sequence[Sequence[Condition]]], Any]
+    inputs: Callable[..., Any]
     presentation: Presentation
     summary: list[str]
     layout: Layout
@@ -93,6 +91,7 @@ class Prompter:
         self._pieces = byte_pieces(self.tokenizer)
         self._stop_tokens = model.stop_tokens()
         self._responses: dict[tuple[str, str], Responses] = {}
+        self._longest: dict[tuple, Condition] = {}
         if template == "chat" and not self.tokenizer.chat_template:
             raise UserError(
                 f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
@@ -150,14 +149,55 @@ class Prompter:
         prefixes = self.responses(condition.presentation.labels).prefixes
         return [[*ids, *prefix] for ids in encoded for prefix in prefixes]
 
-    def inputs(self, groups: Sequence[Sequence[Condition]]) -> PromptInputs:
+    def longest(self, condition: Condition, points: Sequence[float]) -> Condition:
+        """The condition with texts for payoffs whose tree has room for that of any such payoffs.
+
+        Each takes, wherever a prompt shows it, at least as many tokens as any of the points, and no
+        two begin alike, so prompts share what they share whatever the payoffs are.
+        """
+        game, presentation = condition
+        key = presentation, game.num_players, points
+        if key in self._longest:
+            return self._longest[key]
+        shown = lambda texts: game._replace(payoffs=np.reshape(texts, game.payoffs.shape))
+        size, mark = game.payoffs.size, "\x01"  # which no text of a configuration holds
+        places = {("", "")}
+        for text in prompts.all_prompts(shown([mark] * size), presentation):
+            around = itertools.pairwise(text.split(mark))
+            places |= {(before[-_NEAR:], after[:_NEAR]) for before, after in around}
+
+        def counts(numbers: Sequence[str]) -> np.ndarray:
+            texts = [before + number + after for before, after in places for number in numbers]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return np.reshape([len(one) for one in ids], (len(places), len(numbers)))
+
+        most = counts([prompts.number_text(number) for number in points]).max(1)
+        first = 10 ** (len(str(size)) - 1)
+        for zeros in map("0".__mul__, range(_MAX_ZEROS)):
+            texts = [f"{first + index}{zeros}" for index in range(size)]
+            if (counts(texts).min(1) >= most).all():
+                self._longest[key] = Condition(shown(texts), presentation)
+                return self._longest[key]
+        raise UserError("env.payoff_draws: the model's tokenizer does not spell numbers by digits")
+
+    def inputs(
+        self, groups: Sequence[Sequence[Condition]], points: Sequence[float] = ()
+    ) -> PromptInputs:
         """Packed prompts, a group of conditions on each place of a leading axis.
 
         A group's prompts follow each other; they are chunks on the second axis. Everything is
-        padded alike. The size of a group's trees depends on the length of its numbers, so groups of
-        conditions with the same labels, histories and lengths have the same shape.
+        padded alike. The size of a group's trees depends on the length of its numbers.
+
+        Args:
+          groups: of as many conditions each.
+          points: if given, there is room for every payoff among them: conditions that differ in
+            those only have inputs of the same shapes.
         """
         conditions = [condition for group in groups for condition in group]
+        num_conditions = len(conditions)
+        if points:
+            alike = {(c.presentation, c.game.num_players): c for c in conditions}
+            conditions += [self.longest(condition, points) for condition in alike.values()]
         responses = [self.responses(condition.presentation.labels) for condition in conditions]
         widths = [len(spelled.prefixes) for spelled in responses]
         sequences = [self.sequences(condition) for condition in conditions]
@@ -185,7 +225,9 @@ class Prompter:
             tokens=padded,
             lengths=lengths,
         )
-        return jax.tree.map(lambda leaf: leaf.reshape(len(groups), -1, *leaf.shape[1:]), inputs)
+        num_chunks = sum(rows[:num_conditions]) // each
+        lead = (len(groups), num_chunks // len(groups))
+        return jax.tree.map(lambda leaf: leaf[:num_chunks].reshape(*lead, *leaf.shape[1:]), inputs)
 
     def _split(
         self, sequences: Sequence[Sequence[Sequence[int]]], widths: Sequence[int]
@@ -193,7 +235,7 @@ class Prompter:
         """The most prompts that divide every condition's and whose trees stay within the limit.
 
         Returns:
-          That number, the conditions' sequences in chunks of it, and those packed.
+          That number, the conditions' sequences in chunks of it, and the tree of each.
         """
         total = math.gcd(*(len(s) // w for s, w in zip(sequences, widths, strict=True)))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
@@ -202,7 +244,7 @@ class Prompter:
                 for branches, width in zip(sequences, widths, strict=True)
                 for start in range(0, len(branches), each * width)
             ]
-            packed = [pack(branches) for branches in chunks]
+            packed = [merge(branches) for branches in chunks]
             if max(len(tree.tokens) for tree, _ in packed) <= self.max_nodes:
                 return each, chunks, packed
         raise UserError(
@@ -230,6 +272,13 @@ def random_labels(model: LoadedModel, num_tokens: int, seed: int) -> tuple[str, 
         f"prompt.random_labels: {MAX_TRIES:,} strings of {num_tokens} characters were tried, and no"
         f" two have {num_tokens} tokens; ask for fewer"
     )
+
+
+def drawable(config: Config) -> tuple[float, ...]:
+    """Every number that drawn payoffs can be; none if nothing is drawn."""
+    if not config.env.payoff_draws:
+        return ()
+    return drawn_points(training_game(config), *config.env.payoff_range)
 
 
 def make_presentation(config: Config, model: LoadedModel | None) -> Presentation:
@@ -267,13 +316,53 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
     return presentation
 
 
-def make_agent(config: Config, units: int | None = 1) -> Agent:
+class _Plan(NamedTuple):
+    """All of an agent that is known before the base's weights are read."""
+
+    layout: Layout
+    prompter: Prompter
+    presentation: Presentation
+    lora: Lora
+    adapter: Any
+    inputs: PromptInputs
+    needed: Footprint
+
+
+def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
+    base, settings, gemma = config.model, config.lora, model.config
+    size = weight_bytes(gemma, 4 if base.dtype == "float32" else 2)
+    layout = make_layout(config.mesh, units, gemma.num_heads, size)
+    multiple = 1 if layout.side_by_side else layout.num_places
+    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
+    presentation = make_presentation(config, model)
+    prompter.responses(presentation.labels)
+    lora = Lora(
+        settings.rank,
+        settings.alpha,
+        settings.dropout,
+        settings.targets,
+        settings.rank_stabilised,
+    )
+    adapter = None
+    if settings.adapter is not None:
+        adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
+    shown = [Condition(training_game(config), presentation)] * max(config.env.payoff_draws, 1)
+    inputs = prompter.inputs([shown], drawable(config))
+    needed = footprint(config, gemma, lora, inputs, layout, units or 1)
+    return _Plan(layout, prompter, presentation, lora, adapter, inputs, needed)
+
+
+def make_agent(
+    config: Config, units: int | None = 1, warn: Callable[[str], None] | None = None
+) -> Agent:
     """Builds the agent a configuration asks for; `config.model.dtype` must be resolved.
 
     Args:
       config: of the agent.
       units: how many members of a population, or conditions of an evaluation, are computed side by
         side; 1 for a single agent in training, None for any number.
+      warn: where a line goes, before the weights are read, if training needs more memory than is
+        free.
 
     Raises:
       UserError: the model, the labels or the mesh cannot be used.
@@ -285,48 +374,45 @@ def make_agent(config: Config, units: int | None = 1) -> Agent:
         histories = presentation.remembers(training_game(config)).histories
         tabular = TabularPolicy(len(histories) * prompts.NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        inputs = lambda groups: np.zeros((len(groups), len(groups[0]), 0), np.float32)
+        inputs = lambda groups, points=(): np.zeros((len(groups), len(groups[0]), 0), np.float32)
         layout = make_layout(config.mesh, units)
+        rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
+        if warn and (line := shortage(rounds, free_bytes(), config)):
+            warn(line)
         return Agent(tabular, (), inputs, presentation, summary, layout)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
-    itemsize = 4 if base.dtype == "float32" else 2
+    plans: list[_Plan] = []
 
-    def layout_for(gemma: GemmaConfig) -> Layout:
-        return make_layout(config.mesh, units, gemma.num_heads, weight_bytes(gemma, itemsize))
+    def layout_for(model: LoadedModel) -> Layout:
+        plan = _plan(config, units, model)
+        plans.append(plan)
+        if warn and (line := shortage(plan.needed, free_bytes(), config, units or 1)):
+            warn(line)
+        return plan.layout
 
     source = base.source
     if config.lora.adapter is not None:
         source = at_revision(source, Path(config.lora.adapter))
     model = load(source, base.dtype, base.sha256, quantisation, layout_for)
-    layout = layout_for(model.config)
-    multiple = 1 if layout.side_by_side else layout.num_places
-    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
-    presentation = make_presentation(config, model)
-    prompter.responses(presentation.labels)
-    settings = config.lora
-    lora = Lora(
-        settings.rank,
-        settings.alpha,
-        settings.dropout,
-        settings.targets,
-        settings.rank_stabilised,
-    )
-    adapter = None
-    if settings.adapter is not None:
-        adapter, lora = load_peft(Path(settings.adapter), model.config, settings.dropout)
+    (plan,) = plans
     policy = GemmaPolicy(
         model.config,
         model.definition,
-        lora,
+        plan.lora,
         base.remat,
         base.max_logits * 10**6,
-        layout,
+        plan.layout,
     )
-    condition = Condition(training_game(config), presentation)
-    summary = _summary(config, model, policy, prompter, condition)
     return Agent(
-        policy, model.weights, prompter.inputs, presentation, summary, layout, model, adapter
+        policy,
+        model.weights,
+        plan.prompter.inputs,
+        plan.presentation,
+        _summary(config, model, plan),
+        plan.layout,
+        model,
+        plan.adapter,
     )
 
 
@@ -345,35 +431,21 @@ def settle(config: Config, agent: Agent) -> Config:
     return dataclasses.replace(config, model=model, lora=lora, prompt=prompt)
 
 
-def _summary(
-    config: Config,
-    model: LoadedModel,
-    policy: GemmaPolicy,
-    prompter: Prompter,
-    condition: Condition,
-) -> list[str]:
-    inputs = prompter.inputs([[condition]])
-    lengths, nodes = inputs.lengths, inputs.tree.tokens.size
-    trees = inputs.tree.tokens.shape[1]
-    parameters = num_parameters(model.config)
-    adapter = num_adapter_parameters(model.config, policy.lora)
+def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
+    lengths, tokens, lora = plan.inputs.lengths, plan.inputs.tree.tokens, plan.lora
+    trees, size = tokens.shape[1:]
     head = model.config.embed_dim + 1
-    frozen = jax.tree.leaves(model.weights)
     kind: str = config.model.dtype
     if model.config.quantisation:
         kind = f"{model.config.quantisation} dequantised to {kind}"
-    itemsize = 4 if config.model.dtype == "float32" else 2
-    rows, size = inputs.nodes.size // trees, nodes // trees
-    logits = rows * tokens_at_once(model.config, policy.layout, rows, policy.max_logits)
-    activations = activation_bytes(model.config, size, logits, itemsize, config.model.remat)
-    # A trained parameter comes with its gradient and two moments of Adam.
-    memory = sum(leaf.nbytes for leaf in frozen) + 16 * (adapter + head) + activations
     return [
-        f"model      {config.model.source}: {parameters / 1e6:.1f} M parameters, {kind}, frozen",
-        f"trained    LoRA rank {policy.lora.rank} on {' '.join(policy.lora.targets)}:"
-        f" {adapter:,} parameters; value head: {head:,}",
+        f"model      {config.model.source}: {num_parameters(model.config) / 1e6:.1f} M parameters,"
+        f" {kind}, frozen",
+        f"trained    LoRA rank {lora.rank} on {' '.join(lora.targets)}:"
+        f" {num_adapter_parameters(model.config, lora):,} parameters; value head: {head:,}",
         f"prompts    {lengths.size} of up to {lengths.max()} tokens;"
         f" {'one tree' if trees == 1 else f'{trees} trees'} of {size:,} nodes instead of"
         f" {lengths.sum():,} tokens",
-        f"memory     about {memory / 2**30:.1f} GiB for weights, optimiser and activations",
+        f"memory     about {sum(plan.needed) / 2**30:.1f} GiB for weights, optimiser and"
+        " activations",
     ]

@@ -303,6 +303,7 @@ MAX_TEXT = 16_000  # characters of a wording or a persona; escaped in a file, ea
 MAX_NAME = 1_000  # characters of any other text, a path for instance
 MAX_KEY = 100  # characters of a key
 MAX_DEPTH = 16
+MAX_ROUNDS = 2**31 - 1  # of all episodes together, which are indexed in 32 bits
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAK = re.compile(r"[\t\n\r\u2028\u2029]")
 _TEXTS = ("prompt.wording", "prompt.persona")
@@ -325,6 +326,7 @@ def parse(tree: dict[str, Any]) -> Config:
         config = _ADAPTER.validate_python(tree)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error)) from None
+    _check_sizes(config)
     _check_combinations(config)
     return config
 
@@ -388,6 +390,21 @@ def _merge(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(defaults.get(name), dict)
         merged[name] = defaults[name] | value if both else value
     return merged
+
+
+def _check_sizes(config: Config) -> None:
+    env, tests = config.env, config.evaluation
+    played = {}
+    if config.ppo.estimator == "sampled":
+        played["env"] = env.episodes, env.rounds
+    if "sampled" in tests.protocols:
+        played["evaluation"] = tests.episodes, tests.rounds
+    for group, (episodes, rounds) in played.items():
+        if episodes * rounds > MAX_ROUNDS:
+            raise UserError(
+                f"{group}.episodes: {episodes:,} of {rounds:,} rounds are {episodes * rounds:,},"
+                f" more than arrays can index ({MAX_ROUNDS:,}); lower it or {group}.rounds"
+            )
 
 
 def _check_combinations(config: Config) -> None:

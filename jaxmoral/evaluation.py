@@ -50,6 +50,7 @@ Which = int | Literal["best"] | None  # checkpoint; None is the newest
 Key = tuple  # of a condition
 MAX_SHAPES = 3
 PAPER_SEED, PAPER_EPISODES, PAPER_ROUNDS = 100, 10, 5
+KEY_TAG = 2**32 - 1  # training folds the numbers of its updates, below 2**31, into the same key
 
 
 class Measured(NamedTuple):
@@ -304,6 +305,7 @@ def _measure_all(
     def prepare(seed, *trained):
         init_key, key = jax.random.split(jax.random.key(seed))
         policies = [agent.policy.init(init_key), *trained]
+        key = jax.random.fold_in(key, KEY_TAG)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies), key
 
     stacked, key = prepare(config.seed, *([] if trained is None else [trained]))

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 
 from jaxmoral import opponents, ppo, token_ppo
-from jaxmoral.agent import Agent, Condition, presentation_with
+from jaxmoral.agent import Agent, Condition, drawable, presentation_with
 from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError
-from jaxmoral.games import SETS, Game, draw_payoffs, make_games, mirror
+from jaxmoral.games import SETS, Game, corner_payoffs, draw_payoffs, make_games, mirror
 from jaxmoral.lookup import find_game, find_opponent, training_game
 from jaxmoral.mesh import Layout, map_spread, place, shardings
 from jaxmoral.policy import reference_table
 from jaxmoral.prompts import check_labels
-from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.rewards import Reward, add_illegal_opponent, get_reward, reward_table
 from jaxmoral.rollout import Draws, Environment
 from jaxmoral.streams import Streams
 from jaxmoral.suites import check_suites
@@ -61,7 +61,7 @@ def resolve(config: Config) -> Config:
     for reward in rewards:
         reward_table(game, reward, config.reward.xi, config.reward.illegal)
     if config.env.payoff_draws:
-        draw_payoffs(np.random.default_rng(0), game, *config.env.payoff_range)
+        _check_draws(config, game, rewards)
     for name in config.evaluation.opponents:
         find_opponent(config, name, game)
     for name in config.evaluation.games:
@@ -78,6 +78,23 @@ def resolve(config: Config) -> Config:
         schedule = dataclasses.replace(schedule, switch_at=config.updates // 2)
     model = dataclasses.replace(config.model, dtype=dtype)
     return dataclasses.replace(config, model=model, reward=schedule)
+
+
+def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:
+    """Raises UserError if payoffs can be drawn that the opponent or a reward cannot use."""
+    low, high = config.env.payoff_range
+    for drawn in corner_payoffs(game, low, high):
+        try:
+            if config.env.opponent != LEARNER:
+                find_opponent(config, config.env.opponent, drawn)
+            for reward in rewards:
+                reward_table(drawn, reward, config.reward.xi, config.reward.illegal)
+        except UserError as error:
+            shown = ", ".join(f"{points:g}" for points in drawn.payoffs[0].ravel())
+            raise UserError(
+                f"env.payoff_range: {low} to {high} holds payoffs that do not do, e.g. own points"
+                f" {shown} ({error})"
+            ) from None
 
 
 def _check_streams(config: Config, opponent: opponents.Opponent) -> None:
@@ -158,7 +175,9 @@ def environment(config: Config, update: int = 0) -> Environment:
     noise = np.array(env.noise, np.float32) if env.noise else None
     if env.opponent == LEARNER:
         return Environment(None, rewards, noise)
-    opponent = find_opponent(config, env.opponent, training_game(config))
+    # Some know the payoffs.
+    machines = [find_opponent(config, env.opponent, game) for game in games[0]]
+    opponent = opponents.stack(machines) if env.payoff_draws else machines[0]
     return Environment(opponent, rewards[0], noise)
 
 
@@ -173,13 +192,6 @@ def environments(members: Sequence[Config], update: int) -> Environment:
     machines = [one.opponent for one in each if one.opponent is not None]
     stacked = jax.tree.map(lambda *x: np.stack(x), *(one._replace(opponent=None) for one in each))
     return stacked._replace(opponent=opponents.stack(machines) if machines else None)
-
-
-def _longest(config: Config) -> Game:
-    """A game whose numbers take as much room as any that can be drawn."""
-    number = max(config.env.payoff_range, key=lambda n: len(str(n)))
-    game = training_game(config)
-    return game._replace(payoffs=np.full_like(game.payoffs, number))
 
 
 def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
@@ -212,13 +224,7 @@ def packed_prompts(members: Sequence[tuple[Config, Agent]], update: int) -> Any:
         player for players in (conditions[:1] if shared else conditions) for player in players
     ]
     config, agent = members[0]
-    if config.env.payoff_draws:  # so that every update's trees have one shape
-        shown = dict.fromkeys(each.presentation for _, each in members)
-        widest = [[Condition(_longest(config), one)] * len(groups[0]) for one in shown]
-        padded = agent.inputs([*groups, *widest])
-        inputs = jax.tree.map(lambda leaf: leaf[: len(groups)], padded)
-    else:
-        inputs = agent.inputs(groups)
+    inputs = agent.inputs(groups, drawable(config))  # so that every update's have one shape
     if not shared:
         num_players = len(conditions[0])
         lead = (len(members), num_players)

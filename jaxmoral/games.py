@@ -245,7 +245,7 @@ def group(own: Mapping[str, Game], name: str, players: float) -> Game:
     """A symmetric two-player game played with each of the others at once: the points' mean."""
     n = check_whole("players", players, 2, MAX_PLAYERS)
     game = get_game(name, own)
-    if not np.array_equal(game.payoffs, mirror(game).payoffs) or game.num_players > 2:
+    if not _alike(game) or game.num_players > 2:
         raise UserError(f"game group({name},{n}): {name} is not a symmetric game of two players")
     share = np.arange(n) / (n - 1)  # of the others that co-operate
     mine = game.payoffs[0]
@@ -339,19 +339,56 @@ def draw_payoffs(random: np.random.Generator, game: Game, low: int, high: int) -
     Ties stay ties, and a game with the same payoffs for all players stays one. Raises UserError if
     the range holds fewer numbers than the game has ranks.
     """
+    choose = lambda count: np.sort(random.choice(np.arange(low, high + 1), count, replace=False))
+    return _with_numbers(game, low, high, choose)
 
-    def draw(points: np.ndarray) -> np.ndarray:
+
+def corner_payoffs(game: Game, low: int, high: int) -> list[Game]:
+    """The draws of `draw_payoffs` that span all others.
+
+    A player's lowest ranks are as low, the rest as high as they can be. What is linear in a
+    player's points and holds for these holds for every draw. Raises UserError as `draw_payoffs`.
+    """
+
+    def corner(lowest: Sequence[int]) -> Game:
+        of_player = iter(lowest)
+
+        def choose(count: int) -> np.ndarray:
+            few = min(next(of_player), count)
+            return np.r_[low : low + few, high + 1 - count + few : high + 1]
+
+        return _with_numbers(game, low, high, choose)
+
+    players = 1 if _alike(game) else 2
+    ranks = range(game.payoffs[0].size + 1)
+    return [corner(lowest) for lowest in itertools.product(ranks, repeat=players)]
+
+
+def drawn_points(game: Game, low: int, high: int) -> tuple[float, ...]:
+    """Every number that a game of `draw_payoffs` can have: of several others also their means."""
+    others = game.num_players - 1
+    return tuple((np.arange(low * others, high * others + 1) / others).tolist())
+
+
+def _alike(game: Game) -> bool:
+    """Whether all players have the same payoffs."""
+    return np.array_equal(game.payoffs, mirror(game).payoffs)
+
+
+def _with_numbers(game: Game, low: int, high: int, choose: Callable[[int], np.ndarray]) -> Game:
+    """The game with a player's distinct payoffs replaced by so many rising numbers."""
+
+    def renumber(points: np.ndarray) -> np.ndarray:
         ranks = np.unique(points, return_inverse=True)[1].reshape(points.shape)
         if high - low + 1 <= ranks.max():
             raise UserError(
                 f"env.payoff_range: {low} to {high} holds fewer numbers than {game.name} has"
                 f" different payoffs ({ranks.max() + 1})"
             )
-        numbers = random.choice(np.arange(low, high + 1), ranks.max() + 1, replace=False)
-        return np.sort(numbers)[ranks]
+        return choose(ranks.max() + 1)[ranks]
 
-    own = draw(game.payoffs[0])
-    if np.array_equal(game.payoffs, mirror(game).payoffs):  # the others have these payoffs too
+    own = renumber(game.payoffs[0])
+    if _alike(game):
         return make_group_game(game.name, own[:, ::-1].tolist(), game.title)
-    payoffs = np.stack([own, draw(game.payoffs[1])])
+    payoffs = np.stack([own, renumber(game.payoffs[1])])
     return game._replace(payoffs=payoffs.astype(np.float32))

@@ -69,11 +69,12 @@ def describe_payoffs(shares: np.ndarray, payoffs: np.ndarray) -> dict[str, float
 
     "own", "other", "collective" (the sum over all players) and "minimum" (of own and other) are
     points; of several others "other" is the mean. "inequality" is a round's Gini coefficient of the
-    two payoffs, |a - b| / (2 (a + b)), 0 when both are 0.
+    two payoffs, |a - b| / (2 (|a| + |b|)), 0 when both are 0; the absolute values keep it in
+    [0, 1/2] where points are negative.
     """
     played = np.asarray(shares)[:, :ILLEGAL].sum(0)
     own, other = np.asarray(payoffs, np.float64)
-    total = own + other
+    total = np.abs(own) + np.abs(other)
     gini = np.abs(own - other) / (2 * np.where(total == 0, 1, total))
     kinds = {
         "own": own,

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.errors import UserError, build, check_number, check_whole
@@ -345,13 +346,34 @@ def stack(opponents: Sequence[Opponent]) -> Opponent:
 
     Padding states are never entered: no real state leads to one.
     """
-    size = max(len(opponent.moves) for opponent in opponents)
+    size = max(opponent.moves.shape[-2] for opponent in opponents)
 
     def pad(opponent: Opponent) -> Opponent:
-        missing = size - len(opponent.moves)
+        missing = (0, size - opponent.moves.shape[-2])
+        lead = [(0, 0)] * np.ndim(opponent.start)  # machines that are stacks themselves
         return opponent._replace(
-            moves=np.pad(opponent.moves, ((0, missing), (0, 0)), mode="edge"),
-            next_state=np.pad(opponent.next_state, ((0, missing), (0, 0), (0, 0))),
+            moves=np.pad(opponent.moves, (*lead, missing, (0, 0)), mode="edge"),
+            next_state=np.pad(opponent.next_state, (*lead, missing, (0, 0), (0, 0))),
         )
 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, opponents))
+
+
+def side_by_side(opponent: Opponent) -> Opponent:
+    """A stack of machines as one whose states are all of theirs.
+
+    Its `start` `[num_machines]` and `opening` `[num_machines, num_moves]` are each machine's. A
+    machine that is no stack counts as a stack of one.
+    """
+    if jnp.ndim(opponent.start) == 0:
+        opponent = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], opponent)
+    num_machines, num_states, num_moves = opponent.moves.shape
+    first = jnp.arange(num_machines) * num_states
+    return Opponent(
+        moves=jnp.reshape(opponent.moves, (-1, num_moves)),
+        next_state=jnp.reshape(
+            opponent.next_state + first[:, None, None, None], (-1, num_moves, 2)
+        ),
+        start=opponent.start + first,
+        opening=jnp.asarray(opponent.opening),
+    )

@@ -159,13 +159,15 @@ def scale_rewards(rewards: jax.Array, moments: Moments) -> tuple[jax.Array, Mome
 
 
 def whiten(samples: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Zero mean and unit variance; samples that are all alike become 0.
+    """Zero mean and unit variance; samples that are all alike, or one alone, become 0.
 
     The variance is that of a sample (one degree of freedom less), or with weights that of a
     distribution.
     """
     if weights is None:
-        return (samples - samples.mean()) * jax.lax.rsqrt(samples.var(ddof=1) + 1e-8)
+        return (samples - samples.mean()) * jax.lax.rsqrt(
+            samples.var(ddof=min(samples.size - 1, 1)) + 1e-8
+        )
     centred = samples - jnp.sum(weights * samples)
     return centred * jax.lax.rsqrt(jnp.sum(weights * centred**2) + 1e-8)
 
@@ -322,7 +324,7 @@ def exact_batch(
     Args:
       table: the agent's.
       others_log_probs: `[num_prompts, 3]` of another agent that is met, or None.
-      opponent: the machine that is met, or None.
+      opponent: the machine that is met, or one for each game, stacked, or None.
       noise: see `rollout.Environment`.
       rewards: `[num_games, num_previous, 3, b]`.
       memory: of the agent.
@@ -335,7 +337,7 @@ def exact_batch(
     num_games = len(rewards)
     games = lambda field: field.reshape(num_games, -1, *field.shape[1:])
 
-    def one(log_probs, values, others, rewards):
+    def one(log_probs, values, others, rewards, opponent):
         if others is None:
             chain = chains.against(memory, opponent, noise)
         else:
@@ -361,8 +363,9 @@ def exact_batch(
         return weight.reshape(-1, 3), mean.reshape(-1, 3), shares, jnp.sum(shares * rewards)
 
     others = None if others_log_probs is None else games(others_log_probs)
-    weight, advantage, shares, reward = jax.vmap(one)(
-        games(table.log_probs), games(table.values), others, rewards
+    several = opponent is not None and jnp.ndim(opponent.start) > 0
+    weight, advantage, shares, reward = jax.vmap(one, (0, 0, 0, 0, 0 if several else None))(
+        games(table.log_probs), games(table.values), others, rewards, opponent
     )
     num_prompts = len(table.values)
     weight, advantage = weight.reshape(-1, 3) / num_games, advantage.reshape(-1, 3)

@@ -56,11 +56,17 @@ _KEYS = 64
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
-    """Packs token sequences.
+    """Packs token sequences as `merge` does, into a tree padded to whole blocks."""
+    tree, last_node = merge(sequences)
+    return pad(tree, len(tree.tokens), int(tree.positions.max())), last_node
+
+
+def merge(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
+    """The trie of token sequences.
 
     Returns:
-      The tree, padded to whole blocks, and `last_node`, `[num_sequences]` int32: the node each
-      sequence ends at.
+      The tree without paths, which `pad` and `stack` add, and `last_node`, `[num_sequences]` int32:
+      the node each sequence ends at.
 
     Raises:
       ValueError: there is no sequence, or one is empty.
@@ -89,8 +95,7 @@ def pack(sequences: Sequence[Sequence[int]]) -> tuple[PromptTree, np.ndarray]:
             subtree_end[node] = len(tokens)
         last_node[index] = path[-1]
     integers = lambda rows: np.array(rows, np.int32)
-    tree = PromptTree(*map(integers, (tokens, positions, subtree_end, [[]])))
-    return pad(tree, len(tokens), max(positions)), last_node
+    return PromptTree(*map(integers, (tokens, positions, subtree_end, [[]]))), last_node
 
 
 def pad(tree: PromptTree, num_nodes: int, depth: int, multiple: int = 1) -> PromptTree:

@@ -204,7 +204,10 @@ def _template(game: Game, wording: str) -> str:
     return text
 
 
-def _number(points: float) -> str:
+def number_text(points: float | str) -> str:
+    """How prompts show points; a text stands in for a number as it is."""
+    if isinstance(points, str):
+        return points
     return f"{round(float(points), 2) + 0.0:g}"  # no negative zero
 
 
@@ -220,7 +223,7 @@ def _table(game: Game, presentation: Presentation) -> str:
     lines.append("|---" * (len(columns) + 1) + "|")
     for row in rows:
         cells = [game.payoffs[:, row, column] for column in columns]
-        shown = [", ".join(map(_number, cell[: 1 if others > 1 else 2])) for cell in cells]
+        shown = [", ".join(map(number_text, cell[: 1 if others > 1 else 2])) for cell in cells]
         lines.append(f"| {labels[row]} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -261,7 +264,7 @@ def prompt_text(
     if others == 1:
         for cell, (row, column) in zip(CELLS, itertools.product((0, 1), repeat=2), strict=True):
             for player, name in enumerate(("own", "other")):
-                fields[f"{cell.lower()}_{name}"] = _number(game.payoffs[player, row, column])
+                fields[f"{cell.lower()}_{name}"] = number_text(game.payoffs[player, row, column])
     lines = []
     for line in _template(game, presentation.wording).splitlines():
         if not _fields(line) & set(_ROUND):
@@ -273,8 +276,8 @@ def prompt_text(
                 "own": labels[own],
                 "other": labels[other] if others == 1 else "",
                 "others_c": str(others - other),
-                "own_points": _number(game.payoffs[0, own, other]),
-                "other_points": _number(game.payoffs[1, own, other]),
+                "own_points": number_text(game.payoffs[0, own, other]),
+                "other_points": number_text(game.payoffs[1, own, other]),
             }
             lines.append(line.format_map(fields | about))
     text = "\n".join(lines)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.memory import ILLEGAL, Memory, playable
-from jaxmoral.opponents import Opponent
+from jaxmoral.opponents import Opponent, side_by_side
 from jaxmoral.prompts import NUM_ORDERS
 
 
@@ -22,7 +22,7 @@ class Environment(NamedTuple):
     """A game, or several with other payoffs, as the agent is trained or tested on it.
 
     Attributes:
-      opponent: the machine that is played; None if two agents meet.
+      opponent: the machine that is played, or one for each game, stacked; None if two agents meet.
       rewards: `[num_games, num_previous, 3, num_moves]` from `rewards.reward_table`; for two agents
         `[2 (player), num_games, num_previous, 3, 3]` from `rewards.add_illegal_opponent`. The
         prompts of the games follow each other.
@@ -171,8 +171,9 @@ def rollout(
     num_prompts = len(memory.histories) * NUM_ORDERS
     chex.assert_shape(log_probs, (num_games * num_prompts, 3))
     chex.assert_shape(environment.rewards, (num_games, memory.num_previous, 3, num_moves))
-    opponent = environment.opponent
-    assert opponent is not None
+    assert environment.opponent is not None
+    opponent = side_by_side(environment.opponent)
+    chex.assert_shape(opponent.start, (None,))
     probs = jnp.exp(log_probs)
     columns = [probs[:, 0], probs[:, 1]]
     moves = [jnp.asarray(opponent.moves)[:, j] for j in range(num_moves - 1)]
@@ -207,13 +208,15 @@ def rollout(
 
     start_key, rounds_key = jax.random.split(key)
     state = jnp.full(num_episodes, memory.start)
-    machine = jnp.broadcast_to(jnp.asarray(opponent.start), (num_episodes,))
+    own_machine = game if len(opponent.start) > 1 else 0
+    machine = jnp.broadcast_to(opponent.start[own_machine], (num_episodes,))
     for index in range(memory.opening):
         one_key = jax.random.fold_in(start_key, index) if index else start_key
         uniform, order = _uniform_and_order(one_key, num_episodes)
         chances = [move[machine] for move in moves]
         if index == 0:
-            chances = [jnp.full(num_episodes, opponent.opening[j]) for j in range(num_moves - 1)]
+            opening = jnp.broadcast_to(opponent.opening[own_machine], (num_episodes, num_moves))
+            chances = [opening[:, j] for j in range(num_moves - 1)]
         own, other = order % 2, _invert(uniform, chances)[0]
         if draws is not None:
             own, other = jnp.asarray(draws.own), jnp.asarray(draws.other)

@@ -126,7 +126,7 @@ def train_population(
     start = next(iter(resolved.values()))
     if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
         start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
-    first = make_agent(start, len(resolved))
+    first = make_agent(start, len(resolved), say)
     agents = {
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in resolved.items()

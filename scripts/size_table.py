@@ -2,9 +2,8 @@
 
     python scripts/size_table.py
 
-Adapters have rank 64 on every linear layer, as the paper's; with gradients and Adam they take 16
-bytes a parameter. Activations are those of 570 tree nodes (16 prompts) in bfloat16. Sizes are
-in GiB.
+Adapters have rank 64 on every linear layer, as the paper's, and are counted with gradients and
+Adam. Activations are those of 570 tree nodes (16 prompts) in bfloat16. Sizes are in GiB.
 """
 
 import dataclasses
@@ -14,12 +13,13 @@ from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.quantise import KINDS
 from jaxmoral.gemma.sizes import (
     activation_bytes,
+    adapter_bytes,
     num_adapter_parameters,
     num_parameters,
     weight_bytes,
 )
 
-NUM_NODES, NUM_ROWS = 570, 48
+NUM_NODES, NUM_KEYS, NUM_ROWS = 570, 192, 48
 GIB = 2**30
 
 
@@ -69,7 +69,10 @@ def main() -> None:
             for kind in (None, *KINDS)
         ]
         logits = NUM_ROWS * config.vocab_size
-        rest = (16 * adapter, activation_bytes(config, NUM_NODES, logits, 2, "elementwise"))
+        rest = (
+            sum(adapter_bytes(config, lora, False)),
+            activation_bytes(config, lora, (NUM_NODES, NUM_KEYS), logits, 2, "elementwise"),
+        )
         totals = (weights[0] + sum(rest), weights[-1] + sum(rest))
         cells = " | ".join(f"{part / GIB:.1f}" for part in (*weights, *rest, *totals))
         print(f"| {name} | {parameters / 1e6:,.0f} M | {adapter / 1e6:.1f} M | {cells} |")

@@ -1,16 +1,28 @@
 """Prompt sets that are several trees, on the real model: more rounds, drawn payoffs."""
 
+import itertools
+import runpy
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
-from jaxmoral.agent import Condition, Prompter, make_agent
+from jaxmoral.agent import Condition, Prompter, drawable, make_agent
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import compile_update, packed_prompts, player_games, resolve
-from jaxmoral.games import get_game
+from jaxmoral.experiment import (
+    compile_update,
+    packed_prompts,
+    player_games,
+    resolve,
+)
+from jaxmoral.games import corner_payoffs, get_game
 from jaxmoral.prompts import Presentation, all_prompts
 
+write_tiny = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "tiny_model.py"))[
+    "write"
+]
 SOURCE = {"source": "gemma3-270m", "dtype": "float32"}
 
 
@@ -72,3 +84,71 @@ def test_a_prompt_that_no_tree_holds_is_refused(real):
     condition = Condition(get_game("ipd"), Presentation())
     with pytest.raises(UserError, match="longer than 50 tokens"):
         Prompter(real, "plain", max_nodes=50).inputs([[condition]])
+
+
+POINTS_FIRST = """Points {cc_own}/{cc_other}, {cd_own}/{cd_other}, {dc_own}:{dc_other}, {dd_own}.
+{when} it was {own_points} for you and ({other_points}) for A: you chose {own}, A {other}.
+Choose {choices}, {opening}. Answer:"""
+RANGES = [(-5, 10), (-9, 12), (1, 9), (-99, 120)]
+DRAWN = [
+    *itertools.product(["ipd"], ["structured", POINTS_FIRST], RANGES),
+    *itertools.product(["bos"], [POINTS_FIRST], RANGES[:2]),
+    ("ipd", "unstructured", (-12, -3)),
+    ("ipd", "action", (-9, 12)),  # which shows no number, in one short tree
+]
+
+
+@pytest.mark.parametrize(("game", "wording", "payoff_range"), DRAWN)
+def test_all_payoffs_of_a_range_have_one_shape(real, game, wording, payoff_range):
+    """Updates with the real tokenizer, and the shortest and the longest numbers."""
+    env = {"payoff_draws": 1, "payoff_range": payoff_range, "game": game, "episodes": 64}
+    config = parse({"env": env})
+    shown = Presentation(wording)
+    prompter = Prompter(real, "plain")
+    drawn = [player_games(config, update)[0][0] for update in range(4)]
+    drawn += corner_payoffs(get_game(game), *payoff_range)[::4]
+    found = []
+    for one in drawn:
+        inputs = prompter.inputs([[Condition(one, shown)]], drawable(config))
+        found.append(jax.tree.map(np.shape, inputs))
+    assert all(shapes == found[0] for shapes in found)
+    assert inputs.tree.tokens.shape[:2] == (1, 1)
+    texts, ids = all_prompts(drawn[-1], shown), inputs.tokens[0, 0]
+    for text, tokens, length in zip(texts, ids, inputs.lengths[0, 0], strict=True):
+        assert real.tokenizer.decode(tokens[1:length]) == text
+
+
+def test_means_of_several_others_have_room_too(real):
+    """Of drawn whole points they are fractions."""
+    wording = "{when} the {num_others} got {other_points}, {others_c} chose {c}. Choose {choices}:"
+    env = {"game": "threshold-goods(4,2)", "payoff_draws": 3, "payoff_range": (-20, 9)}
+    config = parse({"env": env | {"episodes": 63}})
+    prompter, shown = Prompter(real, "plain"), Presentation(wording)
+    groups = [
+        [Condition(game, shown) for game in player_games(config, update)[0]] for update in range(5)
+    ]
+    assert any("." in text.split(",")[0] for text in all_prompts(*groups[0][0]))
+    found = [jax.tree.map(np.shape, prompter.inputs([group], drawable(config))) for group in groups]
+    assert all(shapes == found[0] for shapes in found)
+
+
+def test_room_for_other_payoffs_changes_no_number(tmp_path):
+    """A tiny model with a noisy adapter: padded for what may be drawn, and not."""
+    write_tiny(tmp_path)
+    env = {"payoff_draws": 2, "payoff_range": (-99, 120), "episodes": 64}
+    tree = {"model": {"source": str(tmp_path)}, "prompt": {"labels": ["X", "Y"]}, "env": env}
+    config = resolve(parse(tree))
+    agent = make_agent(config)
+    group = [Condition(game, agent.presentation) for game in player_games(config)[0]]
+    roomy = agent.inputs([group], drawable(config))
+    tight = agent.inputs([group])
+    assert roomy.tree.tokens.size > tight.tree.tokens.size
+    trainable = jax.jit(agent.policy.init)(jax.random.key(0))
+    trainable = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), trainable
+    )
+    look = jax.jit(lambda frozen, one: agent.policy.apply(frozen, one, trainable, None))
+    found = [look(agent.frozen, jax.tree.map(lambda x: x[0], inputs)) for inputs in (roomy, tight)]
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert np.ptp(np.asarray(found[0].values)) > 0.01

@@ -85,6 +85,15 @@ def test_every_shipped_configuration_loads():
         (["--env.memory", "4"], "env.memory: input should be less than or equal to 3, got 4"),
         (["--env.max_prompts", "32769"], "env.max_prompts: input should be less than or equal to"),
         (["--env.noise", "1.1"], "env.noise: input should be less than or equal to 1"),
+        (
+            ["--env.episodes", "2147483647"],
+            "env.episodes: 2,147,483,647 of 5 rounds are 10,737,418",
+        ),
+        (
+            ["--env.episodes", "536870912", "--env.rounds", "4"],
+            r"more than arrays can index \(2,147,483,647\); lower it or env.rounds",
+        ),
+        (["--evaluation.episodes", "429496730"], "evaluation.episodes: 429,496,730 of 5 rounds"),
         (["--env.payoff_draws", "3"], "env.payoff_draws: 3 does not divide env.episodes = 4096"),
         (["--env.payoff_range", "[5, 5]"], "env.payoff_range: needs two rising numbers"),
         (["--env.streams", "numpy", "--env.memory", "2"], "env.streams: numpy needs env.memory 1"),

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import re
+from functools import partial
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
 from jaxmoral import config as configs
+from jaxmoral import evaluation
 from jaxmoral.agent import make_agent
 from jaxmoral.chain import against, visits
 from jaxmoral.errors import UserError
 from jaxmoral.evaluation import evaluate_agent, group_by_size
-from jaxmoral.experiment import resolve
+from jaxmoral.experiment import first_states, resolve
 from jaxmoral.games import GAMES
 from jaxmoral.memory import make_memory
 from jaxmoral.opponents import get_opponent
@@ -46,6 +49,28 @@ def exact(evaluation, game, opponent="random", policy="tuned"):
 
 def played(evaluation, game):
     return evaluation["suites"]["trained"][game]["policies"]
+
+
+def test_no_key_of_an_evaluation_is_one_of_training(monkeypatch):
+    """Neither the conditions' keys nor those made from them; training folds in its updates."""
+    given = []
+
+    def stop(policy, frozen, inputs, trainables, opponents, key, *rest):
+        given.append(key)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "measure", stop)
+    agent = player((0, 0))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_agent(agent)
+    _, updates_key = first_states([agent.config], agent.agent)
+    data = lambda keys: {row.tobytes() for row in np.asarray(jax.random.key_data(keys))}
+    of_updates = jax.vmap(partial(jax.random.fold_in, updates_key))(np.arange(1000))
+    in_updates = jax.vmap(partial(jax.random.split, num=3))(of_updates).ravel()
+    of_conditions = jax.random.split(given[0], 1000)
+    theirs = data(of_updates) | data(in_updates) | data(updates_key[None])
+    assert len(theirs) == 4001
+    assert not theirs & (data(of_conditions) | data(given[0][None]))
 
 
 def test_regrets_of_an_unconditional_cooperator():

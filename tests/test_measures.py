@@ -12,8 +12,13 @@ def tables(game, xi=3.0):
     return {name: reward_table(game, reward, xi, -6.0) for name, reward in REWARDS.items()}
 
 
+# Some have negative points, one of them points that add up to 0.
+NAMES = ["ipd", "bos", "icn", "public-goods(4)", "donation(3,1)", "affine(ipd,1,-2)"]
+NAMES += ["matching-pennies", "threshold-goods(4,2,2,1)"]
+
+
 @pytest.mark.parametrize("blank", [False, True])
-@pytest.mark.parametrize("name", ["ipd", "bos", "icn", "public-goods(4)"])
+@pytest.mark.parametrize("name", NAMES)
 def test_measures_equal_a_loop_over_rounds(name, blank):
     """Of several others each counts in equal parts; after no round there is no duty."""
     game = games.get_game(name)
@@ -42,12 +47,18 @@ def test_measures_equal_a_loop_over_rounds(name, blank):
         sums["other"].append(b)
         sums["collective"].append(everyone)
         sums["minimum"].append(min(a, b))
-        # Gini: mean absolute difference of all pairs over twice the mean.
+        # Gini: mean absolute difference of all pairs over twice the mean, here of absolute values.
         pairs = [abs(x - y) for x in (a, b) for y in (a, b)]
-        mean = (a + b) / 2
+        mean = (abs(a) + abs(b)) / 2
         sums["inequality"].append(np.mean(pairs) / (2 * mean) if mean else 0.0)
+    assert 0 <= found["payoffs"]["inequality"] <= 1
     for key, values in sums.items():
         assert found["payoffs"][key] == pytest.approx(np.mean(values)), key
+    if name == "ipd":  # no points below 0: the coefficient as it is usually written
+        usual = abs(payoffs[0] - payoffs[1]) / (2 * payoffs.sum(0))
+        played = shares[:, :2].sum(0)
+        usual = (played * usual).sum() / played.sum()
+        assert found["payoffs"]["inequality"] == pytest.approx(usual)
     best = (payoffs[0] + (n - 1) * payoffs[1]).max()
     points = found["regret"]["utilitarian"]["points"]
     assert points == pytest.approx(best - np.mean(joint))

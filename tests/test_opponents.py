@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from jaxmoral import games, opponents
+from jaxmoral.config import load, load_members
 from jaxmoral.errors import UserError
+from jaxmoral.experiment import environment, environments, player_games, resolve
 from jaxmoral.opponents import get_opponent
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "opponents.json").read_text())
@@ -322,6 +324,46 @@ def test_in_other_games_they_enforce_it_or_are_refused(family):
         same_roles.append(np.array_equal(game.payoffs, games.mirror(game).payoffs))
     assert set(same_roles) == {True, False}  # both players' points count where they differ
     assert len(same_roles) < 2 * len(names)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drawn_games_have_their_own_strategy(family):
+    """In every update, also as a member of a population beside a larger machine."""
+    flags = ["--env.payoff_draws", "3", "--env.payoff_range", "[-5, 10]", "--env.episodes", "6"]
+    members = load_members(None, [*flags, "--env.opponent", f"[{family}(3), prober]"])
+    for update in (0, 7):
+        own = environment(members[f"env.opponent={family}(3)"], update).opponent
+        drawn = player_games(members[f"env.opponent={family}(3)"], update)[0]
+        together = environments(list(members.values()), update).opponent
+        assert together.moves.shape == (2, 3, 7, 2)
+        for index, game in enumerate(drawn):
+            machine = jax.tree.map(lambda leaf, at=index: leaf[at], own)
+            check_relation(machine, family, 3, game, update)
+            np.testing.assert_array_equal(together.moves[0, index, :5], machine.moves)
+            np.testing.assert_array_equal(together.next_state[0, index, :5], machine.next_state)
+        base = get_opponent(f"{family}(3)")
+        assert not np.array_equal(own.moves, np.broadcast_to(base.moves, own.moves.shape))
+
+
+@pytest.mark.parametrize("name", ["extortionate(1.5)", "generous-zero-determinant(2, 0.1)"])
+@pytest.mark.parametrize("game", ["ipd", "icn", "trust"])
+def test_payoffs_without_a_strategy_are_refused_before_the_first_update(name, game):
+    """What the corners of all draws say is true of all draws."""
+    game, fits = games.get_game(game), []
+    random = np.random.default_rng(0)
+    for drawn in (games.draw_payoffs(random, game, -1, 4) for _ in range(300)):
+        try:
+            get_opponent(name, drawn)
+            fits.append(True)
+        except UserError:
+            fits.append(False)
+    flags = ["--env.payoff_draws", "2", "--env.payoff_range", "[-1, 4]", "--env.game", game.name]
+    config = load(None, [*flags, "--env.opponent", name])
+    if all(fits):
+        resolve(config)
+    else:
+        with pytest.raises(UserError, match="has no zero-determinant strategy"):
+            resolve(config)
 
 
 # --- Bad input ---

@@ -45,6 +45,7 @@ def members(*flags):
         ["--reward.then", "game", "--reward.switch_at", "[2, 4]", "--ppo.epochs", "2"],
         ["--ppo.level", "token", "--ppo.normalise_rewards", "true", "--ppo.entropy_coef", "[0, 1]"],
         ["--env.payoff_draws", "4", "--env.memory", "2", "--reward.then", "[utilitarian, game]"],
+        ["--env.payoff_draws", "2", "--env.opponent", "[extortionate(3), prober]"],
         ["--reward.transition", "linear", "--reward.then", "[utilitarian, game]"],
     ],
 )

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxmoral import chain, games, opponents, ppo, rewards
+from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.model import Gemma
@@ -23,6 +24,7 @@ from jaxmoral.policy import (
 from jaxmoral.prompt_tree import pack, stack
 from jaxmoral.responses import spell
 from jaxmoral.rollout import Environment, rollout, rollout_pair
+from jaxmoral.training import train_agent
 
 ONE = make_memory()
 TABLE = TabularPolicy(16)
@@ -258,7 +260,7 @@ def test_two_learners_are_two_plain_loops(level):
         np.testing.assert_allclose(metrics["reward_mean"][player], played.reward.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("learners", [1, 2])
+@pytest.mark.parametrize("learners", [1, 2, "one, two machines"])
 def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
     """Weights, advantages, shares and rewards, against 200,000 episodes."""
     memory, noise = make_memory(2, 2, blank=True), 0.1
@@ -271,8 +273,11 @@ def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
         rewards.reward_table(games.get_game(name), rewards.game_payoff, 3.0, -6.0)
         for name in ("ipd", "bos")
     ]
-    if learners == 1:
-        arena = Environment(opponents.get_opponent("joss"), np.stack(tables), noise)
+    if learners != 2:
+        machine = opponents.get_opponent("joss")
+        if learners != 1:
+            machine = opponents.stack([machine, opponents.get_opponent("prober")])
+        arena = Environment(machine, np.stack(tables), noise)
         played = rollout(keys[2], log_probs[0], arena, memory, 200_000, 4)
         others, points = None, arena.rewards
     else:
@@ -511,3 +516,29 @@ def test_schedules_end_where_they_should():
             sizes.append(-float(step))
         np.testing.assert_allclose(sizes[0], 0.1, rtol=1e-3)
         np.testing.assert_allclose(sizes[20], last, atol=1e-6)
+
+
+ALONE = ["--model.source", "tabular", "--updates", "3", "--env.rounds", "1"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--env.episodes", "1"],
+        ["--env.episodes", "1", "--ppo.level", "token"],
+        ["--env.episodes", "2", "--ppo.minibatches", "2"],
+        ["--env.episodes", "1", "--env.opponent", "learner"],
+        ["--env.episodes", "1", "--ppo.estimator", "exact", "--ppo.normalise_rewards", "false"],
+    ],
+)
+def test_a_sample_alone_teaches_nothing_and_breaks_nothing(flags):
+    """It is its own mean: normalised, advantages and first rewards are 0."""
+    normal = ["--ppo.normalise_advantages", "true", "--ppo.normalise_rewards", "true"]
+    config = configs.load(None, [*ALONE, *normal, *flags])
+    history = train_agent(config, say=lambda line: None).history
+    assert len(history) == 3
+    assert all(np.isfinite(record["loss"]) for record in history)
+    np.testing.assert_array_equal(ppo.whiten(jnp.array([[3.0]])), [[0.0]])
+    some = jax.random.normal(jax.random.key(0), (5, 7))
+    expected = (some - some.mean()) / np.sqrt(np.var(some, ddof=1) + 1e-8)
+    np.testing.assert_allclose(ppo.whiten(some), expected, rtol=1e-5)

