@@ -1,5 +1,6 @@
 # make quickstart: install, fine-tune Gemma 3 270M, evaluate it, draw the result.
-# make test: install everything the tests need, then lint, check types and test.
+# make test: install everything the tests need, then lint, check types and who imports whom, and
+# test.
 
 # On Linux: malloc in huge pages, without which a CPU zeroes 100,000 small ones in every update.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -23,6 +24,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --durations=15
 	@echo "All tests passed; next: make quickstart, or the design notes in README.md"
 

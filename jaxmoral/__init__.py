@@ -1,13 +1,34 @@
-"""jaxmoral: fine-tune LLM agents with intrinsic moral rewards in matrix games, and measure them."""
+"""jaxmoral: fine-tune LLM agents with intrinsic moral rewards in matrix games, and measure them.
 
-from jaxmoral.config import Config, load, load_members, parse
-from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.games import GAMES, Game, get_game, make_game, make_group_game, register
-from jaxmoral.opponents import OPPONENTS, Opponent, machine, memory_one, memoryless
-from jaxmoral.results import table
-from jaxmoral.rewards import REWARDS, Cell
-from jaxmoral.training import TrainedAgent, train_agent, train_population
+Names are imported when they are first used, so that a game costs no language model.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmoral.api import train_agent, train_population
+    from jaxmoral.config import Config, load, load_members, parse
+    from jaxmoral.errors import UserError
+    from jaxmoral.learning.training import TrainedAgent
+    from jaxmoral.measuring.evaluation import evaluate_agent
+    from jaxmoral.measuring.results import table
+    from jaxmoral.world.games import GAMES, Game, get_game, make_game, make_group_game, register
+    from jaxmoral.world.opponents import OPPONENTS, Opponent, machine, memory_one, memoryless
+    from jaxmoral.world.rewards import REWARDS, Cell
+
+_HOMES = {
+    "api": ("train_agent", "train_population"),
+    "config": ("Config", "load", "load_members", "parse"),
+    "errors": ("UserError",),
+    "learning.training": ("TrainedAgent",),
+    "measuring.evaluation": ("evaluate_agent",),
+    "measuring.results": ("table",),
+    "world.games": ("GAMES", "Game", "get_game", "make_game", "make_group_game", "register"),
+    "world.opponents": ("OPPONENTS", "Opponent", "machine", "memory_one", "memoryless"),
+    "world.rewards": ("REWARDS", "Cell"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "GAMES",
@@ -34,3 +55,13 @@ __all__ = [
     "train_agent",
     "train_population",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmoral.agent import Agent, Condition, Prompter
-from jaxmoral.ask import follow_up
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.evaluation import load_run
-from jaxmoral.gemma.generate import Sampling, generate
-from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.lookup import training_game
-from jaxmoral.memory import ILLEGAL, History, Memory
-from jaxmoral.policy import GemmaPolicy
-from jaxmoral.prompts import NUM_ORDERS, QUESTIONS, all_prompts
+from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
+from jaxmoral.learning.agent import Agent, Prompter
+from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.policy import GemmaPolicy
+from jaxmoral.measuring.evaluation import load_run
+from jaxmoral.measuring.questions import follow_up
+from jaxmoral.models.generate import Sampling, generate
+from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, History, Memory
 
 
 class Round(NamedTuple):

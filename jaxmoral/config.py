@@ -39,7 +39,7 @@ class ModelConfig:
       source: a packaged model's name, the path of a GGUF file or of a folder in Hugging Face
         layout, a hub id "owner/name" or "owner/name@revision", or "tabular" for free logits per
         prompt.
-      sha256: the digest the model must have (see `jaxmoral.gemma.load.LoadedModel`); filled in
+      sha256: the digest the model must have (see `jaxmoral.models.load.LoadedModel`); filled in
         when a run starts.
       dtype: of the frozen weights; "auto" is float32 on CPU and bfloat16 on accelerators.
       quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
@@ -61,7 +61,7 @@ class ModelConfig:
 @_closed
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """The adapter; see `jaxmoral.gemma.lora.Lora`.
+    """The adapter; see `jaxmoral.models.lora.Lora`.
 
     Attributes:
       adapter: the folder of a PEFT adapter to start from; it then decides rank, alpha, targets and
@@ -87,13 +87,14 @@ class LoraConfig:
 @_closed
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """How a game is put into words; see `jaxmoral.prompts`.
+    """How a game is put into words; see `jaxmoral.language.prompts`.
 
     Attributes:
       labels: what C and D are called.
       random_labels: instead, two random strings of so many tokens, drawn from the seed; 0 for none.
-      wording: a name in `jaxmoral/wordings`, or the path of a template of your own.
-      persona: "none", a name in `jaxmoral/personas`, or the path of a text that goes first.
+      wording: a name in `jaxmoral/language/wordings`, or the path of a template of your own.
+      persona: "none", a name in `jaxmoral/language/personas`, or the path of a text that goes
+        first.
       table_order: of the payoff table's columns and rows.
       template: the prompt as it is, or as a chat turn.
     """
@@ -112,8 +113,8 @@ class EnvConfig:
     """What is played, by how many episodes at once, for how many rounds.
 
     Attributes:
-      opponent: a name in `jaxmoral.opponents`, or "learner": a second agent on the same base, with
-        an adapter, optimiser, value head and KL weight of its own and the same reward.
+      opponent: a name in `jaxmoral.world.opponents`, or "learner": a second agent on the same base,
+        with an adapter, optimiser, value head and KL weight of its own and the same reward.
       opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
         legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
         differs by reward ("paper").
@@ -149,7 +150,7 @@ class RewardConfig:
     """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1).
 
     Attributes:
-      name: in `jaxmoral.rewards`, or a weighted sum: "game+0.5*virtue-equality".
+      name: in `jaxmoral.world.rewards`, or a weighted sum: "game+0.5*virtue-equality".
       then, switch_at: another reward after update `switch_at` ("unlearning"), by default half-way;
         that update's checkpoint is kept.
       transition: from `name` to `then`, all at once or in equal steps over the whole run.
@@ -217,7 +218,7 @@ class EvaluationConfig:
     """How a trained agent is tested.
 
     Attributes:
-      suites: names in `jaxmoral.suites`, or "all".
+      suites: names in `jaxmoral.language.suites`, or "all".
       games: of the suites that play several; names, or sets: "all" (the paper's and this
         configuration's), "ordinal-symmetric", "ordinal-all", "asymmetric", "plane".
       labels: of C and D, for the suites that test labels never seen in training.
@@ -242,7 +243,7 @@ class EvaluationConfig:
 @_closed
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many parts the devices are used in; see `jaxmoral.mesh`. What is null is chosen.
+    """How many parts the devices are used in; see `jaxmoral.devices.mesh`. What is null is chosen.
 
     Attributes:
       data: places that compute members, conditions or nodes of the tree side by side.
@@ -265,7 +266,7 @@ class Config:
       games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`
         or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
       opponents: further opponents, name to `{cooperate, transitions, start}`; see
-        `jaxmoral.opponents.machine`.
+        `jaxmoral.world.opponents.machine`.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
     """

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from jaxmoral import config as configs
-from jaxmoral import metrics
-from jaxmoral.agent import presentation_with
+from jaxmoral.api import train_agent
 from jaxmoral.config import Config, differences
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.evaluate import EVALUATION, keep, read_evaluation
-from jaxmoral.evaluation import chosen_conditions, described, evaluate_agent, xi_of
-from jaxmoral.experiment import resolve
-from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.runs import find_runs, tidy
-from jaxmoral.training import train_agent
+from jaxmoral.learning import metrics
+from jaxmoral.learning.agent import presentation_with
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.measuring.evaluation import chosen_conditions, described, evaluate_agent, xi_of
+from jaxmoral.measuring.keeping import EVALUATION, keep, read_evaluation
+from jaxmoral.measuring.runs import find_runs, tidy
+from jaxmoral.models.load import use_compilation_cache
 
 
 def run_name(path: Path, seed: int) -> str:

@@ -5,234 +5,28 @@ most that anyone can get from each, and which of them would spread in a populati
 """
 
 import argparse
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxmoral import config as configs
-from jaxmoral.agent import Agent, Condition, make_agent
-from jaxmoral.chain import memory_policy
-from jaxmoral.config import parse
 from jaxmoral.errors import UserError, check_number, run_command, split_outside
-from jaxmoral.evaluate import write_json
-from jaxmoral.evaluation import load_population, load_run
-from jaxmoral.evolution import fixation, replicator, stationary
-from jaxmoral.experiment import resolve
-from jaxmoral.games import GAMES, SETS, Game, choose_games, make_games, mirror
-from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.gemma.peft import base_of
-from jaxmoral.opponents import (
-    NONE,
-    OPPONENTS,
-    Opponent,
-    get_opponent,
-    make_opponents,
-    memoryless,
-    noisy,
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.measuring.keeping import write_json
+from jaxmoral.measuring.tournaments import (
+    FILE,
+    check_same,
+    hold,
+    members_in,
+    read_entrants,
+    standings,
+    together,
 )
-from jaxmoral.pairs import Player, agent_player, best_response, group_players, machine_player, meet
-from jaxmoral.rewards import REWARDS, add_illegal_opponent, get_reward, reward_table
-from jaxmoral.runs import read_json
-from jaxmoral.training import POPULATION, member_names
-
-T = TypeVar("T", Game, Opponent)
-FILE = "tournament.json"
-# Rates of C at which fingerprints are taken; an agent may answer "always" and "nearly always" in
-# ways that are far apart.
-RATES = np.array([0, 1e-6, *np.linspace(0, 1, 21)[1:-1], 1 - 1e-6, 1])
-
-
-class Entrant(NamedTuple):
-    """Who takes part: a name, and its player in a game as either side sees it."""
-
-    name: str
-    players: dict[tuple[str, bool], Player]  # by the game's name and whether it is the second side
-
-
-def strategy(
-    name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
-) -> Entrant:
-    """A classic strategy, or one of `own`, in every game."""
-    found = {}
-    for game in games:
-        for second, seen in ((False, game), (True, mirror(game))):
-            found[game.name, second] = machine_player(noisy(get_opponent(name, seen, own), noise))
-    return Entrant(name, found)
-
-
-def entrant(
-    name: str, agent: Agent, trainable: Any, games: Sequence[Game], noise: float
-) -> Entrant:
-    """A trained agent: its policy in every game, as either side is shown it."""
-    conditions = []
-    for game in games:
-        conditions += [Condition(seen, agent.presentation) for seen in (game, mirror(game))]
-    inputs = agent.inputs([[condition] for condition in conditions])
-    policies = _policies(agent.policy, agent.frozen, inputs, trainable)
-    memory = agent.presentation.remembers(games[0])
-    try:
-        players = [agent_player(memory, policy, noise) for policy in np.asarray(policies)]
-    except UserError as error:
-        raise UserError(f"agents: {name}: {error}") from None
-    keys = [(game.name, second) for game in games for second in (False, True)]
-    return Entrant(name, dict(zip(keys, players, strict=True)))
-
-
-@jax.jit(static_argnums=0)
-def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Array:
-    def one(inputs):
-        return memory_policy(policy.apply(frozen, inputs, trainable, None).log_probs)
-
-    return jax.lax.map(one, inputs)
-
-
-def read_entrants(
-    name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
-) -> list[Entrant]:
-    """A run's or an adapter folder's agent, a population's members, or a named strategy."""
-    folder = Path(name)
-    if (folder / POPULATION).is_file():
-        return [
-            entrant(path.name, member.agent, member.trainable, games, noise)
-            for path, member in load_population(folder)
-        ]
-    if (folder / "config.yaml").is_file():
-        _, agent, trainable = load_run(folder)
-        return [entrant(folder.name, agent, trainable, games, noise)]
-    if (folder / "adapter_config.json").is_file():
-        tree = {"model": {"source": base_of(folder)}, "lora": {"adapter": str(folder)}}
-        agent = make_agent(resolve(parse(tree)))
-        trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
-        return [entrant(folder.name, agent, trainable, games, noise)]
-    try:
-        return [strategy(name, games, noise, own)]
-    except UserError as error:
-        if folder.is_dir():
-            raise UserError(f"{folder} holds no run, population or adapter") from None
-        raise UserError(f"agents: {error}") from None
-
-
-def hold(
-    entrants: Sequence[Entrant],
-    games: Sequence[Game],
-    rewards: Sequence[str],
-    num_rounds: int,
-    xi: float,
-    r_illegal: float,
-) -> dict[str, Any]:
-    """Everyone meets everyone, itself included, in every game.
-
-    An illegal answer earns its giver `r_illegal`; for the other side the last legal move stands.
-
-    Args:
-      entrants: who takes part.
-      games: of two players; in asymmetric ones everyone plays both sides, and numbers are means.
-      rewards: names; "game" (the points) is always among the results.
-      num_rounds: length of an episode.
-      xi: the deontological penalty in points.
-      r_illegal: what an illegal answer earns.
-
-    Returns:
-      A dictionary for JSON: `{"agents", "rounds", "xi", "r_illegal", "rates", "games": {game:
-      {"episode", "long_run": {"cooperation", reward: [[row's against column]]}, "exploitability":
-      [points a round], "fingerprint": [[long-run cooperation by rate]], "evolution": {"path",
-      "fixation", "stationary"}}}}`.
-    """
-    names = [one.name for one in entrants]
-    machines = [machine_player(memoryless(float(rate))) for rate in RATES]
-    found: dict[str, Any] = {}
-    for game in games:
-        tables = {}
-        for second, seen in ((False, game), (True, mirror(game))):
-            tables[second] = {
-                name: reward_table(seen, get_reward(name, "rewards"), xi, r_illegal)
-                for name in dict.fromkeys(["game", *rewards])
-            }
-        sides = []
-        for second in (False, True):
-            ours = [one.players[game.name, second] for one in entrants]
-            theirs = [one.players[game.name, not second] for one in entrants]
-            sides.append(_side(ours, theirs, tables[second], num_rounds, r_illegal))
-            if np.array_equal(game.payoffs, mirror(game).payoffs) and _alike(ours, theirs):
-                break
-        measured = {
-            span: {
-                name: np.mean([side[span][name] for side in sides], axis=0).tolist()
-                for name in sides[0][span]
-            }
-            for span in ("episode", "long_run")
-        }
-        exploited = [
-            best_response(one.players[game.name, True], game.payoffs[0].astype(float), num_rounds)
-            for one in entrants
-        ]
-        prints = np.zeros((len(names), len(RATES)))
-        players = [one.players[game.name, False] for one in entrants]
-        for rows in group_players(players):
-            meeting = meet([players[row] for row in rows], machines, 1)
-            prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
-        payoffs = np.array(measured["long_run"]["game"])
-        start = np.full(len(names), 1 / len(names), np.float32)
-        chances = fixation(payoffs)
-        evolution = {
-            "path": np.asarray(replicator(jnp.asarray(payoffs, jnp.float32), start)).tolist(),
-            "fixation": chances.tolist(),
-            "stationary": stationary(chances).tolist(),
-        }
-        found[game.name] = measured | {
-            "exploitability": exploited,
-            "fingerprint": prints.tolist(),
-            "evolution": evolution,
-        }
-    return {
-        "agents": names,
-        "rounds": num_rounds,
-        "xi": xi,
-        "r_illegal": r_illegal,
-        "rates": RATES.tolist(),
-        "games": found,
-    }
-
-
-def _alike(ours: Sequence[Player], theirs: Sequence[Player]) -> bool:
-    """Whether everybody plays both sides of a symmetric game in the same way."""
-    pairs = zip(ours, theirs, strict=True)
-    return all(np.array_equal(one.outcomes, two.outcomes) for one, two in pairs)
-
-
-def _side(
-    ours: Sequence[Player],
-    theirs: Sequence[Player],
-    tables: Mapping[str, np.ndarray],
-    num_rounds: int,
-    r_illegal: float,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Cooperation and rewards of our side against theirs, `[num_entrants, num_entrants]` each."""
-    tables = {
-        name: add_illegal_opponent(table, "last-move", name, r_illegal)
-        for name, table in tables.items()
-    }
-    size = len(ours)
-    found = {
-        span: {name: np.zeros((size, size)) for name in ("cooperation", *tables)}
-        for span in ("episode", "long_run")
-    }
-    for rows in group_players(ours):
-        for columns in group_players(theirs):
-            meeting = meet([ours[i] for i in rows], [theirs[j] for j in columns], num_rounds)
-            place = np.ix_(rows, columns)
-            for span, shares in zip(found, meeting, strict=True):
-                outcomes, others = shares.shape[-2:]
-                found[span]["cooperation"][place] = shares[..., 0, :].sum((-1, -2))
-                for name, table in tables.items():
-                    known = table[:, :outcomes, :others]
-                    found[span][name][place] = np.einsum("ikpob,pob->ik", shares, known)
-    return found
+from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.world.games import GAMES, SETS, choose_games, make_games
+from jaxmoral.world.opponents import (
+    OPPONENTS,
+    make_opponents,
+)
+from jaxmoral.world.rewards import REWARDS, get_reward
 
 
 def main() -> None:
@@ -288,13 +82,13 @@ def _run(arguments: argparse.Namespace) -> None:
     runs = {  # may bring games and opponents of their own
         folder: resolve(configs.load(folder / "config.yaml"))
         for path in map(Path, arguments.agents)
-        for folder in [path, *(path / name for name in _members(path))]
+        for folder in [path, *(path / name for name in members_in(path))]
         if (folder / "config.yaml").is_file()
     }
     brought = {folder: make_games(config.games) for folder, config in runs.items()}
-    known = _together("games", brought, wanted)
+    known = together("games", brought, wanted)
     machines = {folder: make_opponents(config.opponents) for folder, config in runs.items()}
-    strategies = _together("opponents", machines, arguments.agents)
+    strategies = together("opponents", machines, arguments.agents)
     games = []
     for name in wanted:
         for game in choose_games([name], known):
@@ -325,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> None:
     path = arguments.output_dir / FILE
     held_before = path.is_file()
     if held_before:
-        _check_same(path, settings, [game.name for game in games])
+        check_same(path, settings, [game.name for game in games])
     result = hold(entrants, games, rewards, arguments.rounds, arguments.xi, arguments.illegal)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(result | settings, path)
@@ -334,56 +128,9 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
 
 
-def _together(
-    kind: str, each: Mapping[Path, Mapping[str, T]], asked: Sequence[str]
-) -> dict[str, T]:
-    """All runs' own games or opponents; raises UserError if one that is asked for is ambiguous."""
-    words = {*asked, *re.split(r"[(),\s]+", " ".join(asked))}
-    found: dict[str, T] = {}
-    first: dict[str, Path] = {}
-    for folder, own in each.items():
-        for name, value in own.items():
-            known = found.setdefault(name, value)
-            first.setdefault(name, folder)
-            same = jax.tree.all(jax.tree.map(np.array_equal, known, value))
-            if not same and (name in words or (kind == "games" and "all" in words)):
-                raise UserError(
-                    f"{kind}.{name}: {first[name]} and {folder} define it differently, so it cannot"
-                    f" be part of one tournament; name the {kind} that are"
-                )
-    return found
-
-
-def _check_same(path: Path, settings: Mapping[str, Any], games: Sequence[str]) -> None:
-    """Raises UserError if a file's tournament is not one that these settings hold again."""
-    earlier = read_json(path)
-    changed = [key for key, value in settings.items() if earlier.get(key) != value]
-    changed += [] if set(earlier.get("games", {})) <= set(games) else ["games"]
-    if changed:
-        raise UserError(
-            f"{path} holds a tournament with other {', '.join(changed)}; choose another"
-            " --output-dir, or move it away"
-        )
-
-
-def _members(folder: Path) -> list[str]:
-    return member_names(folder) if (folder / POPULATION).is_file() else []
-
-
 def _split(text: str) -> list[str]:
     """Names separated by commas that are not inside brackets."""
     return [part for part in split_outside(text, ",") if part]
-
-
-def standings(result: dict[str, Any]) -> str:
-    """A line per entrant: mean long-run points against all in each game."""
-    width = max(map(len, result["agents"])) + 2
-    lines = [" " * width + "".join(f"{game[:12]:>13}" for game in result["games"])]
-    means = [np.mean(found["long_run"]["game"], axis=1) for found in result["games"].values()]
-    for index, name in enumerate(result["agents"]):
-        lines.append(f"{name:{width}}" + "".join(f"{mean[index]:13.3f}" for mean in means))
-    lines.append("Points a round in the long run, the mean against everybody (itself included).")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import signal
 import sys
 from pathlib import Path
 
-from jaxmoral import cluster, metrics
 from jaxmoral import config as configs
+from jaxmoral.api import train_population
+from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.runs import read_run
-from jaxmoral.training import POPULATION, check_run_folder, member_names, train_population
+from jaxmoral.learning import metrics
+from jaxmoral.learning.training import POPULATION, check_run_folder, member_names
+from jaxmoral.measuring.runs import read_run
+from jaxmoral.models.load import use_compilation_cache
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ import numpy as np
 
 import jaxmoral
 from jaxmoral import config as configs
-from jaxmoral import figures
-from jaxmoral.chain import against, visits
 from jaxmoral.errors import run_command
-from jaxmoral.experiment import environment
-from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.memory import make_memory
-from jaxmoral.rewards import PAPER_REWARDS
-from jaxmoral.rollout import Environment
-from jaxmoral.runs import Run
+from jaxmoral.learning.experiment import environment
+from jaxmoral.measuring.runs import Run
+from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.reporting import figures
+from jaxmoral.world.chain import against, visits
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.rewards import PAPER_REWARDS
+from jaxmoral.world.rollout import Environment
 
 
 def one_step_values(arena: Environment) -> np.ndarray:

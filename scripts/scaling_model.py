@@ -26,19 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
-from jaxmoral import ppo
-from jaxmoral.agent import Condition, Prompter
 from jaxmoral.config import parse
-from jaxmoral.experiment import environments, over_members, population_axes
-from jaxmoral.games import get_game
-from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.load import load
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.model import Gemma
-from jaxmoral.gemma.sizes import num_adapter_parameters, num_parameters
-from jaxmoral.mesh import AXES, Layout, shardings
-from jaxmoral.policy import GemmaPolicy
-from jaxmoral.prompts import Presentation
+from jaxmoral.devices.mesh import AXES, Layout, shardings
+from jaxmoral.language.prompts import Condition, Presentation
+from jaxmoral.learning import ppo
+from jaxmoral.learning.agent import Prompter
+from jaxmoral.learning.experiment import environments, over_members, population_axes
+from jaxmoral.learning.policy import GemmaPolicy
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.load import load
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.model import Gemma
+from jaxmoral.models.sizes import num_adapter_parameters, num_parameters
+from jaxmoral.world.games import get_game
 
 MODELS = runpy.run_path(str(Path(__file__).parent / "size_table.py"))["MODELS"]
 GIB = 2**30
@@ -236,8 +236,8 @@ def measured() -> int:
     """What real updates of the 270M hold and add at their peak, in bytes, in a fresh process."""
     code = f"""
 import ctypes, pathlib, re, jax, jaxmoral
-from jaxmoral.agent import make_agent
-from jaxmoral.experiment import compile_update, resolve
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.experiment import compile_update, resolve
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])

@@ -8,10 +8,10 @@ Adam. Activations are those of 570 tree nodes (16 prompts) in bfloat16. Sizes ar
 
 import dataclasses
 
-from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.quantise import KINDS
-from jaxmoral.gemma.sizes import (
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.quantise import KINDS
+from jaxmoral.models.sizes import (
     activation_bytes,
     adapter_bytes,
     num_adapter_parameters,

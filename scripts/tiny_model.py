@@ -16,15 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmoral.export import save_merged
-from jaxmoral.games import get_game
-from jaxmoral.gemma import tokenizer as tokenizers
-from jaxmoral.gemma.config import GemmaConfig
-from jaxmoral.gemma.gguf_file import Vocabulary
-from jaxmoral.gemma.load import LoadedModel, assemble
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.model import Gemma
-from jaxmoral.prompts import Presentation, all_prompts
+from jaxmoral.language.prompts import Presentation, all_prompts
+from jaxmoral.models import tokenizer as tokenizers
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.gguf_file import Vocabulary
+from jaxmoral.models.load import LoadedModel, assemble
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.merged import save_merged
+from jaxmoral.models.model import Gemma
+from jaxmoral.world.games import get_game
 
 LABELS = ("X", "Y")
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 
-from jaxmoral.export import save_merged
-from jaxmoral.gemma import hf_config, huggingface
-from jaxmoral.gemma import load as gemma_load
-from jaxmoral.gemma.lora import Lora
+from jaxmoral.models import hf_config, huggingface
+from jaxmoral.models import load as gemma_load
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.merged import save_merged
 
 gemma_load.use_compilation_cache()
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxmoral import cluster, evaluate_agent, load_members, train_population
-from jaxmoral.gemma.load import use_compilation_cache
+from jaxmoral import evaluate_agent, load_members, train_population
+from jaxmoral.devices import cluster
+from jaxmoral.models.load import use_compilation_cache
 
 GAMES = ("ipd", "ish", "bos")  # do not divide the devices
 

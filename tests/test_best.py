@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import training
-from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent, load_population, load_run
-from jaxmoral.training import train_agent, train_population
+from jaxmoral.learning import training
+from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.measuring.evaluation import evaluate_agent, load_population, load_run
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--ppo.learning_rate", "0.3"]
 FLAGS += ["--updates", "8", "--checkpoint_every", "1", "--env.rounds", "4"]

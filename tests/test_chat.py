@@ -8,8 +8,8 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.chat import Match
-from jaxmoral.memory import make_memory
-from jaxmoral.training import train_agent
+from jaxmoral.learning.training import train_agent
+from jaxmoral.world.memory import make_memory
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "150"]
 FLAGS += ["--ppo.learning_rate", "0.3", "--reward.name", "game+deontological"]

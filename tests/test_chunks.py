@@ -8,17 +8,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoral.agent import Condition, Prompter, drawable, make_agent
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import (
+from jaxmoral.language.prompts import Condition, Presentation, all_prompts
+from jaxmoral.learning.agent import Prompter, drawable, make_agent
+from jaxmoral.learning.experiment import (
     compile_update,
     packed_prompts,
     player_games,
     resolve,
 )
-from jaxmoral.games import corner_payoffs, get_game
-from jaxmoral.prompts import Presentation, all_prompts
+from jaxmoral.world.games import corner_payoffs, get_game
 
 write_tiny = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "tiny_model.py"))[
     "write"

@@ -16,12 +16,12 @@ import pytest
 import jaxmoral
 from jaxmoral import ask, evaluate
 from jaxmoral import config as configs
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.games import SETS
-from jaxmoral.opponents import OPPONENTS
-from jaxmoral.results import merge, unlike
-from jaxmoral.suites import SUITES
-from jaxmoral.training import train_agent
+from jaxmoral.language.suites import SUITES
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.results import merge, unlike
+from jaxmoral.world.games import SETS
+from jaxmoral.world.opponents import OPPONENTS
 
 QUICK = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "4"]
 
@@ -94,7 +94,9 @@ def test_a_second_evaluation_is_added_to_the_first(run_folder, monkeypatch, caps
     assert after["suites"]["trained"]["ipd"] == before["suites"]["trained"]["ipd"]
     assert after["opponents"] == ["random", "joss"]
     assert after["protocols"] == ["exact", "sampled"]
-    assert len(list(jaxmoral.results.rows(after))) > len(list(jaxmoral.results.rows(before)))
+    assert len(list(jaxmoral.measuring.results.rows(after))) > len(
+        list(jaxmoral.measuring.results.rows(before))
+    )
 
 
 def test_evaluations_of_two_checkpoints_are_not_mixed(tmp_path, monkeypatch, capsys):

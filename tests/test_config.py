@@ -5,7 +5,7 @@ import yaml
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import check_population, resolve
+from jaxmoral.learning.experiment import check_population, resolve
 
 
 def test_yaml_then_flags_then_defaults(tmp_path):

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import evaluation
-from jaxmoral.agent import make_agent
-from jaxmoral.chain import against, visits
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent, group_by_size
-from jaxmoral.experiment import first_states, resolve
-from jaxmoral.games import GAMES
-from jaxmoral.memory import make_memory
-from jaxmoral.opponents import get_opponent
-from jaxmoral.prompts import Presentation
-from jaxmoral.results import table
-from jaxmoral.streams import Streams
-from jaxmoral.suites import conditions
-from jaxmoral.training import TrainedAgent
+from jaxmoral.language.prompts import Presentation
+from jaxmoral.language.suites import conditions
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.experiment import first_states, resolve
+from jaxmoral.learning.training import TrainedAgent
+from jaxmoral.measuring import evaluation
+from jaxmoral.measuring.evaluation import evaluate_agent, group_by_size
+from jaxmoral.measuring.results import table
+from jaxmoral.world.chain import against, visits
+from jaxmoral.world.games import GAMES
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.opponents import get_opponent
+from jaxmoral.world.streams import Streams
 
 SURE = 40.0
 

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral import chain, config, ppo
+from jaxmoral import config
 from jaxmoral.config import PPOConfig
-from jaxmoral.games import get_game
-from jaxmoral.memory import make_memory
-from jaxmoral.opponents import get_opponent, machine, noisy
-from jaxmoral.policy import PolicyTable
-from jaxmoral.rewards import add_illegal_opponent, get_reward, reward_table
-from jaxmoral.rollout import Environment, rollout, rollout_pair
-from jaxmoral.training import train_agent
+from jaxmoral.learning import ppo
+from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.learning.training import train_agent
+from jaxmoral.world import chain
+from jaxmoral.world.games import get_game
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.opponents import get_opponent, machine, noisy
+from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.world.rollout import Environment, rollout, rollout_pair
 
 STICKY = machine([0.9, 0.2], [[0, 1, 0, 0], [1, 1, 0, 1]])  # states that prompts do not show
 

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxmoral import checkpoint, metrics, train_agent
 from jaxmoral import config as configs
-from jaxmoral.checkpoint import Checkpoints, checksum
+from jaxmoral import train_agent
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.policy import TabularPolicy
+from jaxmoral.learning import checkpoint, metrics
+from jaxmoral.learning.checkpoint import Checkpoints, checksum
+from jaxmoral.learning.policy import TabularPolicy
+from jaxmoral.measuring.evaluation import evaluate_agent
 
 ROOT = Path(__file__).parent.parent
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_every", "2"]

@@ -11,8 +11,8 @@ from conftest import load_tiny, save_tiny
 from test_huggingface import logits
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma import hf_config
-from jaxmoral.gemma import load as gemma_load
+from jaxmoral.models import hf_config
+from jaxmoral.models import load as gemma_load
 
 TOKENS = list(range(3, 23))
 

@@ -30,15 +30,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxmoral import config as configs
-from jaxmoral import games, opponents
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import resolve
-from jaxmoral.gemma import hf_config, huggingface
-from jaxmoral.gemma import load as gemma_load
-from jaxmoral.gemma import tokenizer as tokenizers
-from jaxmoral.gemma.gguf_file import GGUFModel, Vocabulary
-from jaxmoral.gemma.lora import Lora, init_adapter
-from jaxmoral.gemma.peft import load_peft, save_peft
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.models import hf_config, huggingface
+from jaxmoral.models import load as gemma_load
+from jaxmoral.models import tokenizer as tokenizers
+from jaxmoral.models.gguf_file import GGUFModel, Vocabulary
+from jaxmoral.models.lora import Lora, init_adapter
+from jaxmoral.models.peft import load_peft, save_peft
+from jaxmoral.world import games, opponents
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numbers that overflow
 

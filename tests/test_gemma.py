@@ -10,8 +10,8 @@ import torch
 from flax import nnx
 from transformers import AutoTokenizer
 
-from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.prompt_tree import pack, sight
+from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.models.lora import Lora, init_adapter, prepare
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",

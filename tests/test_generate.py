@@ -7,11 +7,12 @@ import pytest
 import torch
 from conftest import CONFIGS, load_tiny, save_tiny
 
-from jaxmoral import games, prompts
-from jaxmoral.gemma.generate import Sampling, choose, generate
-from jaxmoral.gemma.load import LoadedModel
-from jaxmoral.gemma.lora import Lora, init_adapter
-from jaxmoral.gemma.peft import merge
+from jaxmoral.language import prompts
+from jaxmoral.models.generate import Sampling, choose, generate
+from jaxmoral.models.load import LoadedModel
+from jaxmoral.models.lora import Lora, init_adapter
+from jaxmoral.models.peft import merge
+from jaxmoral.world import games
 
 GREEDY = Sampling(temperature=0.0)
 

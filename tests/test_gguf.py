@@ -9,10 +9,10 @@ from flax import nnx
 from test_huggingface import logits
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma import hf_config
-from jaxmoral.gemma import tokenizer as tokenizers
-from jaxmoral.gemma.gguf_file import GGUFModel
-from jaxmoral.gemma.load import assemble
+from jaxmoral.models import hf_config
+from jaxmoral.models import tokenizer as tokenizers
+from jaxmoral.models.gguf_file import GGUFModel
+from jaxmoral.models.load import assemble
 
 TOKENS = list(range(3, 23))
 

@@ -14,10 +14,10 @@ from conftest import CONFIGS, load_tiny, save_tiny
 from flax import nnx
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma import hf_config
-from jaxmoral.gemma import load as gemma_load
-from jaxmoral.gemma.lora import Lora, prepare
-from jaxmoral.prompt_tree import pack, sight
+from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.models import hf_config
+from jaxmoral.models import load as gemma_load
+from jaxmoral.models.lora import Lora, prepare
 
 SEQUENCES = [list(range(3, 23)), [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46], [3, 4, 5, 60]]
 

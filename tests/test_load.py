@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma import load as gemma_load
+from jaxmoral.models import load as gemma_load
 
 
 @pytest.fixture

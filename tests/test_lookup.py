@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import games, opponents, tournament
 from jaxmoral import sweep as sweeps
+from jaxmoral import tournament
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent, load_run
-from jaxmoral.experiment import resolve
-from jaxmoral.lookup import find_games, find_opponent, training_game
-from jaxmoral.series import reward_bounds
-from jaxmoral.training import train_agent
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.lookup import find_games, find_opponent, training_game
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.evaluation import evaluate_agent, load_run
+from jaxmoral.reporting.series import reward_bounds
+from jaxmoral.world import games, opponents
 
 TABULAR = ["--model.source", "tabular", "--updates", "1", "--env.episodes", "64"]
 TABULAR += ["--evaluation.protocols", "[exact]"]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxmoral import games
-from jaxmoral.measures import describe_payoffs, describe_shares
-from jaxmoral.rewards import REWARDS, reward_table
+from jaxmoral.measuring.measures import describe_payoffs, describe_shares
+from jaxmoral.world import games
+from jaxmoral.world.rewards import REWARDS, reward_table
 
 
 def tables(game, xi=3.0):

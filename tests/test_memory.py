@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxmoral import memory
+from jaxmoral.world import memory
 
 C, D, ILLEGAL = 0, 1, 2
 SIZES = [(num_rounds, num_moves) for num_rounds in range(4) for num_moves in (2, 4)]

@@ -15,8 +15,8 @@ import pytest
 
 from jaxmoral import load_members, train_population
 from jaxmoral.config import MeshConfig
+from jaxmoral.devices.mesh import choose_sizes
 from jaxmoral.errors import UserError
-from jaxmoral.mesh import choose_sizes
 
 ROOT = Path(__file__).parent
 write_tiny = runpy.run_path(str(ROOT.parent / "scripts" / "tiny_model.py"))["write"]

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoral import games, opponents
 from jaxmoral.config import load, load_members
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import environment, environments, player_games, resolve
-from jaxmoral.opponents import get_opponent
+from jaxmoral.learning.experiment import environment, environments, player_games, resolve
+from jaxmoral.world import games, opponents
+from jaxmoral.world.opponents import get_opponent
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "opponents.json").read_text())
 AXELRODS = games.symmetric("axelrod", 3, 0, 5, 1)  # the game that the library plays

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxmoral import chain, evolution, pairs
-from jaxmoral.games import get_game
-from jaxmoral.measures import fingerprint
-from jaxmoral.memory import make_memory
-from jaxmoral.opponents import get_opponent, memory_one, noisy
+from jaxmoral.measuring.measures import fingerprint
+from jaxmoral.world import chain, evolution, pairs
+from jaxmoral.world.games import get_game
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.opponents import get_opponent, memory_one, noisy
 
 
 def random_policy(num_histories, seed):

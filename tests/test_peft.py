@@ -14,10 +14,10 @@ from flax import nnx
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from jaxmoral.errors import UserError
-from jaxmoral.gemma.huggingface import LINEAR_NAMES
-from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.gemma.peft import at_revision, base_of, load_peft, save_peft
-from jaxmoral.prompt_tree import pack, sight
+from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.models.huggingface import LINEAR_NAMES
+from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.peft import at_revision, base_of, load_peft, save_peft
 
 TOKENS = [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46]
 KINDS = ("gemma", "gemma2", "gemma3")

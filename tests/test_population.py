@@ -8,23 +8,23 @@ import pytest
 import yaml
 
 from jaxmoral import config as configs
-from jaxmoral import ppo
-from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import PPOConfig
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent, load_run
-from jaxmoral.experiment import over_members
-from jaxmoral.games import get_game
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.memory import make_memory
-from jaxmoral.opponents import get_opponent, stack
-from jaxmoral.policy import GemmaPolicy, PromptInputs, reference_table
-from jaxmoral.prompt_tree import pack
-from jaxmoral.responses import spell
-from jaxmoral.rewards import get_reward, reward_table
-from jaxmoral.rollout import Environment
-from jaxmoral.runs import read_run
-from jaxmoral.training import train_agent, train_population
+from jaxmoral.language.prompt_tree import pack
+from jaxmoral.language.responses import spell
+from jaxmoral.learning import ppo
+from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.experiment import over_members
+from jaxmoral.learning.policy import GemmaPolicy, PromptInputs, reference_table
+from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.measuring.evaluation import evaluate_agent, load_run
+from jaxmoral.measuring.runs import read_run
+from jaxmoral.models.lora import Lora
+from jaxmoral.world.games import get_game
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.opponents import get_opponent, stack
+from jaxmoral.world.rewards import get_reward, reward_table
+from jaxmoral.world.rollout import Environment
 
 TABULAR = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--updates", "6"]
 SMALL = [*TABULAR, "--env.episodes", "64"]

@@ -8,23 +8,24 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmoral import chain, games, opponents, ppo, rewards
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.model import Gemma
-from jaxmoral.memory import make_memory
-from jaxmoral.policy import (
+from jaxmoral.language.prompt_tree import pack, stack
+from jaxmoral.language.responses import spell
+from jaxmoral.learning import ppo
+from jaxmoral.learning.policy import (
     GemmaPolicy,
     PolicyTable,
     PromptInputs,
     TabularPolicy,
     reference_table,
 )
-from jaxmoral.prompt_tree import pack, stack
-from jaxmoral.responses import spell
-from jaxmoral.rollout import Environment, rollout, rollout_pair
-from jaxmoral.training import train_agent
+from jaxmoral.learning.training import train_agent
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.model import Gemma
+from jaxmoral.world import chain, games, opponents, rewards
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.rollout import Environment, rollout, rollout_pair
 
 ONE = make_memory()
 TABLE = TabularPolicy(16)

@@ -9,8 +9,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.prompt_tree import Sight, chains, pack, pad, sight, stack
+from jaxmoral.language.prompt_tree import Sight, chains, pack, pad, sight, stack
+from jaxmoral.models.lora import Lora, init_adapter, prepare
 
 SEQUENCES = [
     [2, 5, 9, 11, 12, 13, 14, 15],

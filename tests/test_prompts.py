@@ -6,8 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from jaxmoral import games, prompts
 from jaxmoral.errors import UserError
+from jaxmoral.language import prompts
+from jaxmoral.world import games
+from jaxmoral.world.memory import NUM_ORDERS
 
 LABELS = ("action3", "action4")
 SHOWN = prompts.Presentation(labels=LABELS)
@@ -21,7 +23,7 @@ def test_each_index_says_what_it_means(game):
     assert len(texts) == len(set(texts)) == 16
     for index, choice in enumerate(itertools.product((0, 1), repeat=4)):
         own, other, opening, reply = choice
-        assert index == (own * 2 + other) * prompts.NUM_ORDERS + opening * 2 + reply
+        assert index == (own * 2 + other) * NUM_ORDERS + opening * 2 + reply
         text = texts[index]
         found = re.search(
             r"you chose (\S+) and A chose (\S+), so you got (\S+) points and A got (\S+)\.", text

@@ -9,14 +9,14 @@ from flax import nnx
 from scipy.stats import norm
 
 from jaxmoral import config as configs
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.experiment import resolve
-from jaxmoral.export import save_merged
-from jaxmoral.gemma import quantise as q
-from jaxmoral.gemma.lora import Lora, init_adapter, prepare
-from jaxmoral.gemma.sizes import num_parameters, weight_bytes
-from jaxmoral.prompt_tree import Sight
-from jaxmoral.training import train_agent
+from jaxmoral.language.prompt_tree import Sight
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.models import quantise as q
+from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.merged import save_merged
+from jaxmoral.models.sizes import num_parameters, weight_bytes
 
 
 def test_the_codebook_holds_quantiles_of_a_normal_distribution():

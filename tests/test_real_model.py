@@ -14,18 +14,20 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from jaxmoral import config as configs
-from jaxmoral import games, prompts
-from jaxmoral.agent import Condition, Prompter, make_agent, random_labels
-from jaxmoral.ask import ask
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.experiment import resolve
 from jaxmoral.export import export
-from jaxmoral.gemma.load import load
-from jaxmoral.policy import GemmaPolicy, reference_table
-from jaxmoral.prompt_tree import pack
-from jaxmoral.results import rows
-from jaxmoral.training import train_agent
+from jaxmoral.language import prompts
+from jaxmoral.language.prompt_tree import pack
+from jaxmoral.language.prompts import Condition
+from jaxmoral.learning.agent import Prompter, make_agent, random_labels
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.policy import GemmaPolicy, reference_table
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.questions import ask
+from jaxmoral.measuring.results import rows
+from jaxmoral.models.load import load
+from jaxmoral.world import games
 
 LABELS = ("action1", "action2")
 SHOWN = prompts.Presentation(labels=LABELS)

@@ -10,13 +10,17 @@ import pytest
 from matplotlib.colors import to_hex
 
 from jaxmoral import config as configs
-from jaxmoral import figures, metrics, page_tables, report, training
+from jaxmoral import report
 from jaxmoral.errors import UserError
-from jaxmoral.experiment import player_games, resolve
-from jaxmoral.games import choose_games
-from jaxmoral.lookup import training_game
-from jaxmoral.measures import fingerprint
-from jaxmoral.meetings import (
+from jaxmoral.learning import metrics, training
+from jaxmoral.learning.experiment import player_games, resolve
+from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.summary import summary
+from jaxmoral.measuring.measures import fingerprint
+from jaxmoral.measuring.runs import Run, find_runs
+from jaxmoral.measuring.tournaments import RATES, hold, strategy
+from jaxmoral.reporting import figures, page_tables
+from jaxmoral.reporting.meetings import (
     WHY_THEY_DIFFER,
     fingerprints,
     map_sections,
@@ -24,13 +28,11 @@ from jaxmoral.meetings import (
     tournament_rows,
     tournament_sections,
 )
-from jaxmoral.published import FIGURE_4
-from jaxmoral.runs import Run, find_runs
-from jaxmoral.sections import evaluation_sections, tables, training_sections, with_agents
-from jaxmoral.series import group_runs, normalised_rewards, reward_bounds, tell_apart
-from jaxmoral.styles import COLOURS, game_styles, line_styles, reward_colour
-from jaxmoral.summary import summary
-from jaxmoral.tournament import RATES, hold, strategy
+from jaxmoral.reporting.published import FIGURE_4
+from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
+from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
+from jaxmoral.reporting.styles import COLOURS, game_styles, line_styles, reward_colour
+from jaxmoral.world.games import choose_games
 
 SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
 

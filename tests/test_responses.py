@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral.responses import outcome_log_probs, spell
+from jaxmoral.language.responses import outcome_log_probs, spell
 
 # A vocabulary with overlapping pieces, white space, byte-like pieces, a control and a stop token.
 PIECES = [b"a", b"ab", b"b", b" ", b" a", b"1", b"2", b"b1", b"\n", None, b"", b"x"]

@@ -14,12 +14,13 @@ import pytest
 import safetensors.numpy
 
 from jaxmoral import config as configs
-from jaxmoral import metrics, train, training
-from jaxmoral.checkpoint import Checkpoints
+from jaxmoral import train
+from jaxmoral.api import train_agent, train_population
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import load_run
-from jaxmoral.runs import read_run
-from jaxmoral.training import train_agent, train_population
+from jaxmoral.learning import metrics, training
+from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.measuring.evaluation import load_run
+from jaxmoral.measuring.runs import read_run
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "64", "--ppo.learning_rate", "0.2"]
 FLAGS += ["--checkpoint_every", "5", "--ppo.epochs", "2"]

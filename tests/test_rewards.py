@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from jaxmoral import rewards
 from jaxmoral.errors import UserError
-from jaxmoral.games import get_game, make_game
-from jaxmoral.rewards import get_reward, reward_table
+from jaxmoral.world import rewards
+from jaxmoral.world.games import get_game, make_game
+from jaxmoral.world.rewards import get_reward, reward_table
 
 C, D, ILLEGAL = 0, 1, 2
 XI, R_ILLEGAL = 2.75, -6.5  # fractions survive: a peer cuts its rewards to integers

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral import chain, games, opponents, rewards
-from jaxmoral.evaluation import sampled_visits
-from jaxmoral.memory import make_memory
-from jaxmoral.rollout import Environment, rollout, rollout_pair
+from jaxmoral.measuring.evaluation import sampled_visits
+from jaxmoral.world import chain, games, opponents, rewards
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.rollout import Environment, rollout, rollout_pair
 
 COIN = np.array([0.25, 0.75], np.float32)
 # C after C; after a D of the agent's, C with probability 0.3.

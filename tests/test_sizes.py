@@ -8,23 +8,25 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoral import agent as agents
 from jaxmoral import config as configs
-from jaxmoral import games, ppo, token_ppo
-from jaxmoral.agent import Condition, make_agent
-from jaxmoral.experiment import OFTEN, environment, initial_state, on_cpu, resolve
-from jaxmoral.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
-from jaxmoral.gemma import load as gemma_load
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.model import tokens_at_once
-from jaxmoral.gemma.sizes import (
+from jaxmoral.language.prompts import Condition
+from jaxmoral.learning import agent as agents
+from jaxmoral.learning import ppo, token_ppo
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.experiment import OFTEN, environment, initial_state, on_cpu, resolve
+from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
+from jaxmoral.learning.training import train_agent
+from jaxmoral.models import load as gemma_load
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.model import tokens_at_once
+from jaxmoral.models.sizes import (
     activation_bytes,
     adapter_bytes,
     num_adapter_parameters,
     num_parameters,
 )
-from jaxmoral.memory import make_memory
-from jaxmoral.training import train_agent
+from jaxmoral.world import games
+from jaxmoral.world.memory import make_memory
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 MODELS = runpy.run_path(str(SCRIPTS / "size_table.py"))["MODELS"]

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoral import games, opponents, rewards
-from jaxmoral.memory import make_memory
-from jaxmoral.rollout import Environment, rollout, rollout_pair
-from jaxmoral.streams import Streams
+from jaxmoral.world import games, opponents, rewards
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.rollout import Environment, rollout, rollout_pair
+from jaxmoral.world.streams import Streams
 
 
 def by_hand(seed, num_episodes, num_rounds, players, opponent):

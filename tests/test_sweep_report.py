@@ -17,11 +17,11 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.experiment import resolve
-from jaxmoral.report import write_report
-from jaxmoral.results import rows
-from jaxmoral.runs import find_runs, read_run, summarise, tidy
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.results import rows
+from jaxmoral.measuring.runs import find_runs, read_run, summarise, tidy
+from jaxmoral.reporting.page import write_report
 
 FLAGS = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--env.episodes", "128"]
 FLAGS += [

@@ -13,11 +13,11 @@ from test_ppo import NONE, ONE, TABLE, alone, environment, tiny_policy
 from test_responses import PIECES, STOP
 
 from jaxmoral import config as configs
-from jaxmoral import ppo, token_ppo
-from jaxmoral.gemma.huggingface import LINEAR_NAMES
-from jaxmoral.gemma.peft import save_peft
-from jaxmoral.policy import reference_table
-from jaxmoral.responses import outcome_log_probs, sample_answer, spell
+from jaxmoral.language.responses import outcome_log_probs, sample_answer, spell
+from jaxmoral.learning import ppo, token_ppo
+from jaxmoral.learning.policy import reference_table
+from jaxmoral.models.huggingface import LINEAR_NAMES
+from jaxmoral.models.peft import save_peft
 
 PAPER = configs.load(None, ["--preset", "paper", "--ppo.learning_rate", "1e-3"]).ppo
 

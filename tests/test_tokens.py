@@ -12,14 +12,14 @@ from peft import PeftModel
 from tokenizers import Tokenizer
 
 from jaxmoral import export as exports
-from jaxmoral.agent import Prompter
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
-from jaxmoral.export import save_merged
-from jaxmoral.gemma import load as gemma_load
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.gemma.tokenizer import build
-from jaxmoral.training import train_agent
+from jaxmoral.learning.agent import Prompter
+from jaxmoral.learning.training import train_agent
+from jaxmoral.models import load as gemma_load
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.merged import save_merged
+from jaxmoral.models.tokenizer import build
 
 TEXT = "Answer with X or Y."
 BOS, EOS = 2, 1

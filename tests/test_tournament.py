@@ -11,12 +11,12 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral import tournament
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.games import choose_games, get_game
-from jaxmoral.meetings import find_tournaments
-from jaxmoral.report import write_report
-from jaxmoral.tournament import entrant, hold, read_entrants, strategy
-from jaxmoral.training import train_agent, train_population
+from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.tournaments import entrant, hold, read_entrants, strategy
+from jaxmoral.reporting.meetings import find_tournaments
+from jaxmoral.reporting.page import write_report
+from jaxmoral.world.games import choose_games, get_game
 
 NAMES = ["tit-for-tat", "always-defect", "always-cooperate", "grim-trigger", "alternator"]
 quiet = lambda line: None

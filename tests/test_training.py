@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
-from jaxmoral import games, metrics, opponents, training
-from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.errors import UserError
-from jaxmoral.evaluation import evaluate_agent
-from jaxmoral.training import train_agent
+from jaxmoral.learning import metrics, training
+from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.world import games, opponents
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--ppo.learning_rate", "0.2"]
 FLAGS += ["--updates", "12", "--checkpoint_every", "5", "--ppo.normalise_rewards", "true"]

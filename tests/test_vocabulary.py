@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxmoral.gemma.quantise import dequantise, quantise
-from jaxmoral.gemma.vocabulary import cut, log_sum_exp
+from jaxmoral.models.quantise import dequantise, quantise
+from jaxmoral.models.vocabulary import cut, log_sum_exp
 
 VOCABULARY, WIDTH, ROWS, PLACES = 96, 16, 5, 3
 

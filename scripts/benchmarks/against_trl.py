@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from workers import Worker, environment, in_turns, spread, write
 
-from jaxmoral import prompts
-from jaxmoral.agent import Agent, Condition, Prompter, make_agent
 from jaxmoral.config import parse
-from jaxmoral.experiment import resolve
-from jaxmoral.export import save_merged
-from jaxmoral.games import get_game
-from jaxmoral.gemma.lora import Lora
-from jaxmoral.prompts import Presentation
-from jaxmoral.rewards import get_reward, reward_table
+from jaxmoral.language import prompts
+from jaxmoral.language.prompts import Condition, Presentation
+from jaxmoral.learning.agent import Agent, Prompter, make_agent
+from jaxmoral.learning.experiment import resolve
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.merged import save_merged
+from jaxmoral.world.games import get_game
+from jaxmoral.world.rewards import get_reward, reward_table
 
 REQUIREMENTS = ["torch==2.13.0", "trl==0.11.4", "transformers==4.51.3", "peft==0.21.2"]
 REQUIREMENTS += ["rich==15.0.0"]  # which that trl needs and does not name

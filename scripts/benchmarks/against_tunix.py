@@ -21,11 +21,11 @@ from typing import Any
 
 from workers import ROOT, Worker, environment, in_turns, spread, write
 
-from jaxmoral import prompts
-from jaxmoral.agent import Prompter
-from jaxmoral.games import get_game
-from jaxmoral.gemma.load import load
-from jaxmoral.prompts import Presentation
+from jaxmoral.language import prompts
+from jaxmoral.language.prompts import Presentation
+from jaxmoral.learning.agent import Prompter
+from jaxmoral.models.load import load
+from jaxmoral.world.games import get_game
 
 REQUIREMENTS = ["google-tunix==0.1.7"]
 LABELS = ("XYXY", "YXYX")  # four tokens each

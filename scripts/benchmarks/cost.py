@@ -19,9 +19,9 @@ import numpy as np
 from workers import ROOT, read, spread, versions, write
 
 from jaxmoral import config as configs
-from jaxmoral.agent import make_agent
 from jaxmoral.config import Config
-from jaxmoral.experiment import compile_update, resolve
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.experiment import compile_update, resolve
 
 WORDS = "Think of what a fair and patient person would do here. "  # makes a prompt longer
 

@@ -20,13 +20,14 @@ import optax
 from workers import versions, write
 
 from jaxmoral import config as configs
-from jaxmoral import ppo
-from jaxmoral.agent import Agent, Condition, make_agent
 from jaxmoral.config import Config
-from jaxmoral.experiment import environment, resolve
-from jaxmoral.games import get_game
-from jaxmoral.policy import PolicyTable
-from jaxmoral.rollout import rollout
+from jaxmoral.language.prompts import Condition
+from jaxmoral.learning import ppo
+from jaxmoral.learning.agent import Agent, make_agent
+from jaxmoral.learning.experiment import environment, resolve
+from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.world.games import get_game
+from jaxmoral.world.rollout import rollout
 
 ROUNDS, DRAWS, WHOLE = 5, 512, 8
 LEARNING_RATE = 2e-4

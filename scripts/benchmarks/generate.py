@@ -16,10 +16,10 @@ import jax
 import torch
 import transformers
 
-from jaxmoral.games import get_game
-from jaxmoral.gemma.generate import Sampling, generate
-from jaxmoral.gemma.load import load
-from jaxmoral.prompts import Presentation, all_prompts
+from jaxmoral.language.prompts import Presentation, all_prompts
+from jaxmoral.models.generate import Sampling, generate
+from jaxmoral.models.load import load
+from jaxmoral.world.games import get_game
 
 
 def best_seconds(function: Callable[[], object], repeats: int = 3) -> float:

@@ -6,8 +6,8 @@ import jax
 from workers import count_compilation, serve, versions
 
 from jaxmoral import config as configs
-from jaxmoral.agent import make_agent
-from jaxmoral.experiment import compile_update, resolve
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.experiment import compile_update, resolve
 
 
 def main() -> None:

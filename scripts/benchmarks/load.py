@@ -22,8 +22,8 @@ import safetensors.numpy
 import transformers
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.gemma import hf_config, huggingface
-from jaxmoral.gemma.load import assemble
+from jaxmoral.models import hf_config, huggingface
+from jaxmoral.models.load import assemble
 
 # Sizes of google/gemma-2-2b and google/gemma-3-270m.
 SHAPES = {

@@ -15,17 +15,17 @@ import jax
 import numpy as np
 
 from jaxmoral import config as configs
-from jaxmoral.agent import make_agent
 from jaxmoral.config import Config
-from jaxmoral.experiment import compile_update, environment, resolve
-from jaxmoral.games import choose_games
-from jaxmoral.gemma.load import use_compilation_cache
-from jaxmoral.memory import make_memory
-from jaxmoral.opponents import OPPONENTS, get_opponent, memory_one, stack
-from jaxmoral.pairs import agent_player, machine_player
-from jaxmoral.rewards import get_reward, reward_table
-from jaxmoral.rollout import Environment, rollout
-from jaxmoral.tournament import Entrant, hold
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.experiment import compile_update, environment, resolve
+from jaxmoral.measuring.tournaments import Entrant, hold
+from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.world.games import choose_games
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.opponents import OPPONENTS, get_opponent, memory_one, stack
+from jaxmoral.world.pairs import agent_player, machine_player
+from jaxmoral.world.rewards import get_reward, reward_table
+from jaxmoral.world.rollout import Environment, rollout
 
 TABULAR = ["--model.source", "tabular", "--ppo.learning_rate", "0.3"]
 

@@ -24,16 +24,17 @@ from flax import nnx
 from workers import spread, versions, write
 
 from jaxmoral import config as configs
-from jaxmoral import ppo
-from jaxmoral.agent import Agent, Condition, make_agent
-from jaxmoral.checkpoint import Checkpoints
 from jaxmoral.config import Config
-from jaxmoral.experiment import OFTEN, compile_update, environment, on_cpu, resolve
-from jaxmoral.games import get_game
-from jaxmoral.gemma.lora import prepare
-from jaxmoral.policy import GemmaPolicy, PromptInputs
-from jaxmoral.prompt_tree import sight
-from jaxmoral.rollout import rollout
+from jaxmoral.language.prompt_tree import sight
+from jaxmoral.language.prompts import Condition
+from jaxmoral.learning import ppo
+from jaxmoral.learning.agent import Agent, make_agent
+from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.experiment import OFTEN, compile_update, environment, on_cpu, resolve
+from jaxmoral.learning.policy import GemmaPolicy, PromptInputs
+from jaxmoral.models.lora import prepare
+from jaxmoral.world.games import get_game
+from jaxmoral.world.rollout import rollout
 
 REPEATS = 7
 

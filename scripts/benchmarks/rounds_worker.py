@@ -23,9 +23,9 @@ def play_ours(episodes: int, rounds: int) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from jaxmoral import games, opponents, rewards
-    from jaxmoral.memory import make_memory
-    from jaxmoral.rollout import Environment, rollout
+    from jaxmoral.world import games, opponents, rewards
+    from jaxmoral.world.memory import make_memory
+    from jaxmoral.world.rollout import Environment, rollout
 
     table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward("game"), 3.0, -6.0)
     arena = jax.device_put(Environment(opponents.get_opponent("tit-for-tat"), table[None]))

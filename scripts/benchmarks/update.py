@@ -23,14 +23,15 @@ import numpy as np
 from roofline import Work, matmul_rate, timed
 
 from jaxmoral import config as configs
-from jaxmoral import games, opponents, rewards
-from jaxmoral.agent import Agent, Condition, Prompter, make_agent
-from jaxmoral.experiment import compile_update, resolve
-from jaxmoral.gemma.load import load
-from jaxmoral.memory import make_memory
-from jaxmoral.policy import GemmaPolicy, PromptInputs
-from jaxmoral.prompt_tree import pack, stack
-from jaxmoral.rollout import Environment, rollout
+from jaxmoral.language.prompt_tree import pack, stack
+from jaxmoral.language.prompts import Condition
+from jaxmoral.learning.agent import Agent, Prompter, make_agent
+from jaxmoral.learning.experiment import compile_update, resolve
+from jaxmoral.learning.policy import GemmaPolicy, PromptInputs
+from jaxmoral.models.load import load
+from jaxmoral.world import games, opponents, rewards
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.rollout import Environment, rollout
 
 
 def seconds(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> float:

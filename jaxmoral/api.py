@@ -1,0 +1,54 @@
+"""What a notebook calls to train: the loop of `jaxmoral.learning.training`, and pictures of it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from jaxmoral.config import Config
+from jaxmoral.devices.cluster import on_first
+from jaxmoral.learning import training
+from jaxmoral.learning.training import TrainedAgent
+
+
+def train_agent(
+    config: Config,
+    output_dir: Path | str | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    *,
+    extend: bool = False,
+) -> TrainedAgent:
+    """Trains an agent; see `jaxmoral.learning.training.train_population` for arguments and errors.
+
+    The run folder gets a picture of what the agent did.
+    """
+    return train_population({"": config}, output_dir, resume, say, extend=extend)[""]
+
+
+def train_population(
+    members: Mapping[str, Config],
+    output_dir: Path | str | None = None,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    *,
+    extend: bool = False,
+) -> dict[str, TrainedAgent]:
+    """Trains several agents at once on one frozen base; every run folder gets its picture."""
+    trained = training.train_population(members, output_dir, resume, say, extend=extend)
+    finished = all(one.interrupted is None for one in trained.values())
+    if output_dir is not None and finished:
+        home = Path(output_dir)
+        folders = [home] if len(trained) == 1 else [home / name for name in trained]
+        on_first(lambda: _draw(folders))
+    return trained
+
+
+def _draw(folders: list[Path]) -> None:
+    from jaxmoral.measuring.runs import read_run
+    from jaxmoral.reporting import figures  # slow to import, and only needed here
+
+    for folder in tqdm(folders, "pictures", leave=False, disable=len(folders) == 1):
+        run = read_run(folder)
+        drawn = figures.training_types({run.title: [run]})
+        figures.save(drawn, folder / "action_types.png")

@@ -1,0 +1,1 @@
+"""Which array is on which device, and several processes as one program."""

@@ -1,0 +1,133 @@
+"""How much memory training takes, how much is free, and what to lower if that is less."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from jaxmoral.config import Config
+from jaxmoral.devices.mesh import Layout
+from jaxmoral.learning.policy import PromptInputs
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.lora import Lora
+from jaxmoral.models.model import tokens_at_once
+from jaxmoral.models.sizes import activation_bytes, adapter_bytes, weight_bytes
+
+GIB = 2**30
+_BYTES_A_ROUND = 60  # that an update takes for each sampled round of a player, on a CPU
+
+
+class Footprint(NamedTuple):
+    """Estimated bytes of a training run, on all devices together.
+
+    Attributes:
+      weights: of the frozen base.
+      adapters: parameters, optimiser states and gradients of all that are trained; on a CPU also
+        the copy that a checkpoint is written from.
+      activations: of an update.
+      rounds: that an update samples.
+    """
+
+    weights: int
+    adapters: int
+    activations: int
+    rounds: int
+
+
+def round_bytes(config: Config, members: int = 1) -> int:
+    """What an update's sampled rounds take, of all members."""
+    if config.ppo.estimator == "exact":
+        return 0
+    num_players = 2 if config.env.opponent == "learner" else 1
+    return members * num_players * config.env.episodes * config.env.rounds * _BYTES_A_ROUND
+
+
+def footprint(
+    config: Config,
+    gemma: GemmaConfig,
+    lora: Lora,
+    inputs: PromptInputs,
+    layout: Layout,
+    members: int = 1,
+) -> Footprint:
+    """The footprint of training.
+
+    Args:
+      config: of the run, or of a population's first member.
+      gemma, lora: of the model.
+      inputs: the prompts of one player, `[1, num_chunks, ...]`.
+      layout: where arrays go.
+      members: of the population.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    itemsize = 4 if config.model.dtype == "float32" else 2
+    num_players = 2 if config.env.opponent == "learner" else 1
+    _, num_chunks, nodes = inputs.tree.tokens.shape
+    _, _, num_blocks, before = inputs.tree.paths.shape
+    tree = nodes, before + nodes // num_blocks
+    rows = inputs.nodes.size // num_chunks
+    max_logits = config.model.max_logits * 10**6
+    if config.ppo.level == "token":  # each sampled answer is read behind its prompt
+        budget = inputs.trie.prefix_edges.shape[-1]
+        samples = config.env.episodes * config.env.rounds
+        longest = inputs.tokens.shape[-1] + budget - 1
+        tree = samples * longest, longest
+        logits = max(rows * gemma.vocab_size, min(samples * budget * gemma.vocab_size, max_logits))
+    else:
+        logits = rows * tokens_at_once(gemma, layout, rows, max_logits)
+    steps = config.ppo.epochs * config.ppo.minibatches
+    kept, made = adapter_bytes(gemma, lora, num_chunks > 1 or steps > 1 or num_players > 1)
+    activations = activation_bytes(gemma, lora, tree, logits, itemsize, config.model.remat)
+    if num_chunks == 1:  # else those of one tree at a time
+        activations *= num_players
+    at_once = 1 if on_cpu else members  # on a CPU they take turns
+    return Footprint(
+        weights=weight_bytes(gemma, itemsize),
+        adapters=num_players * (members * kept * (2 if on_cpu else 1) + at_once * made),
+        activations=at_once * activations,
+        rounds=round_bytes(config, at_once),
+    )
+
+
+def free_bytes() -> int | None:
+    """Free memory of all devices, or of this machine if it computes itself; None if unknown."""
+    if jax.default_backend() == "cpu":
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return None
+        found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        return found[0] if found else None
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if not all("bytes_limit" in one for one in stats):
+        return None
+    least = min(one["bytes_limit"] - one.get("bytes_in_use", 0) for one in stats)
+    return least * len(jax.devices())
+
+
+def shortage(needed: Footprint, free: int | None, config: Config, members: int = 1) -> str | None:
+    """A line that says what to lower if more is needed than is free; None otherwise."""
+    if free is None or sum(needed) <= free:
+        return None
+    part = max(needed._fields, key=lambda name: getattr(needed, name))
+    smaller = "set model.quantisation to nf4 or take a smaller model.source"
+    if config.model.quantisation == "nf4":
+        smaller = "take a smaller model.source"
+    trees = f"lower model.max_nodes ({config.model.max_nodes:,}) or env.memory"
+    if config.ppo.level == "token":
+        trees = f"lower env.episodes ({config.env.episodes:,})"
+    if config.model.remat != "block":
+        trees = f"set model.remat to block or {trees}"
+    rank = f"lower lora.rank ({config.lora.rank:,})"
+    if config.lora.adapter is not None:
+        rank = "start from an adapter of a lower rank"
+    advice = {
+        "weights": smaller,
+        "adapters": f"{rank} or train fewer members at once" if members > 1 else rank,
+        "activations": trees,
+        "rounds": f"lower env.episodes ({config.env.episodes:,})",
+    }[part]
+    return (
+        f"warning    about {sum(needed) / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free;"
+        f" {getattr(needed, part) / GIB:.1f} GiB are for {part}: {advice}"
+    )

@@ -1,0 +1,134 @@
+"""Whether, and as what, a run goes on: decided from its checkpoint before any model is loaded."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError
+from jaxmoral.learning.agent import presentation_with
+from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
+from jaxmoral.learning.experiment import resolve
+
+
+def go_on(
+    folder: Path,
+    members: Mapping[str, Config],
+    extend: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Config] | None:
+    """The configurations with which a run folder's newest checkpoint is trained on.
+
+    Args:
+      folder: of the run or the population.
+      members: the configurations asked for, by name.
+      extend: whether more updates may follow even if a schedule depends on their number.
+      say: where lines for people go.
+
+    Returns:
+      The members, resolved and in the checkpoint's order, with what only files can tell as it was
+      when the run began; None if there is no checkpoint yet.
+
+    Raises:
+      UserError: the checkpoint belongs to other configurations, or to more updates, or it cannot go
+        on for longer and be what a longer run would have been.
+    """
+    if not (folder / "checkpoints").is_dir():
+        return None
+    with Checkpoints(folder) as checkpoints:
+        saved = checkpoints.newest_configs()
+    if saved is None:
+        return None
+    if set(saved) != set(members):
+        raise UserError(
+            f"the checkpoint in {folder} belongs to {shown_members(saved)}, not to"
+            f" {shown_members(members)}"
+        )
+    found = {name: _as_begun(members[name], own) for name, own in saved.items()}
+    changed = [key for name in saved for key in _changed(found[name], saved[name])]
+    if changed:
+        raise UserError(
+            f"the checkpoint in {folder} belongs to another configuration; it differs in"
+            f" {', '.join(dict.fromkeys(changed))}"
+        )
+    _check_length(folder, found, saved, extend, say)
+    return found
+
+
+def _as_begun(config: Config, saved: Config) -> Config:
+    """The resolved configuration with the model, adapter and switch that the run began with."""
+    model, lora, reward = config.model, config.lora, config.reward
+    if saved.model.source.startswith(f"{model.source}@"):  # the commit that was read then
+        model = dataclasses.replace(model, source=saved.model.source)
+    if model.sha256 is None:
+        model = dataclasses.replace(model, sha256=saved.model.sha256)
+    if lora.adapter is not None and lora.adapter == saved.lora.adapter:  # it decides the rest
+        lora = dataclasses.replace(saved.lora, dropout=lora.dropout)
+    if reward.switch_at is None:
+        reward = dataclasses.replace(reward, switch_at=saved.reward.switch_at)
+    return resolve(dataclasses.replace(config, model=model, lora=lora, reward=reward))
+
+
+def _changed(config: Config, saved: Config) -> list[str]:
+    """The keys in which they differ, as far as can be told without the model."""
+    prompt = config.prompt
+    wording, persona, *_ = presentation_with(config, prompt.labels)
+    prompt = dataclasses.replace(prompt, wording=wording, persona=persona)
+    drawn = ("prompt.labels", "prompt.random_labels") if prompt.random_labels else ()
+    return [
+        key
+        for key in changed_keys(dataclasses.replace(config, prompt=prompt), saved)
+        if key not in drawn
+    ]
+
+
+def _check_length(
+    folder: Path,
+    members: Mapping[str, Config],
+    saved: Mapping[str, Config],
+    extend: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Raises UserError if the members cannot go on for as many updates as they ask for."""
+    asked, begun = (next(iter(configs.values())).updates for configs in (members, saved))
+    if asked == begun:
+        return
+    if asked < begun:
+        raise UserError(
+            f"updates: the run in {folder} is one of {begun} updates; {asked} are fewer"
+        )
+    schedules = list(dict.fromkeys(key for own in saved.values() for key in _schedules(own)))
+    if not schedules:
+        say(
+            f"longer     {asked} updates instead of {begun}; the same as a run of {asked} from the"
+            " start"
+        )
+        return
+    kept = "; reward.switch_at stays as it is" if "reward.switch_at" in schedules else ""
+    told = f"{', '.join(schedules)} depend{'s' * (len(schedules) == 1)} on the number of updates"
+    if not extend:
+        raise UserError(
+            f"updates: the run in {folder} is one of {begun}, and {told}; it cannot become the same"
+            f" as a run of {asked}. --extend goes on from where it is with the schedules of {asked}"
+            f" updates{kept}"
+        )
+    say(
+        f"longer     {asked} updates instead of {begun}; {told}, so this is not what a run of"
+        f" {asked} would have been"
+    )
+
+
+def _schedules(config: Config) -> list[str]:
+    """The keys by which what an update does depends on how many there are."""
+    ppo, reward = config.ppo, config.reward
+    depends = {
+        "ppo.learning_rate_schedule": ppo.learning_rate_schedule != "constant",
+        # There is no entropy term in a loss over tokens.
+        "ppo.final_entropy_coef": ppo.level == "outcome"
+        and ppo.entropy_coef != ppo.final_entropy_coef,
+        "reward.transition": reward.then is not None and reward.transition == "linear",
+        # By default half-way; a run folder does not say whether it was asked for.
+        "reward.switch_at": reward.switch_at is not None
+        and reward.switch_at == config.updates // 2,
+    }
+    return [key for key, does in depends.items() if does]

@@ -1,0 +1,87 @@
+"""What a state is worth: the exact expected reward of its policy, by which checkpoints compare.
+
+It is measured on prompts that stay the same from update to update, so the differences are the
+policies' alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoral.config import Config
+from jaxmoral.devices.mesh import map_spread, place
+from jaxmoral.learning import ppo
+from jaxmoral.learning.agent import Agent
+from jaxmoral.learning.experiment import OFTEN, environments, on_cpu, packed_prompts, prompts_differ
+from jaxmoral.learning.lookup import training_game
+from jaxmoral.world import chain as chains
+from jaxmoral.world.memory import Memory
+from jaxmoral.world.rollout import Environment
+
+
+def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[ppo.TrainState], np.ndarray]:
+    """A function from a state to each member's exact expected reward a round, `[num_members]`.
+
+    It counts what training counts, by the last reward of a schedule and in the game's own payoffs
+    where others are drawn; of two learners it is the first one's. It is compiled when it is used.
+
+    Args:
+      members: as for `experiment.compile_update`, whose states are measured.
+    """
+    plain = [
+        (dataclasses.replace(config, env=dataclasses.replace(config.env, payoff_draws=0)), agent)
+        for config, agent in members
+    ]
+    configs = [config for config, _ in plain]
+    config, agent = plain[0]
+    alone, stacked = len(plain) == 1, prompts_differ(plain)
+    memory = agent.presentation.remembers(training_game(config))
+    everywhere = agent.layout.sharding()
+    spread = agent.layout.sharding(agent.layout.lead_axes)
+    inputs = place(packed_prompts(plain, 0), spread if stacked else everywhere)
+    arena = place(environments(configs, config.updates - 1), everywhere if alone else spread)
+
+    def one(frozen, inputs, environment, trainable):
+        table = lambda inputs, trainable: agent.policy.apply(frozen, inputs, trainable, None)
+        log_probs = ppo.per_player(table, inputs, trainable).log_probs
+        return expected_reward(log_probs, environment, memory, config.env.rounds)
+
+    def every(frozen, inputs, environment, trainable):
+        if alone:
+            return one(frozen, inputs, environment, trainable)[None]
+
+        def each(xs):
+            environment, trainable, *own = xs
+            return one(frozen, own[0] if own else inputs, environment, trainable)
+
+        own = (inputs,) if stacked else ()
+        return map_spread(each, (environment, trainable, *own), agent.layout)
+
+    program = jax.jit(every, out_shardings=everywhere, compiler_options=on_cpu(OFTEN))
+    return lambda state: jax.device_get(program(agent.frozen, inputs, arena, state.trainable))
+
+
+def expected_reward(
+    log_probs: jax.Array, environment: Environment, memory: Memory, num_rounds: int
+) -> jax.Array:
+    """The first player's expected reward a round in a game that is not drawn, `[]`.
+
+    Args:
+      log_probs: `[num_players, num_prompts, 3]` of the policy tables.
+      environment: of one game.
+      memory: of the players.
+      num_rounds: length of an episode.
+    """
+    policies: list[Any] = [chains.memory_policy(table) for table in log_probs]
+    noise = environment.noise
+    rewards = jnp.asarray(environment.rewards)
+    if environment.opponent is None:
+        chain, (rewards,) = chains.between(memory, policies[1], noise), rewards[0]
+    else:
+        chain, (rewards,) = chains.against(memory, environment.opponent, noise), rewards
+    shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds)
+    return jnp.sum(shares * chains.noisy_rewards(rewards, noise))

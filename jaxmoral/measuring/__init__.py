@@ -1,0 +1,1 @@
+"""What agents do in games and prompts, exactly and by sampling."""

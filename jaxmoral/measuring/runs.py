@@ -1,0 +1,145 @@
+"""Run folders read back: configuration, training history and evaluation, as one tidy table."""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from jaxmoral import config as configs
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError
+from jaxmoral.learning import metrics
+from jaxmoral.learning.training import POPULATION, member_names, population_of
+from jaxmoral.measuring.results import rows
+
+
+class Run(NamedTuple):
+    """A run folder.
+
+    Attributes:
+      folder: where it is.
+      config: as it was resolved.
+      history: the records of `metrics.jsonl`.
+      evaluation: `evaluation.json`, or None if there is none yet.
+      answers: `answers.json`, or an empty list.
+    """
+
+    folder: Path
+    config: Config
+    history: list[dict]
+    evaluation: dict[str, Any] | None
+    answers: list[dict]
+
+    @property
+    def title(self) -> str:
+        """The reward, or the two rewards, in words."""
+        return self.config.reward.title
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content; raises UserError if it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from None
+
+
+@cache
+def _read_metrics(folder: Path, changed: int) -> list[dict]:
+    """The records of a population, read once for all its members."""
+    return metrics.read(folder)
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a run folder; raises UserError if it holds no run or a damaged one."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
+    config = configs.load(folder / "config.yaml")
+    population = population_of(folder)
+    if population is None:
+        history = metrics.read(folder)
+    else:
+        home, _, index = population
+        changed = (home / "metrics.jsonl").stat().st_mtime_ns
+        history = [metrics.of_member(record, index) for record in _read_metrics(home, changed)]
+    if not history:
+        raise UserError(f"{folder} holds a run without a finished update")
+    optional = {
+        name: read_json(path) if (path := folder / f"{name}.json").is_file() else None
+        for name in ("evaluation", "answers")
+    }
+    return Run(folder, config, history, optional["evaluation"], optional["answers"] or [])
+
+
+def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Reads the runs in folders, in their subfolders, and in populations among those; each once.
+
+    Returns:
+      The runs that can be read, and a line for each that cannot.
+
+    Raises:
+      UserError: a folder does not exist.
+    """
+    found: dict[Path, Run] = {}
+    skipped: dict[Path, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder")
+        paths = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
+        for listed in sorted(folder.glob(f"*/{POPULATION}")):
+            try:
+                paths += [listed.parent / name for name in member_names(listed.parent)]
+            except UserError as error:
+                skipped[listed.resolve()] = str(error)
+        for path in [folder] if (folder / "config.yaml").exists() else paths:
+            place = path.resolve()
+            try:
+                if place not in found:
+                    found[place] = read_run(path)
+            except UserError as error:
+                skipped[place] = str(error)
+    return list(found.values()), list(skipped.values())
+
+
+def tidy(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row per run, condition, policy, opponent, protocol and metric of the evaluated runs."""
+    found: list[dict] = []
+    for run in runs:
+        config = run.config
+        name, _, _ = run.folder.name.rpartition("-seed")
+        start = {
+            "run": run.folder.name,
+            "folder": str(run.folder),
+            "experiment": name or run.folder.name,
+            "title": run.title,
+            "model": config.model.source,
+            "seed": config.seed,
+            "reward": config.reward.name,
+            "then": config.reward.then or "",
+            "trained_against": config.env.opponent,
+            "trained_labels": "/".join(config.prompt.labels),
+            "preset": config.preset,
+        }
+        found += [start | row for row in rows(run.evaluation or {"suites": {}})]
+    return pd.DataFrame(found)
+
+
+def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Means over runs with the half-width of the normal 95 % interval, `1.96 sd / sqrt(n)`.
+
+    Args:
+      table: from `tidy`; of a group each run has one row.
+      by: the columns that make a group.
+
+    Returns:
+      The groups with columns mean, interval (0 for a single run) and runs.
+    """
+    grouped = table.groupby(list(by), sort=False)["value"]
+    found = grouped.agg(mean="mean", sd="std", runs="count").reset_index()
+    found["interval"] = (1.96 * found["sd"] / found["runs"] ** 0.5).fillna(0.0)
+    return found.drop(columns="sd")

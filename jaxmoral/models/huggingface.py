@@ -1,0 +1,362 @@
+"""Reads a Gemma text model from a folder in Hugging Face layout.
+
+`config.json`, safetensors (one file, or shards with an index) and a tokenizer; the vision-language
+layout of Gemma 3 is read too, its text part alone. Tensors are read one at a time, so the host
+never holds the model twice.
+
+The folder may be a stranger's: no pickle is opened, no code of its is run, and no file outside it
+is read, whatever its files ask for. Only symbolic links are followed; the hub's cache is made so.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import transformers
+from tokenizers import Tokenizer
+
+from jaxmoral.errors import UserError
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.foreign import bare, check_keys, shown
+from jaxmoral.models.hf_config import Described, read_settings, read_text
+
+# The special tokens that have a role, and what Gemma calls them if the folder does not say.
+_ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+LINEAR_NAMES = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+# What `tokenizer_config.json` says that changes no token of a prompt. Which tokens surround a text
+# is decided by who encodes it (see `jaxmoral.learning.agent.Prompter`).
+_HARMLESS = (
+    *("*_token", "*_token_id", "chat_template", "response_schema", "added_tokens_decoder"),
+    *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
+    *(
+        "tokenizer_class",
+        "processor_class",
+        "backend",
+        "is_local",
+        "legacy",
+        "use_fast",
+        "from_slow",
+    ),
+    *("model_max_length", "max_length", "vocab_size", "padding*", "truncation*", "stride"),
+    *("pad_to_multiple_of", "clean_up_tokenization_spaces", "spaces_between_special_tokens"),
+    *("sp_model_kwargs", "use_default_system_prompt", "name_or_path", "tokenizer_file"),
+    *("special_tokens_map_file", "unsloth_*"),
+)
+_HEAD = re.compile(r"(?:.*\.)?lm_head\.weight")
+_UNUSED = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.")  # by texts
+_CHUNK = 2**22  # numbers of the embedding that are read at once
+_FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls the numbers that weights can be
+
+
+def check_tensor(tensor: Any, name: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless an open tensor has this shape and holds floating-point numbers."""
+    if tuple(tensor.get_shape()) != shape:
+        raise ValueError(f"{name} has shape {shown(tuple(tensor.get_shape()))}, expected {shape}")
+    if tensor.get_dtype() not in _FLOATS:
+        raise ValueError(f"{name} holds {tensor.get_dtype()}, expected {', '.join(_FLOATS)}")
+
+
+def norm_names(config: GemmaConfig) -> dict[str, str]:
+    """Our name of each norm of a block: its name in a checkpoint."""
+    names = {"attention_in": "input_layernorm"}
+    if config.post_norms:
+        names |= {
+            "attention_out": "post_attention_layernorm",
+            "mlp_in": "pre_feedforward_layernorm",
+            "mlp_out": "post_feedforward_layernorm",
+        }
+    else:
+        names["mlp_in"] = "post_attention_layernorm"
+    if config.qk_norm:
+        names |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    return names
+
+
+class TensorFiles:
+    """The safetensors of a folder: which file holds which tensor."""
+
+    def __init__(self, folder: Path):
+        """Raises UserError if there are none, one is missing, or one is damaged."""
+        self._folder = folder
+        self.files: dict[str, Path] = {}
+        for shard in _shards(folder):
+            path = folder / shard
+            if not shard.endswith(".safetensors") or not path.is_file():
+                raise UserError(
+                    f"model: {folder / bare(shard)} is missing or no safetensors file (the"
+                    " only kind that is opened)"
+                )
+            for name in self._open(path).keys():  # noqa: SIM118 (not a dict)
+                if name in self.files:
+                    raise UserError(
+                        f"model: {bare(name)} stands in {self.files[name]} and in {path}"
+                    )
+                self.files[name] = path
+        embeddings = [name for name in self.files if name.endswith("embed_tokens.weight")]
+        if not embeddings:
+            raise UserError(f"model: {folder} holds no tensor embed_tokens.weight")
+        # "model.", or "model.language_model." and the like in a vision-language checkpoint.
+        self._prefix = embeddings[0].removesuffix("embed_tokens.weight")
+
+    def _open(self, path: Path):
+        try:
+            return safetensors.safe_open(path, framework="numpy")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(
+                f"model: {path} is not a complete safetensors file ({bare(error)})"
+            ) from None
+
+    def check(self, shapes: dict[str, tuple[int, ...]], tied: bool) -> None:
+        """Raises UserError unless the model is of these tensors, all of floats, and no others.
+
+        A head that equals the embedding and a vision tower, which no text goes through, may be
+        there too; without a head the configuration must say that it is `tied`.
+
+        Nothing is read, or made room for, before it is known that everything is there.
+        """
+        opened = {path: self._open(path) for path in set(self.files.values())}
+        expected = {self._prefix + name: shape for name, shape in shapes.items()}
+        for name, shape in expected.items():
+            if name not in self.files:
+                raise UserError(
+                    f"model: {self._folder} holds no tensor {bare(name)}, expected {shape}"
+                )
+            path = self.files[name]
+            try:
+                check_tensor(opened[path].get_slice(name), bare(name), shape)
+            except ValueError as error:
+                raise UserError(f"model: {path}: {error}") from None
+        heads = []
+        for name, path in self.files.items():
+            if _HEAD.fullmatch(name):
+                heads.append(name)
+            elif name not in expected and not _UNUSED.match(name):
+                raise UserError(f"model: {path}: unexpected tensor {bare(name)}")
+        for name in heads:
+            self._check_head(name)
+        if not heads and not tied:
+            raise UserError(
+                f"model: {self._folder}: config.json says tie_word_embeddings false, but there is"
+                " no lm_head.weight"
+            )
+
+    def _check_head(self, name: str) -> None:
+        """Raises UserError if an output head is another matrix than the embedding."""
+        head, embedding = self._slice_of(name), self._slice("embed_tokens.weight")
+        shape = tuple(embedding.get_shape())
+        try:
+            check_tensor(head, bare(name), shape)
+        except ValueError as error:
+            raise UserError(f"model: {self.files[name]}: {error}") from None
+        for rows in _row_parts(shape):
+            one, other = (part[rows].astype(np.float32) for part in (head, embedding))
+            if not np.array_equal(one, other):
+                raise UserError(
+                    f"model: {self.files[name]}: {bare(name)} differs from the embedding; only"
+                    " models whose output head is their embedding are supported"
+                )
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads one tensor of the text model."""
+        return self._slice(name)[:]
+
+    def read_rows(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """Reads a large matrix some rows at a time."""
+        stored = self._slice(name)
+        for rows in _row_parts(stored.get_shape()):
+            yield rows, stored[rows]
+
+    def _slice(self, name: str):
+        return self._slice_of(f"{self._prefix}{name}")
+
+    def _slice_of(self, full: str):
+        return self._open(self.files[full]).get_slice(full)  # reopened: its pages can go
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the files that are the model: as in transformers one whole file goes first."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole.name]
+    listed = read_settings(index, "model").get("weight_map")
+    names: list[Any] = list(listed.values()) if isinstance(listed, dict) else [listed]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(
+                f"model: {index} is damaged: it names the file {shown(name)}, but a shard"
+                " must be in the same folder"
+            )
+    return sorted({*names})
+
+
+def _row_parts(shape: Sequence[int]) -> Iterator[slice]:
+    """Cuts a matrix's rows into parts that are read at once."""
+    rows, width = shape
+    step = max(1, _CHUNK // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a text model, by its name in a checkpoint."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (config.vocab_size, config.embed_dim),
+        "norm.weight": (config.embed_dim,),
+    }
+    for layer in range(config.num_layers):
+        for name, stored in norm_names(config).items():
+            shapes[f"layers.{layer}.{stored}.weight"] = (config.norm_sizes[name],)
+        for name, stored in LINEAR_NAMES.items():
+            shapes[f"layers.{layer}.{stored}.weight"] = config.linear_shapes[name][::-1]
+    return shapes
+
+
+def weights(
+    folder: Path, config: GemmaConfig, tied: bool = True
+) -> Iterator[tuple[str, Any, np.ndarray]]:
+    """Yields the weights in parts: our name, where in it the part goes, and the numbers.
+
+    A part is a block's matrix or norm, or some rows of the embedding, in the file's dtype; the
+    norms' scales are float32 with their 1 added.
+
+    Raises:
+      UserError: a tensor is missing, unexpected or misshapen, or a file is damaged.
+    """
+    files = TensorFiles(folder)
+    files.check(_stored_shapes(config), tied)
+    for rows, part in files.read_rows("embed_tokens.weight"):
+        yield "embedding", rows, part
+    final = files.read("norm.weight")
+    yield "final_norm.scale", ..., 1 + final.astype(np.float32)
+    # Weight by weight, not layer by layer: each is complete, and on its device, before the next.
+    layers = range(config.num_layers)
+    for name, stored in norm_names(config).items():
+        for layer in layers:
+            scale = files.read(f"layers.{layer}.{stored}.weight")
+            yield f"blocks.{name}.scale", layer, 1 + scale.astype(np.float32)
+    for name, stored in LINEAR_NAMES.items():
+        for layer in layers:
+            kernel = files.read(f"layers.{layer}.{stored}.weight")
+            yield f"blocks.{name}", layer, kernel.T
+
+
+def identity(folder: Path) -> str:
+    """A digest of the configuration and of every file's table of contents (not of the values)."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(filter(Path.is_file, folder.glob("*.safetensors"))):
+        with path.open("rb") as file:
+            stored = path.stat().st_size
+            size = int.from_bytes(file.read(8), "little")
+            digest.update(path.name.encode() + file.read(min(size, stored, 2**26)))
+            digest.update(str(stored).encode())
+    return digest.hexdigest()
+
+
+def read_generation(folder: Path, described: Described) -> dict[str, Any]:
+    """What the folder says of generation, for those who generate; only stop tokens matter here.
+
+    Without `generation_config.json` it is what `config.json` says of tokens, as in transformers.
+
+    Raises:
+      UserError: the file is damaged, or a stop token is none of the model's.
+    """
+    path = folder / "generation_config.json"
+    settings = read_settings(path, "model") if path.is_file() else dict(described.tokens)
+    for token in stop_tokens(settings):
+        if type(token) is not int or not 0 <= token < described.config.vocab_size:
+            raise UserError(f"model: {folder}: there is no token {shown(token)} (eos_token_id)")
+    return settings
+
+
+def stop_tokens(generation: dict[str, Any]) -> list[Any]:
+    """The tokens at which generation ends, by `generation_config.json`."""
+    stops = generation.get("eos_token_id")
+    return stops if isinstance(stops, list) else [] if stops is None else [stops]
+
+
+def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTrainedTokenizerFast":
+    """Reads the tokenizer; raises UserError if it is missing or has more tokens than the model.
+
+    `tokenizer.json` is the tokenizer, `tokenizer_config.json` names the special tokens, and either
+    it or `chat_template.jinja` holds the chat template. transformers' own loader would follow what
+    the settings ask for: other classes, other files.
+    """
+    path, named = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    jinja = folder / "chat_template.jinja"
+    if not path.is_file():
+        raise UserError(f"model: {folder} holds no tokenizer.json")
+    settings = read_settings(named, "model") if named.is_file() else {}
+    check_keys(f"model: {named}", settings, _HARMLESS)
+    try:
+        backend = Tokenizer.from_file(str(path))
+        backend.no_truncation()
+        backend.no_padding()
+        vocabulary = backend.get_vocab()
+        _check_added(
+            settings, {i: one.content for i, one in backend.get_added_tokens_decoder().items()}
+        )
+        if {*vocabulary.values()} != {*range(len(vocabulary))}:  # all up to the last would be tried
+            raise ValueError("its tokens are not numbered from 0 without gaps")
+        roles = {
+            role: _content(settings.get(role, usual if usual in vocabulary else None))
+            for role, usual in _ROLES.items()
+        }
+        for role, token in roles.items():
+            optional = role != "bos_token" and token is None
+            if not optional and not (isinstance(token, str) and token in vocabulary):
+                raise ValueError(f"there is no token {shown(token)} to be the {role}")
+        template = read_text(jinja) if jinja.is_file() else _template(settings)
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend,
+            chat_template=template,
+            clean_up_tokenization_spaces=False,
+            **roles,
+        )
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"model: {path} cannot be read ({bare(error)})") from None
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model: the tokenizer in {folder} has {len(tokenizer)} tokens, the embedding only"
+            f" {config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _check_added(settings: dict[str, Any], added: dict[int, str]) -> None:
+    """Raises ValueError if the settings add tokens that `tokenizer.json` has not."""
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        if added.get(int(number)) != _content(token):
+            raise ValueError(f"it has no added token {shown(_content(token))} of number {number}")
+    for key in ("additional", "extra", "model_specific"):
+        listed = settings.get(f"{key}_special_tokens") or ()
+        for token in listed.values() if isinstance(listed, dict) else listed:
+            if _content(token) not in added.values():
+                raise ValueError(f"it has no added token {shown(_content(token))}")
+
+
+def _content(token: Any) -> Any:
+    """A token that may be written with its properties."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _template(settings: dict[str, Any]) -> str | None:
+    """The chat template, or the default one of several."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        template = {one["name"]: one["template"] for one in template}.get("default")
+    if not isinstance(template, str | None):
+        raise ValueError(f"the chat template is {shown(template)}")
+    return template

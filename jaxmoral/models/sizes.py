@@ -1,0 +1,80 @@
+"""How much memory a model takes, computed from shapes without allocating anything."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.lora import Lora, init_adapter
+from jaxmoral.models.model import Gemma
+
+
+def num_parameters(config: GemmaConfig) -> int:
+    """Parameters of the frozen base."""
+    config = dataclasses.replace(config, quantisation=None)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Gemma.abstract(config)[1]))
+
+
+def weight_bytes(config: GemmaConfig, itemsize: int) -> int:
+    """What the frozen base takes; floating-point weights have `itemsize` bytes."""
+    leaves = jax.tree.leaves(Gemma.abstract(config)[1])
+    integer = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.integer)
+    return sum(math.prod(leaf.shape) * (1 if integer(leaf) else itemsize) for leaf in leaves)
+
+
+def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
+    """Parameters of an adapter."""
+    adapter = jax.eval_shape(lambda key: init_adapter(key, config, lora), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(adapter))
+
+
+def adapter_bytes(config: GemmaConfig, lora: Lora, repeated: bool) -> tuple[int, int]:
+    """What a trained adapter takes: kept between updates, and besides in an update.
+
+    Kept are its float32 parameters and two moments of Adam. An update makes the gradient and the
+    scaled half of `lora.prepare`, and keeps one more gradient or parameters where it goes through
+    the model more than once.
+
+    Args:
+      config, lora: of the adapter.
+      repeated: whether an update has several trees or gradient steps.
+    """
+    adapter = num_adapter_parameters(config, lora)
+    layers = config.num_layers * lora.rank
+    scaled = layers * sum(config.linear_shapes[name][1] for name in lora.targets)
+    return 12 * adapter, 4 * ((2 if repeated else 1) * adapter + scaled)
+
+
+def activation_bytes(
+    config: GemmaConfig,
+    lora: Lora,
+    tree: tuple[int, int],
+    num_logits: int,
+    itemsize: int,
+    remat: str,
+) -> int:
+    """What one update keeps for its backward pass, and works with in one layer.
+
+    Kept of each token and layer: the block's input alone if blocks are recomputed; else also what
+    the linear layers and the heads made; and if nothing is recomputed about three times that, the
+    adapters' inner numbers and the attention's scores included. A layer's backward pass works with
+    these twice, with what the block makes four times if it makes it again. Then there are three
+    float32 copies of the logits that are made at once (they, what is left of them, their
+    exponentials).
+
+    Args:
+      config, lora: of the model.
+      tree: how many nodes a packed prompt tree has, and how many keys each looks at.
+      num_logits: how many are made at once.
+      itemsize: bytes of an activation.
+      remat: see `ModelConfig.remat`.
+    """
+    num_nodes, num_keys = tree
+    made = config.embed_dim + config.num_heads * config.head_dim
+    made += sum(outputs for _, outputs in config.linear_shapes.values())
+    inner = lora.rank * len(lora.targets) + config.num_heads * num_keys
+    kept = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}[remat]
+    working = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
+    return num_nodes * (config.num_layers * kept + working) * itemsize + 3 * 4 * num_logits

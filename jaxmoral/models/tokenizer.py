@@ -1,0 +1,131 @@
+"""Gemma's tokenizer: built from a SentencePiece vocabulary, cached, and read as byte pieces.
+
+SentencePiece's BPE merges by score, Hugging Face's by a list of merges; the list is recovered by
+splitting every piece into all pairs of pieces, better pieces first.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from jaxmoral.errors import UserError
+from jaxmoral.models.foreign import bare, shown
+from jaxmoral.models.gguf_file import Vocabulary
+
+SPACE = "\u2581"  # how SentencePiece writes a space
+_CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
+_LONGEST = 1000  # characters of a piece; all its splits are tried
+
+
+def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Every way a piece is made of two others, best piece first."""
+    index = {piece: i for i, piece in enumerate(pieces)}
+    found: list[tuple[float, int, int, int]] = []
+    for piece, merged in index.items():
+        for cut in range(1, len(piece)):
+            left, right = index.get(piece[:cut]), index.get(piece[cut:])
+            if left is not None and right is not None:
+                found.append((-scores[merged], merged, left, right))
+    found.sort()
+    return [(pieces[left], pieces[right]) for _, _, left, right in found]
+
+
+def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
+    """Builds the tokenizer; encoding with special tokens puts exactly one BOS in front.
+
+    Raises:
+      UserError: a piece is empty, too long, or stands in the vocabulary twice.
+    """
+    # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
+    pieces = [piece.replace(" ", SPACE) for piece in vocabulary.pieces]
+    known: set[str] = set()
+    for number, piece in enumerate(pieces):
+        if not 0 < len(piece) <= _LONGEST or piece in known:
+            raise UserError(f"model: the vocabulary cannot hold {shown(piece)} as token {number}")
+        known.add(piece)
+    try:
+        return _build(pieces, vocabulary)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise UserError(f"model: the vocabulary makes no tokenizer ({bare(error)})") from None
+
+
+def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
+    kinds = vocabulary.types.tolist()
+    # SentencePiece keeps user-defined pieces (runs of spaces and newlines, tags) whole: rank first.
+    scores = np.where(vocabulary.types == _USER_DEFINED, np.inf, vocabulary.scores).tolist()
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            merges(pieces, scores),
+            unk_token=pieces[vocabulary.unk],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(pieces[i], special=True) for i, kind in enumerate(kinds) if kind == _CONTROL]
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(pieces[i], normalized=False, special=False)
+            for i, kind in enumerate(kinds)
+            if kind == _USER_DEFINED and pieces[i].strip(SPACE)
+        ]
+    )
+    bos = pieces[vocabulary.bos]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token=pieces[vocabulary.eos],
+        unk_token=pieces[vocabulary.unk],
+        pad_token=pieces[vocabulary.pad],
+        chat_template=vocabulary.template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:
+    """Writes the tokenizer's files to a folder."""
+    tokenizer.save_pretrained(folder)
+
+
+def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
+    """Reads what `save` wrote."""
+    return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes | None]:
+    """What each token adds to a decoded text, `[vocab_size]`; None for control tokens.
+
+    None as well for a byte token whose character has a piece of its own: no model spells with it,
+    and counting it would double the spellings of a label with every character.
+    """
+    special = set(tokenizer.all_special_tokens) | {
+        str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
+    }
+    byte = re.compile(r"<0x([0-9A-F]{2})>")
+    vocabulary = tokenizer.get_vocab()
+    pieces: list[bytes | None] = []
+    for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+        if piece in special:
+            pieces.append(None)
+        elif match := byte.fullmatch(piece):
+            code = int(match[1], 16)
+            character = chr(code).replace(" ", SPACE)
+            pieces.append(None if code < 128 and character in vocabulary else bytes([code]))
+        else:
+            pieces.append(piece.replace(SPACE, " ").encode())
+    return pieces

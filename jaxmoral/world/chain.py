@@ -1,0 +1,258 @@
+"""The Markov chain of an episode: exact visits, advantages and expectations without playing it.
+
+(what the agent remembers, the opponent's state) is a Markov chain, so all that a policy does over
+an episode is known from its table. `against` sets the chain up for a machine, `between` for two
+agents; the rest does not know which it has.
+
+Axes: h histories the agent can be in, s the machine's states, o the agent's outcome as chosen, e
+its move as it counts, b the other's outcome, f that as it counts.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, playable
+from jaxmoral.world.opponents import Opponent
+
+
+class Chain(NamedTuple):
+    """An agent's episodes but for its own policy.
+
+    Attributes:
+      start: `[h, s]` probabilities at the first round.
+      moves: `[h, s, b]` probabilities of the other's outcomes.
+      own_effect: `[h, o, e]`, what the agent's outcome counts as: noise, and a last legal move.
+      other_effect: `[h, b, f]`, likewise.
+      machine: `[s, f, e, s']`, 1 where the machine's state goes.
+      arrive: `[h, e, f, h']`, 1 for the history that follows.
+      kind: `[h, num_previous]`, 1 for the round before.
+    """
+
+    start: jax.Array
+    moves: jax.Array
+    own_effect: jax.Array
+    other_effect: jax.Array
+    machine: jax.Array
+    arrive: np.ndarray
+    kind: np.ndarray
+
+
+def _one_hot(index: np.ndarray, size: int) -> np.ndarray:
+    return np.eye(size, dtype=np.float32)[index]
+
+
+def _own_effect(memory: Memory) -> np.ndarray:
+    effect = np.tile(np.eye(3, 2, dtype=np.float32), (len(memory.previous), 1, 1))
+    effect[:, ILLEGAL] = _one_hot(memory.last_own, 2)
+    return effect
+
+
+def _trembling(effect: chex.Array, noise: chex.Array | None) -> jax.Array:
+    """`[h, 3, 2]` with the legal outcomes' effects blurred."""
+    effect = jnp.asarray(effect)
+    if noise is None:
+        return effect
+    blurred = (1 - noise) * effect[:, :ILLEGAL] + noise * effect[:, :ILLEGAL, ::-1]
+    return effect.at[:, :ILLEGAL].set(blurred)
+
+
+def _arrive(memory: Memory, size: int) -> np.ndarray:
+    return _one_hot(memory.next_state[:size, :ILLEGAL], len(memory.previous))[..., :size]
+
+
+def _kind(memory: Memory, size: int) -> np.ndarray:
+    return _one_hot(memory.previous[:size], memory.num_previous)
+
+
+def against(memory: Memory, opponent: Opponent, noise: chex.Array | None = None) -> Chain:
+    """The chain of an agent that meets a machine.
+
+    Args:
+      memory: of the agent.
+      opponent: who is played.
+      noise: see `rollout.Environment`.
+    """
+    size = playable(memory)
+    moves = jnp.asarray(opponent.moves)
+    chex.assert_shape(moves, (None, memory.num_moves))
+    machine = jax.nn.one_hot(opponent.next_state, len(moves))
+    here = jax.nn.one_hot(memory.start, len(memory.previous))
+    distribution = here[:, None] * jax.nn.one_hot(opponent.start, len(moves))
+    follows = _one_hot(memory.next_state[:, :ILLEGAL], len(memory.previous))
+    for index in range(memory.opening):
+        chances = moves if index else jnp.broadcast_to(opponent.opening, moves.shape)
+        rounds = 0.5 * jnp.einsum("hs,sf->hfs", distribution, chances)
+        distribution = jnp.einsum("hfs,sfet,hefg->gt", rounds, machine, follows)
+    return Chain(
+        start=distribution[:size],
+        moves=jnp.broadcast_to(moves, (size, *moves.shape)),
+        own_effect=_trembling(_own_effect(memory)[:size], noise),
+        other_effect=jnp.broadcast_to(jnp.eye(memory.num_moves), (size, *[memory.num_moves] * 2)),
+        machine=machine,
+        arrive=_arrive(memory, size),
+        kind=_kind(memory, size),
+    )
+
+
+def between(memory: Memory, others_policy: jax.Array, noise: chex.Array | None = None) -> Chain:
+    """The chain of an agent that meets another one.
+
+    Args:
+      memory: of both.
+      others_policy: `[num_histories, 3]` of the other, by what it remembers itself.
+      noise: of both.
+    """
+    size = playable(memory)
+    mirrored = jnp.asarray(_mirror(memory))
+    effect = _own_effect(memory)
+    policy = others_policy[jnp.asarray(memory.shown)[mirrored[:size]]]
+    if noise is not None:
+        flipped = policy.at[:, :ILLEGAL].set(policy[:, ILLEGAL - 1 :: -1])
+        policy = (1 - noise) * policy + noise * flipped
+    follows = _one_hot(memory.next_state[:, :ILLEGAL], len(memory.previous))
+    distribution = jax.nn.one_hot(memory.start, len(memory.previous))
+    for _ in range(memory.opening):
+        distribution = 0.25 * jnp.einsum("h,hefg->g", distribution, follows)
+    return Chain(
+        start=distribution[:size, None],
+        moves=policy[:, None],
+        own_effect=_trembling(effect[:size], noise),
+        other_effect=jnp.asarray(effect)[mirrored[:size]],
+        machine=jnp.ones((1, 2, 2, 1)),
+        arrive=_arrive(memory, size),
+        kind=_kind(memory, size),
+    )
+
+
+def _mirror(memory: Memory) -> np.ndarray:
+    """The state the other is in, by the agent's, in a game of two players."""
+    mirrored = np.full(len(memory.previous), -1, np.int32)
+    mirrored[memory.start] = memory.start
+    waiting = [memory.start]
+    while waiting:
+        state = waiting.pop()
+        for own, other in np.ndindex(2, 2):
+            after = memory.next_state[state, own, other]
+            if mirrored[after] < 0:
+                mirrored[after] = memory.next_state[mirrored[state], other, own]
+                waiting.append(after)
+    return mirrored
+
+
+def memory_policy(log_probs: jax.Array) -> jax.Array:
+    """Outcome probabilities per remembered history, averaged over the label orders.
+
+    Args:
+      log_probs: `[num_histories * NUM_ORDERS, 3]`.
+
+    Returns:
+      `[num_histories, 3]`.
+    """
+    return jnp.exp(log_probs).reshape(-1, NUM_ORDERS, 3).mean(1)
+
+
+def by_state(memory: Memory, values: jax.Array) -> jax.Array:
+    """`[num_histories, ...]` by what the prompt shows to `[h, ...]` by the agent's history."""
+    if len(values) == playable(memory):  # it shows all there is
+        return values
+    return values[jnp.asarray(memory.shown)[: playable(memory)]]
+
+
+def by_shown(memory: Memory, values: jax.Array) -> jax.Array:
+    """Sums of `[h, ...]` over the histories that look alike, `[num_histories, ...]`."""
+    if len(values) == len(memory.histories):
+        return values
+    shown = jnp.asarray(memory.shown)[: len(values)]
+    return jnp.zeros((len(memory.histories), *values.shape[1:])).at[shown].add(values)
+
+
+def distributions(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array:
+    """Where episodes are before each round, `[num_rounds, h, s]`, given `[h, o]` probabilities."""
+
+    def step(distribution, _):
+        rounds = jnp.einsum("hs,ho,hsb->hsob", distribution, policy, chain.moves)
+        counted = jnp.einsum("hsob,hoe,hbf->hefs", rounds, chain.own_effect, chain.other_effect)
+        following = jnp.einsum("hefs,sfet,hefg->gt", counted, chain.machine, chain.arrive)
+        return following, distribution
+
+    return jax.lax.scan(step, chain.start, None, num_rounds)[1]
+
+
+def kinds(chain: Chain, policy: jax.Array, distribution: jax.Array) -> jax.Array:
+    """Shares of each kind of round, `[num_previous, 3 (outcome as chosen), b]`, from `[h, s]`."""
+    return jnp.einsum("hs,ho,hsb,hp->pob", distribution, policy, chain.moves, chain.kind)
+
+
+def visits(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array:
+    """How often each kind of round happens in an episode, as shares that add up to 1.
+
+    Args:
+      chain: from `against` or `between`.
+      policy: `[h, 3]`, see `by_state`.
+      num_rounds: length of an episode.
+
+    Returns:
+      `[num_previous, 3 (outcome), num_moves or 3 (other's outcome)]`, shaped like
+      `rewards.reward_table`, so a mean reward is the sum of their product.
+    """
+    chex.assert_shape(policy, (len(chain.start), 3))
+    return kinds(chain, policy, distributions(chain, policy, num_rounds).mean(0))
+
+
+def noisy_rewards(rewards: chex.Array, noise: chex.Array | None) -> jax.Array:
+    """Expected rewards of outcomes as chosen, `[..., 3, num_moves]`."""
+    rewards = jnp.asarray(rewards)
+    if noise is None:
+        return rewards
+    swapped = jnp.concatenate([rewards[..., 1::-1, :], rewards[..., ILLEGAL:, :]], axis=-2)
+    return (1 - noise) * rewards + noise * swapped
+
+
+def expected_advantages(
+    chain: Chain,
+    policy: jax.Array,
+    rewards: jax.Array,
+    values: jax.Array,
+    num_rounds: int,
+    gamma: float,
+    lam: float,
+) -> tuple[jax.Array, jax.Array]:
+    """What generalised advantage estimates are on average (`ppo.gae`, bootstrapped at the end).
+
+    Args:
+      chain: from `against` or `between`.
+      policy: `[h, NUM_ORDERS, 3]` probabilities.
+      rewards: `[num_previous, 3, b]`, of outcomes as chosen.
+      values: `[h, NUM_ORDERS]` of the value head.
+      num_rounds: length of an episode.
+      gamma, lam: of the estimates.
+
+    Returns:
+      `[h]` visit probabilities (mean over the rounds), and `[h, NUM_ORDERS, 3]` expected advantages
+      of an outcome after a history and label order, over all visits; 0 where there are none.
+    """
+    mean_policy, mean_value = policy.mean(1), values.mean(1)
+    immediate = jnp.einsum("hp,pob,hsb->hso", chain.kind, rewards, chain.moves)
+    before = distributions(chain, mean_policy, num_rounds)
+
+    def back(later, distribution):
+        # `later` is [h', s']: the mean advantage of the round after.
+        ahead = gamma * (mean_value[:, None] + lam * later)
+        ahead = jnp.einsum("sfet,hefg,gt->hefs", chain.machine, chain.arrive, ahead)
+        ahead = jnp.einsum(
+            "hsb,hoe,hbf,hefs->hso", chain.moves, chain.own_effect, chain.other_effect, ahead
+        )
+        returns = immediate + ahead  # reward and what follows, before the baseline
+        mean = jnp.einsum("hso,hro->hsr", returns, policy).mean(-1) - mean_value[:, None]
+        return mean, jnp.einsum("hs,hso->ho", distribution, returns)
+
+    nothing = jnp.zeros_like(chain.start)
+    weighted = jax.lax.scan(back, nothing, before, reverse=True)[1].mean(0)
+    visited = before.sum(-1).mean(0)
+    returns = weighted / jnp.maximum(visited, 1e-20)[:, None]
+    seen = (visited > 0)[:, None, None]
+    return visited, jnp.where(seen, returns[:, None] - values[..., None], 0.0)
