@@ -3,6 +3,7 @@
 import shutil
 import sys
 
+import jax
 import pytest
 
 from jaxmoral.errors import UserError
@@ -76,3 +77,17 @@ def test_a_damaged_cache_says_which_folder_to_delete(cache, real):
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="damaged .*delete it"):
         gemma_load.load("gemma3-270m")
+
+
+def test_what_the_layout_refuses_is_not_called_damage(real):
+    """It is asked with the tokenizer known and shapes in place of weights."""
+
+    def refuse(model):
+        assert model.tokenizer.bos_token_id == real.tokenizer.bos_token_id
+        shapes = jax.tree.map(lambda leaf: leaf.shape, model.weights)
+        assert shapes == jax.tree.map(lambda leaf: leaf.shape, real.weights)
+        assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.weights))
+        raise UserError("mesh: does not fit")
+
+    with pytest.raises(UserError, match="^mesh: does not fit$"):
+        gemma_load.load("gemma3-270m", layout_for=refuse)
