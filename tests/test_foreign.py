@@ -135,6 +135,7 @@ def test_rotary_settings_of_each_kind_of_layer_in_both_spellings(make, kind, cha
     [
         ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, "rope_type 'yarn' is not supp"),
         (NEAR | {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+        (NEAR | {"type": "linear", "factor": 8.0}, "type 'linear' is not supported, only the same"),
     ],
 )
 def test_rotary_settings_that_are_not_implemented_are_refused(make, rope, message):
@@ -156,6 +157,7 @@ def test_rotary_settings_that_are_not_implemented_are_refused(make, rope, messag
         ("gemma", {"hidden_act": "gelu"}),  # its first releases said this and meant tanh
         ("gemma3", {"final_logit_softcapping": 3.0}),
         ("gemma3", {"unsloth_fixed": True, "num_experts": None, "attention_bias": False}),
+        ("gemma3", {"model_name": "owner/name", "temperature": 1.0, "diversity_penalty": 0.0}),
     ],
 )
 def test_keys_mean_what_they_mean_in_transformers(make, kind, changes):
@@ -180,6 +182,7 @@ def test_a_vision_model_has_no_cap_on_its_logits(make):
         ("gemma2", {"quantization_config": {"bits": 4}}, "quantization_config = .* is not supp"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
         ("gemma3", {"sliding_window": None}, "sliding_window None is not supported"),
+        ("gemma3", {"sliding_window": 0}, "sliding_window cannot be 0"),
         ("gemma3-vision", {"logit_scale": 2.0}, "logit_scale = 2.0 is not supported"),
     ],
 )
@@ -215,6 +218,15 @@ def test_a_folder_with_an_adapter_is_no_model(make):
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="holds a PEFT adapter; give its base as model.source"):
         gemma_load.load(str(folder))
+
+
+def test_a_hub_id_is_the_commit_that_its_name_stood_for():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    read = f"owner/name@{commit}"
+    for asked in ("owner/name", "owner/name@v1", read):
+        assert gemma_load.same_base(asked, read)
+    for asked in ("owner/other", f"owner/name@{commit[::-1]}", "gemma3-270m"):
+        assert not gemma_load.same_base(asked, read)
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "../models/mine", "some/where/else", "a.gguf"])

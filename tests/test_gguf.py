@@ -180,6 +180,7 @@ def scaled(factor, base):
             {"layer_types": [FULL] * 4, "final_logit_softcapping": 2.0},
         ),
         ("gemma", {"vocab_size": 96, "expert_count": 0, "rope.dimension_count": 8}, {}),
+        ("gemma", {"mm.tokens_per_image": 256, "vision.block_count": 27}, {}),
     ],
 )
 def test_metadata_that_changes_the_model_is_read(kind, given, means, tmp_path):
@@ -238,7 +239,7 @@ def test_tensors_that_nobody_asks_for_are_refused(gemma3, tmp_path):
         twin,
         sizes,
         TYPES.F32,
-        tensors={"output.weight": embedding},
+        tensors={"output.weight": embedding, "v.blk.0.attn_q.weight": np.ones((2, 2))},
     )
     assert dict(GGUFModel(tmp_path / "same.gguf").weights())
     for name, array, message in (

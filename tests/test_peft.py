@@ -302,6 +302,8 @@ def test_the_base_and_its_revision_are_read_back(models, tmp_path):
     assert at_revision("owner/name", tmp_path) == "owner/name@v1"
     assert at_revision("owner/name@v1", tmp_path) == "owner/name@v1"
     assert at_revision("owner/other", tmp_path) == "owner/other"
+    commit = f"owner/name@{'0123456789' * 4}"  # for which the tag may stand
+    assert at_revision(commit, tmp_path) == commit
     with pytest.raises(UserError, match="was made on revision 'v1' of owner/name"):
         at_revision("owner/name@v2", tmp_path)
 

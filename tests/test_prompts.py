@@ -215,7 +215,15 @@ def test_a_path_with_spaces_is_a_path(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "text",
-    ["Be fair and/or kind.", "Pay 1/2", "Share and/or pay 2.5", "Read\nmine.txt", "Be kind. "],
+    [
+        "Be fair and/or kind to Mr.Smith",
+        "You weigh cost/benefit.Always",
+        "Be fair and/or kind.",
+        "Pay 1/2",
+        "Share and/or pay 2.5",
+        "Read\nmine.txt",
+        "Be kind. ",
+    ],
 )
 def test_a_sentence_is_no_path(text):
     """What a run's config.yaml holds once a file was read must stay what it is."""

@@ -135,6 +135,34 @@ def test_settings_that_change_nothing_are_accepted(folder):
     assert Prompter(gemma_load.load(str(folder)), "plain").tokens(TEXT) == expected
 
 
+def test_a_token_without_an_embedding_is_refused_where_a_prompt_holds_it(folder):
+    """Gemma 3's text models come with the token of an image."""
+    model = gemma_load.load(str(folder))
+    model.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    while len(model.tokenizer) <= model.config.vocab_size:
+        model.tokenizer.add_special_tokens(
+            {"additional_special_tokens": [f"<image{len(model.tokenizer)}>"]}
+        )
+    model.tokenizer.save_pretrained(folder)
+    last = model.tokenizer.convert_ids_to_tokens(model.config.vocab_size)
+    prompter = Prompter(gemma_load.load(str(folder)), "plain")
+    assert prompter.responses(("X", "Y"))
+    assert prompter.tokens(TEXT) == [BOS, *plain_tokens(folder)]
+    with pytest.raises(UserError, match=f"holds {last}, for which the model has no embedding"):
+        prompter.tokens(f"{TEXT} {last}")
+
+
+def test_a_tokenizer_saved_with_padding_loads(folder):
+    tokenizer = gemma_load.load(str(folder)).tokenizer
+    tokenizer.backend_tokenizer.enable_padding()
+    tokenizer.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(
+        folder
+    )
+    prompter = Prompter(gemma_load.load(str(folder)), "plain")
+    assert prompter.tokens(TEXT) == [BOS, *plain_tokens(folder)]
+
+
 # What leaves again
 
 
@@ -157,6 +185,12 @@ def test_a_merged_export_keeps_what_generation_needs(folder, tmp_path):
 
 def test_stop_tokens_stand_in_config_json_too(folder):
     (folder / "generation_config.json").unlink()
+    edit(folder, "config.json", lambda stored: stored.pop("eos_token_id"))
+    out = folder / "out"
+    out.mkdir()
+    save_merged(out, gemma_load.load(str(folder)), {}, Lora(1, 1.0, 0.0, ()))
+    kept = json.loads((out / "generation_config.json").read_text())
+    assert kept["eos_token_id"] == [EOS]  # the tokenizer's
     edit(folder, "config.json", lambda stored: stored.update(eos_token_id=[EOS, 6]))
     assert gemma_load.load(str(folder)).stop_tokens() == [EOS, 6]
     edit(folder, "config.json", lambda stored: stored.update(eos_token_id=[EOS, 10**6]))

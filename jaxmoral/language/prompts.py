@@ -83,7 +83,7 @@ def is_path(value: str) -> bool:
     folder, name = os.path.split(value)
     suffix = os.path.splitext(name)[1][1:]
     rooted = value.startswith(("/", "./", "../", "~"))
-    in_folder = bool(folder) and (rooted or suffix.isalpha() or os.path.isdir(folder))
+    in_folder = bool(folder) and (rooted or suffix in ("txt", "md") or os.path.isdir(folder))
     return value.endswith(".txt") or os.path.isfile(value) or in_folder
 
 

@@ -77,7 +77,8 @@ class Prompter:
         self.multiple = multiple
         self.tokenizer = model.tokenizer
         self.template = template
-        self._pieces = byte_pieces(self.tokenizer)
+        self._vocab_size = model.config.vocab_size
+        self._pieces = byte_pieces(self.tokenizer)[: self._vocab_size]
         self._stop_tokens = model.stop_tokens()
         self._responses: dict[tuple[str, str], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
@@ -130,6 +131,9 @@ class Prompter:
                 " is marked, in another place; take it out of the wording, the persona, the labels"
                 " or the chat template"
             )
+        if max(ids, default=0) >= self._vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(f"prompt: it holds {token}, for which the model has no embedding")
         return [bos, *ids]
 
     def sequences(self, condition: Condition) -> list[list[int]]:

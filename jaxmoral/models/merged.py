@@ -41,7 +41,7 @@ def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) 
     settings = json.loads(named.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     named.write_text(json.dumps(settings, indent=2) + "\n")
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad")}
-    generation = model.generation or {**tokens, "eos_token_id": model.stop_tokens()}
+    generation = {**tokens, "eos_token_id": model.stop_tokens()} | model.generation
     stops = {name: generation[name] for name in generation if name == "eos_token_id"}
     described = huggingface_config(sizes, tokenizer) | {"dtype": str(dtype)} | stops
     for name, settings in (("config", described), ("generation_config", generation)):

@@ -141,6 +141,8 @@ def at_revision(source: str, folder: Path) -> str:
     name, at, given = source.partition("@")
     if not revision or name != base:
         return source
+    if re.fullmatch("[0-9a-f]{40}", given) and not re.fullmatch("[0-9a-f]{40}", revision):
+        return source  # a commit, which the branch or tag may stand for
     if at and given != revision:
         raise UserError(
             f"lora.adapter: {folder} was made on revision {shown(revision)} of {name}, model.source"
