@@ -33,7 +33,7 @@ from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
 from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
 from jaxmoral.reporting.styles import COLOURS, game_styles, line_styles, reward_colour
-from jaxmoral.world.games import choose_games
+from jaxmoral.world.games import choose_games, get_game, make_games
 
 SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
 
@@ -722,7 +722,8 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     assert rewards["game+0.5*altruism(0.3)"][1:3] == ["5", "-6"]
     assert "the agent's own points" in rewards["game+0.5*altruism(0.3)"][0]
     assert "spite" in rewards["game+0.5*altruism(0.3)"][0]
-    games = page_tables.played_games(series, tables(series), [])
+    games, unknown = page_tables.played_games(series, [])
+    assert unknown == []
     pairs = {row[1]: row[2:] for row in page_tables.payoff_rows(games)}
     assert pairs == {
         "ipd": ["3, 3", "0, 4", "4, 0", "1, 1"],
@@ -732,6 +733,26 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     (group,) = page_tables.group_rows(games)
     assert group[1:] == ["public-goods(4,10,2)", "5, 10, 15, 20", "10, 15, 20, 25"]
     assert training_game(runs[2].config).num_players == 4
+
+
+def test_table_3_has_the_games_of_tables_and_tournaments_and_says_what_is_unknown(tmp_path):
+    own = "{mine: {CC: [1, 2], CD: [3, 4], DC: [5, 6], DD: [7, 8]}}"
+    text = make_run(tmp_path, "a", evaluation=evaluated("trained", {"lost": 1.0}), source="m")
+    table = make_run(tmp_path, "b", "--games", own, "--env.game", "mine")
+    games = make_games({"ours": {"CC": [9, 8], "CD": [7, 6], "DC": [5, 4], "DD": [3, 2]}})
+    games = [games["ours"], get_game("bos")]
+    result = hold([strategy("joss", games, 0.0)], games, [], 4, 3.0, -6.0)
+    before = {"games": {"theirs": {}, "ish": {}}}  # an earlier version wrote no payoffs
+    (series, _), (tabular, _) = group_runs([text]), group_runs([table])
+    found, unknown = page_tables.played_games([*series, *tabular], [result, before])
+    pairs = {row[1]: row for row in page_tables.payoff_rows(found)}
+    assert set(pairs) == {"ipd", "mine", "ours", "bos", "ish"}
+    assert pairs["ours"][2:] == ["9, 8", "7, 6", "5, 4", "3, 2"]
+    assert pairs["bos"][0] == get_game("bos").title
+    assert unknown == ["lost", "theirs"]
+    body = "".join(page_tables.number_parts(series, tabular, pd.DataFrame(), [result]))
+    assert "<td>mine</td>" in body
+    assert "Not in Table 3, as this command does not know their payoffs: lost." in body
 
 
 def test_a_tables_map_says_that_it_is_one_colour(tmp_path):
