@@ -30,11 +30,12 @@ def main() -> None:
 
 
 def _run(folder: Path, seed: int) -> None:
+    path = folder / "answers.json"
+    earlier = read_json(path) if path.is_file() else None  # damage is found now
     use_compilation_cache()
     config, agent, trainable = load_run(folder)
     answers = ask(config, agent, trainable, jax.random.key(seed))
-    path = folder / "answers.json"
-    if path.is_file() and read_json(path) != answers:
+    if earlier not in (None, answers):
         print(f"{path.name} held other answers; they are in {set_aside(path)} now")
     write_json(answers, path)
     for one in answers:

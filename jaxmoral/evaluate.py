@@ -5,18 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from jaxmoral import config as configs
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command, split_outside
 from jaxmoral.language.suites import SUITES
 from jaxmoral.learning.training import POPULATION, member_names
-from jaxmoral.measuring.evaluation import Which, evaluate_agent, load_population
-from jaxmoral.measuring.keeping import EVALUATION, keep, of_update, read_evaluation
-from jaxmoral.measuring.results import rows, summary, table
+from jaxmoral.measuring.evaluation import Which, evaluate_agent, load_population, update_of
+from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation
+from jaxmoral.measuring.results import summary, table
 from jaxmoral.models.load import use_compilation_cache
-from jaxmoral.reporting import figures
+from jaxmoral.reporting.evaluated import keep_and_draw
 from jaxmoral.world.games import GAMES, SETS
 from jaxmoral.world.opponents import OPPONENTS
 
@@ -90,58 +88,44 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
         _evaluate_members(run, chosen, update)
         return
-    if output is None and run is not None and update is None:
-        output = run / EVALUATION
-    if output is not None and output.is_file():
-        read_evaluation(output)  # damage is found now, not after minutes
+    if output is None and run is not None:
+        output = _file_of(run, update)
+    elif output is not None and output.is_file():
+        read_evaluation(output)
     source = run
     if source is None:
         source = configs.load(None, ["--model.source", arguments.model, *flags])
     evaluation = evaluate_agent(source, **chosen, update=update)
     if not cluster.is_first():
         return
+    picture = None if output is None else keep_and_draw(evaluation, output)
     print(table(evaluation))
-    if output is None and run is not None:
-        output = run / of_update(evaluation["update"])
-    if output is None:
-        return
-    print(f"wrote {output} and {_write(evaluation, output)}")
+    if picture is not None:
+        print(f"wrote {output} and {picture}")
 
 
-def _write(evaluation: dict[str, Any], path: Path) -> Path:
-    """Keeps an evaluation in a file and draws what the file then holds; returns the picture."""
-    name = "regret.png" if path.name == EVALUATION else f"{path.stem}-regret.png"
-    return figures.save(draw_regret(keep(evaluation, path)), path.with_name(name))
+def _file_of(folder: Path, update: Which) -> Path:
+    """Where a run's evaluation goes; raises UserError if there is anything but an evaluation."""
+    number = None if update is None else update_of(folder, update)
+    path = folder / (EVALUATION if number is None else of_update(number))
+    if path.is_file():
+        read_evaluation(path)  # damage is found now, not after minutes
+    return path
 
 
 def _evaluate_members(home: Path, chosen: dict[str, Any], update: Which) -> None:
     lines = []
-    for name in member_names(home) if update is None else []:
-        if (home / name / EVALUATION).is_file():
-            read_evaluation(home / name / EVALUATION)
+    files = {name: _file_of(home / name, update) for name in member_names(home)}
     for folder, member in load_population(home, update):
         evaluation = evaluate_agent(member, **chosen)
         if cluster.is_first():
+            file = files[folder.name]
+            keep_and_draw(evaluation, file)
             print(f"{folder.name}\n{table(evaluation)}\n")
-            name = EVALUATION if update is None else of_update(evaluation["update"])
-            _write(evaluation, folder / name)
-            lines.append(f"{folder.name}: {summary(evaluation)}; in {name}")
+            lines.append(f"{folder.name}: {summary(evaluation)}; in {file.name}")
     if cluster.is_first():
         print("\n".join(lines))
         print(f"next: python -m jaxmoral.report {home}")
-
-
-def draw_regret(evaluation: dict[str, Any]) -> figures.Drawn:
-    """Exact regret in the first suite's conditions, against the first opponent."""
-    everything = pd.DataFrame(rows(evaluation))
-    chosen = everything["suite"] == next(iter(evaluation["suites"]))
-    chosen &= (everything["protocol"] == "exact") & (
-        everything["opponent"] == evaluation["opponents"][0]
-    )
-    found = everything[chosen]
-    found = found.assign(agent=found["policy"].replace("base", figures.BASE))
-    conditions = list(dict.fromkeys(found["condition"]))
-    return figures.regrets(found, list(dict.fromkeys(found["agent"])), conditions)
 
 
 if __name__ == "__main__":

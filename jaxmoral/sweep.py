@@ -7,6 +7,7 @@ stop the rest. The results of all runs in the folder land in one tidy table.
 
 import argparse
 import dataclasses
+import itertools
 import signal
 import sys
 import traceback
@@ -16,15 +17,17 @@ from typing import Any
 
 from jaxmoral import config as configs
 from jaxmoral.api import train_agent
-from jaxmoral.config import Config, differences
+from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resume import as_begun, changed_before
 from jaxmoral.measuring.evaluation import chosen_conditions, described, evaluate_agent, xi_of
-from jaxmoral.measuring.keeping import EVALUATION, keep, read_evaluation
+from jaxmoral.measuring.keeping import EVALUATION, read_evaluation
 from jaxmoral.measuring.runs import find_runs, tidy
 from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.reporting.evaluated import keep_and_draw
 
 
 def run_name(path: Path, seed: int) -> str:
@@ -51,9 +54,9 @@ def run_one(config: Config, folder: Path) -> int | None:
                 " another --output-dir, or move it away"
             )
         config = dataclasses.replace(config, evaluation=made.evaluation)
-        if evaluation.is_file() and _updates_made(folder) == asked.updates:
-            tested = dataclasses.replace(made, evaluation=asked.evaluation)
-            lacking = missing(read_evaluation(evaluation), tested)
+        held = read_evaluation(evaluation) if evaluation.is_file() else None
+        if held is not None and _updates_made(folder) == asked.updates:
+            lacking = missing(held, dataclasses.replace(made, evaluation=asked.evaluation))
             if not lacking:
                 print(f"{folder.name}: finished before")
                 return None
@@ -66,7 +69,7 @@ def run_one(config: Config, folder: Path) -> int | None:
     trained = train_agent(config, folder, resume=(folder / "checkpoints").exists())
     if trained.interrupted is None:
         tested = dataclasses.replace(trained.config, evaluation=asked.evaluation)
-        keep(evaluate_agent(dataclasses.replace(trained, config=tested)), evaluation)
+        keep_and_draw(evaluate_agent(dataclasses.replace(trained, config=tested)), evaluation)
     return trained.interrupted
 
 
@@ -81,19 +84,8 @@ def trained_otherwise(asked: Config, made: Config) -> list[str]:
     What only the model's and the adapter's files could tell is taken from the run. The number of
     updates is left out: whether a run can go on is for training to say.
     """
-    prompt, model, lora = asked.prompt, asked.model, asked.lora
-    shown = presentation_with(asked, prompt.labels)
-    prompt = dataclasses.replace(prompt, wording=shown.wording, persona=shown.persona)
-    if {len(label) for label in made.prompt.labels} == {prompt.random_labels}:  # a token a letter
-        prompt = dataclasses.replace(prompt, labels=made.prompt.labels, random_labels=0)
-    if made.model.source.startswith(f"{model.source}@"):  # the commit of a hub's name
-        model = dataclasses.replace(model, source=made.model.source)
-    model = dataclasses.replace(model, sha256=model.sha256 or made.model.sha256)
-    if lora.adapter is not None:
-        lora = dataclasses.replace(made.lora, adapter=lora.adapter, dropout=lora.dropout)
-    known = dataclasses.replace(asked, prompt=prompt, model=model, lora=lora)
-    others = ("updates", "evaluation.", "mesh.")
-    return [key for key in differences(known, made) if not key.startswith(others)]
+    changed = changed_before(as_begun(asked, made), made)
+    return [key for key in changed if not key.startswith("evaluation.")]
 
 
 def missing(evaluation: dict[str, Any], config: Config) -> list[str]:
@@ -189,14 +181,25 @@ def main() -> None:
         required=True,
         help="the folder of run folders; what is in it already is gone on with, not overwritten",
     )
-    # Apart, `--key=[a, b]` is not taken for another file.
-    apart = [part for text in sys.argv[1:] for part in _flag_and_value(text)]
-    arguments, flags = parser.parse_known_args(apart)
-    run_command(lambda: _run(arguments, flags))
+    flags, rest = split_flags(sys.argv[1:])
+    arguments, unknown = parser.parse_known_intermixed_args(rest)
+    run_command(lambda: _run(arguments, [*flags, *unknown]))
 
 
-def _flag_and_value(text: str) -> list[str]:
-    return text.split("=", 1) if text.startswith("--") else [text]
+def split_flags(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags of configuration keys with their values, and all else, files among it."""
+    flags: list[str] = []
+    rest: list[str] = []
+    given = iter(texts)
+    for text in given:
+        flag, equals, value = text.partition("=")
+        # Any dotted name: those of own games are not listed. A sweep's seeds are its own.
+        is_key = "." in flag or (flag[2:] in configs.KEYS and flag != "--seed")
+        if flag.startswith("--") and is_key:
+            flags += [flag, value] if equals else [flag, *itertools.islice(given, 1)]
+        else:
+            rest.append(text)
+    return flags, rest
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:

@@ -17,6 +17,7 @@ from jaxmoral.measuring.tournaments import (
     hold,
     members_in,
     read_entrants,
+    sources_of,
     standings,
     together,
 )
@@ -97,19 +98,16 @@ def _run(arguments: argparse.Namespace) -> None:
             elif name not in SETS:
                 raise UserError(f"--games: {name} has more than two players; they meet in pairs")
     games = list({game.name: game for game in games}.values())
+    if not games:
+        raise UserError("--games: names no game; leave it out, or name one")
     rewards = _split(arguments.rewards)
     for name in rewards:
         get_reward(name, "--rewards")
-    use_compilation_cache()
-    entrants = [
-        one for name in arguments.agents for one in read_entrants(name, games, noise, strategies)
-    ]
-    names = [one.name for one in entrants]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(f"agents: {twice[0]} takes part twice; names must differ")
+    sources = sources_of(arguments.agents)
+    folders = {who: source for who, source in sources.items() if source is not None}
     settings = {
-        "agents": names,
+        "agents": list(sources),
+        "sources": folders,
         "rounds": arguments.rounds,
         "xi": arguments.xi,
         "r_illegal": arguments.illegal,
@@ -119,7 +117,16 @@ def _run(arguments: argparse.Namespace) -> None:
     path = arguments.output_dir / FILE
     held_before = path.is_file()
     if held_before:
-        check_same(path, settings, [game.name for game in games])
+        check_same(path, settings, games)
+    use_compilation_cache()
+    entrants = [
+        one for name in arguments.agents for one in read_entrants(name, games, noise, strategies)
+    ]
+    for one in entrants:
+        if one.name in folders:  # the newest checkpoint may be damaged, and another one be read
+            folders[one.name]["update"] = one.update
+    if held_before:
+        check_same(path, settings, games)
     result = hold(entrants, games, rewards, arguments.rounds, arguments.xi, arguments.illegal)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(result | settings, path)

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from jaxmoral import ask, evaluate
 from jaxmoral import config as configs
 from jaxmoral.language.suites import SUITES
 from jaxmoral.learning.training import train_agent
-from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.evaluation import evaluate_agent, update_of
 from jaxmoral.measuring.results import merge, unlike
 from jaxmoral.world.games import SETS
 from jaxmoral.world.opponents import OPPONENTS
@@ -140,6 +141,40 @@ def test_what_is_no_evaluation_is_not_overwritten(run_folder, tmp_path, monkeypa
         in_process(monkeypatch, "evaluate", "--run", run_folder, "--output", thesis)
     assert f"error: {thesis} holds no evaluation" in capsys.readouterr().err
     assert thesis.read_text() == "[1]"
+
+
+@pytest.mark.parametrize("update", [None, "4", "best"])
+def test_damage_is_found_before_the_work(run_folder, tmp_path, monkeypatch, capsys, update):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    number = update_of(folder, "best") if update == "best" else update
+    file = folder / (f"evaluation-{number}.json" if update else "evaluation.json")
+    file.write_text("{")
+    monkeypatch.setattr(evaluate, "evaluate_agent", None)
+    flags = ["--update", update] if update else []
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, "evaluate", "--run", folder, *flags)
+    assert f"error: {file} is damaged" in capsys.readouterr().err
+    assert file.read_text() == "{"
+
+
+def test_damaged_answers_are_found_before_the_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "answers.json").write_text("{")
+    monkeypatch.setattr(ask, "load_run", None)
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, "ask", "--run", tmp_path)
+    assert f"error: {tmp_path / 'answers.json'} is damaged" in capsys.readouterr().err
+    assert (tmp_path / "answers.json").read_text() == "{"
+
+
+def test_an_evaluation_is_written_before_it_is_printed(run_folder, tmp_path, monkeypatch):
+    def fails(evaluation):
+        raise RuntimeError
+
+    monkeypatch.setattr(evaluate, "table", fails)
+    output = tmp_path / "out.json"
+    with pytest.raises(RuntimeError):
+        in_process(monkeypatch, "evaluate", "--run", run_folder, "--output", output, *EXACT)
+    assert json.loads(output.read_text())["update"] == 4
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,14 @@ def test_what_follows_several_remembered_rounds_is_printed(rounds):
     assert "P(C|" not in header + below
 
 
+@pytest.mark.parametrize("length", [85, 120])
+def test_long_names_of_conditions_leave_room_for_what_follows_rounds(length):
+    agent = with_logits(np.zeros((16, 3)), "--env.memory", "2")
+    result = evaluate_agent(agent, ["ipd"], protocols=["exact"])
+    result["suites"]["trained"] = {"x" * length: result["suites"]["trained"]["ipd"]}
+    assert table(result).count("P(C|") == 16 + 1  # and in the note
+
+
 def test_bad_names(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         evaluate_agent(tmp_path)

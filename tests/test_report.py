@@ -6,11 +6,11 @@ import os
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
 from jaxmoral import config as configs
-from jaxmoral import report
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics, training
 from jaxmoral.learning.experiment import player_games, resolve
@@ -20,6 +20,7 @@ from jaxmoral.measuring.measures import fingerprint
 from jaxmoral.measuring.runs import Run, find_runs
 from jaxmoral.measuring.tournaments import RATES, hold, strategy
 from jaxmoral.reporting import figures, page_tables
+from jaxmoral.reporting import page as report
 from jaxmoral.reporting.meetings import (
     WHY_THEY_DIFFER,
     fingerprints,
@@ -32,7 +33,7 @@ from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
 from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
 from jaxmoral.reporting.styles import COLOURS, game_styles, line_styles, reward_colour
-from jaxmoral.world.games import choose_games
+from jaxmoral.world.games import choose_games, get_game, make_games
 
 SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
 
@@ -316,6 +317,81 @@ def test_only_runs_equal_but_for_the_seed_are_one_series(tmp_path):
     assert by_folder["game"] == "game"  # nothing to tell it from
     families = [(one.opponent, one.name) for one in series]
     assert len(set(families)) == len(series) == 8
+
+
+def test_runs_that_were_tested_otherwise_are_apart(tmp_path):
+    """Whatever their own configurations say of tests."""
+
+    def tested(name, seed, top=(), **settings):
+        found = evaluated("trained", {"ipd": 1.0}) | dict(top)
+        found |= {"config": {"evaluation": settings}} if settings else {}
+        return make_run(tmp_path, name, "--seed", seed, evaluation=found)
+
+    runs = [
+        tested("a", "1", xi=None, rounds=5, labels=["action3", "action4"], episodes=10),
+        tested("b", "2", xi=3.0, rounds=5, labels=["action3", "action4"], episodes=20),
+        tested("c", "3", {"xi": 3.0, "rounds": 5}),  # of an earlier version
+        tested("d", "4", xi=4.0, rounds=5, labels=["action3", "action4"], episodes=10),
+        tested("e", "5", {"xi": 4.0, "rounds": 5}),
+        tested("f", "6", xi=None, rounds=9, labels=["action3", "action4"], episodes=10),
+        tested("g", "7", xi=None, rounds=5, labels=["action5", "action6"], episodes=10),
+    ]
+    series, _ = group_runs(runs)
+    grouped = {"".join(run.folder.name for run in one.runs): one.name for one in series}
+    assert set(grouped) == {"abc", "de", "f", "g"}
+    assert "evaluation.xi 4" in grouped["de"] or ", xi 4" in grouped["de"]
+    assert "rounds 9" in grouped["f"]
+    assert "labels action5/action6" in grouped["g"]
+
+
+def test_an_evaluation_of_another_checkpoint_is_not_drawn_as_the_runs(tmp_path, capsys):
+    for name, seed, update in (("old", "1", 2), ("new", "2", 4), ("base", "3", None)):
+        found = evaluated("trained", {"ipd": 1.0}) | {"update": update}
+        write_run(make_run(tmp_path, f"runs/{name}", "--seed", seed, evaluation=found))
+    found = evaluated("trained", {"ipd": 1.0})  # an earlier version does not say
+    write_run(make_run(tmp_path, "runs/unsaid", "--seed", "4", evaluation=found))
+    report.write_report([tmp_path / "runs"], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    for name, of in (("old", "update 2"), ("base", "an untrained model")):
+        assert f"runs/{name}/evaluation.json is of {of}, the run has made 4 updates." in page
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(rows["run"]) == {"new", "unsaid"}
+    assert set(rows["update"].dropna()) == {4}
+
+
+def test_bases_that_play_two_games_of_one_name_are_two(tmp_path):
+    own = "{{mine: {{CC: [3, 3], CD: [0, {0}], DC: [{0}, 0], DD: [1, 1]}}}}"
+    runs = [
+        make_run(
+            tmp_path,
+            f"a{points}",
+            *("--games", own.format(points), "--reward.xi", "3"),
+            evaluation=evaluated("labels", {"mine": float(points)}),
+        )
+        for points in (4, 5)
+    ]
+    more = "{other: {CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}}"
+    evaluation = evaluated("labels", {"ipd": 1.0})
+    runs += [make_run(tmp_path, "b", "--games", more, evaluation=evaluation)]
+    runs += [make_run(tmp_path, "c", evaluation=evaluation)]
+
+    def bases(*chosen):
+        series, _ = group_runs(chosen)
+        rows = with_agents(tables(series), series)
+        rows = rows[(rows["kind"] == figures.BASE) & (rows["metric"] == "outcomes/C")]
+        return dict(zip(rows["agent"], rows["value"], strict=True))
+
+    assert sorted(bases(*runs[:2]).values()) == [5.0, 6.0]
+    assert bases(*runs[2:]) == {figures.BASE: 2.0}  # what one alone has is no difference
+
+
+def test_the_papers_crosses_are_of_tests_against_random(tmp_path):
+    run = make_run(tmp_path, "a", evaluation=evaluated("labels", {"ipd": 1.0}, "joss"))
+    series, _ = group_runs([run])
+    for tested, crosses in (("random", True), ("joss", False)):
+        table = tables(series)
+        sections = evaluation_sections(table, series, (table.iloc[:0], []), tested)
+        assert any("the paper" in tip for tip in sections[0].draw()[1].values()) == crosses
 
 
 def test_names_say_what_differs_and_are_never_alike():
@@ -646,7 +722,8 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     assert rewards["game+0.5*altruism(0.3)"][1:3] == ["5", "-6"]
     assert "the agent's own points" in rewards["game+0.5*altruism(0.3)"][0]
     assert "spite" in rewards["game+0.5*altruism(0.3)"][0]
-    games = page_tables.played_games(series, tables(series), [])
+    games, unknown = page_tables.played_games(series, [])
+    assert unknown == []
     pairs = {row[1]: row[2:] for row in page_tables.payoff_rows(games)}
     assert pairs == {
         "ipd": ["3, 3", "0, 4", "4, 0", "1, 1"],
@@ -658,12 +735,52 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     assert training_game(runs[2].config).num_players == 4
 
 
+def test_table_3_has_the_games_of_tables_and_tournaments_and_says_what_is_unknown(tmp_path):
+    own = "{mine: {CC: [1, 2], CD: [3, 4], DC: [5, 6], DD: [7, 8]}}"
+    text = make_run(tmp_path, "a", evaluation=evaluated("trained", {"lost": 1.0}), source="m")
+    table = make_run(tmp_path, "b", "--games", own, "--env.game", "mine")
+    games = make_games({"ours": {"CC": [9, 8], "CD": [7, 6], "DC": [5, 4], "DD": [3, 2]}})
+    games = [games["ours"], get_game("bos")]
+    result = hold([strategy("joss", games, 0.0)], games, [], 4, 3.0, -6.0)
+    before = {"games": {"theirs": {}, "ish": {}}}  # an earlier version wrote no payoffs
+    (series, _), (tabular, _) = group_runs([text]), group_runs([table])
+    found, unknown = page_tables.played_games([*series, *tabular], [result, before])
+    pairs = {row[1]: row for row in page_tables.payoff_rows(found)}
+    assert set(pairs) == {"ipd", "mine", "ours", "bos", "ish"}
+    assert pairs["ours"][2:] == ["9, 8", "7, 6", "5, 4", "3, 2"]
+    assert pairs["bos"][0] == get_game("bos").title
+    assert unknown == ["lost", "theirs"]
+    body = "".join(page_tables.number_parts(series, tabular, pd.DataFrame(), [result]))
+    assert "<td>mine</td>" in body
+    assert "Not in Table 3, as this command does not know their payoffs: lost." in body
+
+
 def test_a_tables_map_says_that_it_is_one_colour(tmp_path):
     points = {f"plane({s},{t})": 1.0 for s in (-2, 2) for t in (8, 12)}
     series, _ = group_runs([make_run(tmp_path, "a", evaluation=evaluated("trained", points))])
     rows = with_agents(tables(series), series)
     captions = [map_sections(rows, tabular)[-1].caption for tabular in (True, False)]
     assert ["one colour by construction" in caption for caption in captions] == [True, False]
+
+
+def test_agents_tested_on_a_line_of_the_plane_have_no_map(tmp_path):
+    grid = {f"plane({s},{t})": 1.0 for s in (-2, 2) for t in (8, 12)}
+    runs = [
+        make_run(tmp_path, "a", evaluation=evaluated("trained", grid)),
+        make_run(
+            tmp_path,
+            "b",
+            *("--reward.name", "game"),
+            evaluation=evaluated("trained", {"plane(-5,15)": 1.0, "plane(-5,12)": 1.0}),
+        ),
+    ]
+    series, _ = group_runs(runs)
+    section = map_sections(with_agents(tables(series), series), False)[-1]
+    assert section.name == "plane"
+    assert section.caption.endswith("tested on a line of it only: game.")
+    tips = section.draw()[1].values()
+    assert any(tip.startswith("deontological, S=-2 T=8") for tip in tips)
+    assert not any(tip.startswith("game, ") for tip in tips)
 
 
 def test_heads_of_tables_wrap():

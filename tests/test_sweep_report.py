@@ -123,6 +123,7 @@ def test_a_sweep_compares_what_is_asked_for_with_what_was_made(
     shutil.copytree(swept[0] / "selfish-seed1", tmp_path / "selfish-seed1")
     folder, file = tmp_path / "selfish-seed1", tmp_path / "selfish-seed1" / "evaluation.json"
     first, log = json.loads(file.read_text()), (folder / "metrics.jsonl").read_bytes()
+    picture = (folder / "regret.png").read_bytes()
     sweep = partial(again, monkeypatch, experiments, tmp_path)
     assert sweep() == ({}, [])
     assert sweep("--mesh.data", "1", "--evaluation.games=[icd]") == ({}, [])  # is in it
@@ -136,6 +137,7 @@ def test_a_sweep_compares_what_is_asked_for_with_what_was_made(
     both = json.loads(file.read_text())
     assert set(both["suites"]["trained"]) == {"ipd", "icd", "bos"}
     assert both["suites"]["trained"]["icd"] == first["suites"]["trained"]["icd"]
+    assert (folder / "regret.png").read_bytes() != picture  # of what the file holds
     assert sweep(*more) == sweep() == ({}, [])
     table = pd.read_parquet(tmp_path / "results.parquet")
     assert {"icd", "bos"} <= set(table["condition"])
@@ -205,6 +207,45 @@ def test_what_only_files_can_tell_makes_no_other_run():
         "prompt.labels",
         "prompt.random_labels",
     ]
+
+
+def test_labels_as_long_as_random_ones_are_not_drawn():
+    """action1 has seven letters."""
+    asked = resolve(configs.load(None, ["--prompt.random_labels", "7"]))
+    tree = configs.to_dict(asked)
+    made = configs.parse(tree | {"prompt": {}})
+    assert sweeps.trained_otherwise(asked, made) == ["prompt.random_labels"]
+    made = configs.parse(tree | {"prompt": {"labels": ["aaaaaaa", "bbbbbbb"]}})
+    assert sweeps.trained_otherwise(asked, made) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--updates=20", "{}", "--env.opponent", "random", "{}", "--seeds", "3"],
+        ["--seeds", "3", "--updates", "20", "--env.opponent=random", "--", "{}", "{}"],
+        ["--updates", "20", "{}", "--seeds=3", "{}", "--env.opponent", "random"],
+    ],
+)
+def test_flags_of_a_sweep_may_stand_before_and_between_files(
+    experiments, tmp_path, monkeypatch, flags
+):
+    seen = []
+    monkeypatch.setattr(sweeps, "sweep", lambda *a: seen.append(a) or {})
+    paths = map(str, experiments)
+    flags = [next(paths) if flag == "{}" else flag for flag in flags]
+    monkeypatch.setattr(sys, "argv", ["x", f"--output-dir={tmp_path / 'a.b'}", *flags])
+    sweeps.main()
+    (found,) = seen
+    assert found[:3] == (experiments[:2], [3], tmp_path / "a.b")
+    assert sorted(found[3]) == ["--env.opponent", "--updates", "20", "random"]
+
+
+def test_a_flag_of_a_sweep_takes_what_follows():
+    texts = ["--reward.illegal", "-6", "a.yaml", "--games.mine.CC", "[1, 2]", "--seed", "3"]
+    flags, rest = sweeps.split_flags([*texts, "--updates"])
+    assert flags == ["--reward.illegal", "-6", "--games.mine.CC", "[1, 2]", "--updates"]
+    assert rest == ["a.yaml", "--seed", "3"]  # the first letters of --seeds
 
 
 @pytest.mark.parametrize("joined", [False, True])

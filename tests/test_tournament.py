@@ -1,6 +1,7 @@
 """Tournaments against matches played by hand, and their page."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -151,6 +152,7 @@ def test_the_command_and_its_page(tmp_path):
         (["joss", "--noise", "2"], "--noise: needs a finite number from 0 to 1"),
         (["joss", "--rounds", "0"], "--rounds: needs a whole number"),
         (["joss", "--rewards", "nonsense"], "--rewards: unknown name 'nonsense'"),
+        (["joss", "--games", ","], "--games: names no game"),
         (["extortionate(3)", "--games", "harmony"], "no zero-determinant strategy"),
     ],
 )
@@ -191,6 +193,76 @@ def test_a_tournament_replaces_only_itself(tmp_path, monkeypatch, capsys):
     assert more["games"].keys() == {"ipd", "ish", "bos"}
 
 
+def named(monkeypatch, capsys, *arguments):
+    """The command's code, 0 if it ran, and its last line."""
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, arguments), "--games", "ipd", "--rounds", "3"])
+    try:
+        tournament.main()
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    said = capsys.readouterr()
+    return code, said.err or said.out
+
+
+def test_agents_of_one_name_are_told_by_their_folders_and_checkpoints(
+    tmp_path, monkeypatch, capsys
+):
+    flags = ("--seed", "[0, 1]", "--checkpoint_every", "1")
+    train_population(tabular(*flags), tmp_path / "many", say=quiet)
+    shutil.copytree(tmp_path / "many", tmp_path / "many2")
+    output = ("--output-dir", tmp_path / "out")
+    meet = lambda home: named(monkeypatch, capsys, tmp_path / home, *output)
+    assert meet("many")[0] == 0
+    file = tmp_path / "out" / "tournament.json"
+    first = json.loads(file.read_text())
+    path = str((tmp_path / "many" / "seed=1").resolve())
+    assert first["sources"]["seed=1"] == {"path": path, "update": 2}
+    assert "replaced the same" in meet("many")[1]
+    monkeypatch.setattr(tournament, "read_entrants", None)  # known before a model is loaded
+    assert meet("many2")[0] == 2
+    assert "with other sources; choose" in meet("many2")[1]
+    assert "takes part twice" in named(monkeypatch, capsys, *[tmp_path / "many"] * 2, *output)[1]
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "many" / "checkpoints" / "2")
+    assert "with other sources; choose" in meet("many")[1]
+    assert json.loads(file.read_text()) == first
+
+
+def test_other_payoffs_make_another_tournament(tmp_path, monkeypatch, capsys):
+    meet = lambda: named(monkeypatch, capsys, "joss", "--output-dir", tmp_path)
+    file = tmp_path / "tournament.json"
+    assert meet()[0] == 0
+    found = json.loads(file.read_text())
+    assert found["games"]["ipd"]["payoffs"] == get_game("ipd").payoffs.tolist()
+    found["games"]["ipd"]["payoffs"][0][0][0] = 2.5
+    file.write_text(json.dumps(found))
+    assert "with other payoffs of ipd; choose" in meet()[1]
+    assert json.loads(file.read_text()) == found
+
+
+def test_what_an_earlier_version_did_not_write_is_said(tmp_path, monkeypatch, capsys):
+    meet = lambda: named(monkeypatch, capsys, "joss", "--output-dir", tmp_path)
+    file = tmp_path / "tournament.json"
+    assert meet()[0] == 0
+    found = json.loads(file.read_text())
+    for key in ("sources", "rewards", "noise"):
+        del found[key]
+    del found["games"]["ipd"]["payoffs"]
+    for content, message in (
+        (found, "an earlier version, which did not say its sources, rewards, noise, payoffs, so"),
+        (found | {"rounds": 4}, "with other rounds; choose"),
+        ([1], "holds no tournament"),
+        ({"games": {"ipd": 3}}, "holds no tournament"),
+    ):
+        file.write_text(json.dumps(content))
+        code, said = meet()
+        assert code == 2
+        assert message in said
+        assert said.count("\n") == 1
+        assert json.loads(file.read_text()) == content
+
+
 def test_a_report_of_a_single_point_of_the_plane(tmp_path):
     flags = ["--evaluation.games", "['plane(-5,15)']"]
     folder = tmp_path / "one"
@@ -212,9 +284,13 @@ def test_an_agent_for_four_players_has_a_test_of_its_own(tmp_path):
         read_entrants(str(tmp_path / "four"), choose_games(["ipd"]), 0.0)
 
 
-def test_a_damaged_tournament_is_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[[1]]", '{"agents": ["a"], "games": {}, "rounds": 3}'],
+)
+def test_a_damaged_tournament_is_left_out(tmp_path, text):
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "tournament.json").write_text("{")
+    (tmp_path / "bad" / "tournament.json").write_text(text)
     found, skipped = find_tournaments([tmp_path])
     assert not found
     assert "is damaged" in skipped[0]

@@ -45,8 +45,8 @@ def go_on(
             f"the checkpoint in {folder} belongs to {shown_members(saved)}, not to"
             f" {shown_members(members)}"
         )
-    found = {name: _as_begun(members[name], own) for name, own in saved.items()}
-    changed = [key for name in saved for key in _changed(found[name], saved[name])]
+    found = {name: as_begun(members[name], own) for name, own in saved.items()}
+    changed = [key for name in saved for key in changed_before(found[name], saved[name])]
     if changed:
         raise UserError(
             f"the checkpoint in {folder} belongs to another configuration; it differs in"
@@ -56,7 +56,7 @@ def go_on(
     return found
 
 
-def _as_begun(config: Config, saved: Config) -> Config:
+def as_begun(config: Config, saved: Config) -> Config:
     """The resolved configuration with the model, adapter and switch that the run began with."""
     model, lora, reward = config.model, config.lora, config.reward
     if same_base(model.source, saved.model.source):  # the commit that was read then
@@ -70,12 +70,15 @@ def _as_begun(config: Config, saved: Config) -> Config:
     return resolve(dataclasses.replace(config, model=model, lora=lora, reward=reward))
 
 
-def _changed(config: Config, saved: Config) -> list[str]:
+def changed_before(config: Config, saved: Config) -> list[str]:
     """The keys in which they differ, as far as can be told without the model."""
     prompt = config.prompt
     wording, persona, *_ = presentation_with(config, prompt.labels)
     prompt = dataclasses.replace(prompt, wording=wording, persona=persona)
-    drawn = ("prompt.labels", "prompt.random_labels") if prompt.random_labels else ()
+    # Which labels are drawn only the tokenizer can tell; each has a token a letter.
+    lengths = {len(label) for label in saved.prompt.labels}
+    were_drawn = lengths == {prompt.random_labels} and saved.prompt.labels != prompt.labels
+    drawn = ("prompt.labels", "prompt.random_labels") if were_drawn else ()
     return [
         key
         for key in changed_keys(dataclasses.replace(config, prompt=prompt), saved)

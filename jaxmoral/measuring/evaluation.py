@@ -385,6 +385,21 @@ def _agent_of_run(config: Config) -> Agent:
     return make_agent(dataclasses.replace(config, lora=lora, mesh=MeshConfig()), None)
 
 
+def update_of(folder: Path, update: Which = None) -> int | None:
+    """The number of a run's or a member's checkpoint, without a model; None if there is none.
+
+    Raises:
+      UserError: no checkpoint is known to be the best.
+    """
+    if isinstance(update, int):
+        return update
+    home, _, index = population_of(folder) or (folder, [], 0)
+    if not (home / "checkpoints").is_dir():
+        return None
+    with Checkpoints(home) as checkpoints:
+        return checkpoints.best(index) if update == "best" else checkpoints.latest()
+
+
 def _members(folder: Path) -> dict[str, Config]:
     """A population's configurations by name."""
     names = member_names(folder)

@@ -76,7 +76,7 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
     note = "P(C|CD): how likely C is after remembered rounds, the agent's move first"
     lines: list[str] = []
     alone = len(heads) > MOST_BESIDE
-    across = (WIDTH - start - 8) // (len(heads[-1]) + 2)
+    across = max(1, (WIDTH - start - 8) // (len(heads[-1]) + 2))
     for first in range(0, len(heads), across) if alone else []:
         chosen = heads[first : first + across]
         shown = {key: {h: texts[h] for h in chosen} for key, texts in remembered.items()}

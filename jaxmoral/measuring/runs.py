@@ -106,11 +106,29 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return list(found.values()), list(skipped.values())
 
 
+def without_stale(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Runs without evaluations of another checkpoint than their last, and a line for each of those.
+
+    An evaluation of an earlier version does not say of which checkpoint it is; it counts.
+    """
+    kept, stale = [], []
+    for run in runs:
+        made = len(run.history)
+        if (run.evaluation or {}).get("update", made) != made:
+            of = run.evaluation["update"]  # type: ignore[index]
+            tested = "an untrained model" if of is None else f"update {of}"
+            path = run.folder / "evaluation.json"
+            stale.append(f"{path} is of {tested}, the run has made {made} updates")
+            run = run._replace(evaluation=None)
+        kept.append(run)
+    return kept, stale
+
+
 def tidy(runs: Iterable[Run]) -> pd.DataFrame:
     """One row per run, condition, policy, opponent, protocol and metric of the evaluated runs."""
     found: list[dict] = []
     for run in runs:
-        config = run.config
+        config, evaluation = run.config, run.evaluation or {"suites": {}}
         name, _, _ = run.folder.name.rpartition("-seed")
         start = {
             "run": run.folder.name,
@@ -124,8 +142,9 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
             "trained_against": config.env.opponent,
             "trained_labels": "/".join(config.prompt.labels),
             "preset": config.preset,
+            "update": evaluation.get("update"),
         }
-        found += [start | row for row in rows(run.evaluation or {"suites": {}})]
+        found += [start | row for row in rows(evaluation)]
     return pd.DataFrame(found)
 
 

@@ -18,8 +18,8 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.experiment import resolve
-from jaxmoral.learning.training import POPULATION, member_names
-from jaxmoral.measuring.evaluation import load_population, load_run
+from jaxmoral.learning.training import POPULATION, TrainedAgent, member_names
+from jaxmoral.measuring.evaluation import load_population, load_trained, update_of
 from jaxmoral.measuring.runs import read_json
 from jaxmoral.models.peft import base_of
 from jaxmoral.world.chain import memory_policy
@@ -54,10 +54,17 @@ RATES = np.array([0, 1e-6, *np.linspace(0, 1, 21)[1:-1], 1 - 1e-6, 1])
 
 
 class Entrant(NamedTuple):
-    """Who takes part: a name, and its player in a game as either side sees it."""
+    """Who takes part.
+
+    Attributes:
+      name: in tables and pictures.
+      players: by the game's name and whether it is the second side.
+      update: of its checkpoint, None without one.
+    """
 
     name: str
-    players: dict[tuple[str, bool], Player]  # by the game's name and whether it is the second side
+    players: dict[tuple[str, bool], Player]
+    update: int | None = None
 
 
 def strategy(
@@ -97,6 +104,39 @@ def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Arra
     return jax.lax.map(one, inputs)
 
 
+def sources_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    """Who `read_entrants` would return for some names, before anything is loaded.
+
+    Returns:
+      By the entrant's name `{"path", "update"}`, its folder and its newest checkpoint's number;
+      None for a strategy.
+
+    Raises:
+      UserError: two have one name.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for name in names:
+        for who, source in _sources(name).items():
+            if who in found:
+                raise UserError(f"agents: {who} takes part twice; names must differ")
+            found[who] = source
+    return found
+
+
+def _sources(name: str) -> dict[str, dict[str, Any] | None]:
+    folder = Path(name)
+    if (folder / POPULATION).is_file():
+        folders = [folder / member for member in member_names(folder)]
+        update = update_of(folders[0])
+    elif (folder / "config.yaml").is_file():
+        folders, update = [folder], update_of(folder)
+    elif (folder / "adapter_config.json").is_file():
+        folders, update = [folder], None
+    else:
+        return {name: None}
+    return {path.name: {"path": str(path.resolve()), "update": update} for path in folders}
+
+
 def read_entrants(
     name: str, games: Sequence[Game], noise: float, own: Mapping[str, Opponent] = NONE
 ) -> list[Entrant]:
@@ -104,12 +144,10 @@ def read_entrants(
     folder = Path(name)
     if (folder / POPULATION).is_file():
         return [
-            entrant(path.name, member.agent, member.trainable, games, noise)
-            for path, member in load_population(folder)
+            _of_run(path.name, member, games, noise) for path, member in load_population(folder)
         ]
     if (folder / "config.yaml").is_file():
-        _, agent, trainable = load_run(folder)
-        return [entrant(folder.name, agent, trainable, games, noise)]
+        return [_of_run(folder.name, load_trained(folder), games, noise)]
     if (folder / "adapter_config.json").is_file():
         tree = {"model": {"source": base_of(folder)}, "lora": {"adapter": str(folder)}}
         agent = make_agent(resolve(parse(tree)))
@@ -121,6 +159,11 @@ def read_entrants(
         if folder.is_dir():
             raise UserError(f"{folder} holds no run, population or adapter") from None
         raise UserError(f"agents: {error}") from None
+
+
+def _of_run(name: str, trained: TrainedAgent, games: Sequence[Game], noise: float) -> Entrant:
+    found = entrant(name, trained.agent, trained.trainable, games, noise)
+    return found._replace(update=int(trained.state.update))
 
 
 def hold(
@@ -145,9 +188,9 @@ def hold(
 
     Returns:
       A dictionary for JSON: `{"agents", "rounds", "xi", "r_illegal", "rates", "games": {game:
-      {"episode", "long_run": {"cooperation", reward: [[row's against column]]}, "exploitability":
-      [points a round], "fingerprint": [[long-run cooperation by rate]], "evolution": {"path",
-      "fixation", "stationary"}}}}`.
+      {"payoffs", "episode", "long_run": {"cooperation", reward: [[row's against column]]},
+      "exploitability": [points a round], "fingerprint": [[long-run cooperation by rate]],
+      "evolution": {"path", "fixation", "stationary"}}}}`.
     """
     names = [one.name for one in entrants]
     machines = [machine_player(memoryless(float(rate))) for rate in RATES]
@@ -191,6 +234,7 @@ def hold(
             "stationary": stationary(chances).tolist(),
         }
         found[game.name] = measured | {
+            "payoffs": game.payoffs.tolist(),
             "exploitability": exploited,
             "fingerprint": prints.tolist(),
             "evolution": evolution,
@@ -259,15 +303,29 @@ def together(kind: str, each: Mapping[Path, Mapping[str, T]], asked: Sequence[st
     return found
 
 
-def check_same(path: Path, settings: Mapping[str, Any], games: Sequence[str]) -> None:
+def check_same(path: Path, settings: Mapping[str, Any], games: Sequence[Game]) -> None:
     """Raises UserError if a file's tournament is not one that these settings hold again."""
+    rest = "choose another --output-dir, or move it away"
     earlier = read_json(path)
-    changed = [key for key, value in settings.items() if earlier.get(key) != value]
-    changed += [] if set(earlier.get("games", {})) <= set(games) else ["games"]
+    held = earlier.get("games") if isinstance(earlier, dict) else None
+    if not isinstance(held, dict) or not all(isinstance(one, dict) for one in held.values()):
+        raise UserError(f"{path} holds no tournament; {rest}")
+    payoffs = {game.name: game.payoffs.tolist() for game in games}
+    changed = [key for key, value in settings.items() if earlier.get(key, value) != value]
+    changed += [] if set(held) <= set(payoffs) else ["games"]
+    changed += [
+        f"payoffs of {name}"
+        for name in filter(held.__contains__, payoffs)
+        if held[name].get("payoffs", payoffs[name]) != payoffs[name]
+    ]
     if changed:
+        raise UserError(f"{path} holds a tournament with other {', '.join(changed)}; {rest}")
+    unsaid = [key for key in settings if key not in earlier]
+    unsaid += ["payoffs"] * any("payoffs" not in one for one in held.values())
+    if unsaid:
         raise UserError(
-            f"{path} holds a tournament with other {', '.join(changed)}; choose another"
-            " --output-dir, or move it away"
+            f"{path} was written by an earlier version, which did not say its {', '.join(unsaid)},"
+            f" so it cannot be told from another tournament; {rest}"
         )
 
 

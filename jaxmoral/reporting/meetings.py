@@ -36,7 +36,8 @@ def find_tournaments(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], lis
                 continue
             try:
                 result = read_json(path)
-                if not {"agents", "games", "rounds"} <= set(result):
+                whole = isinstance(result, dict) and {"agents", "games", "rounds"} <= set(result)
+                if not whole or not isinstance(result["games"], dict) or not result["games"]:
                     raise UserError(f"{path} is damaged (no agents, games or rounds in it)")
                 found[path.resolve()] = result
             except UserError as error:
@@ -337,12 +338,16 @@ def map_sections(rows: pd.DataFrame, tabular: bool) -> list[Section]:
     places = rows["condition"].str.extract(PLANE).astype(float)
     plane = rows.assign(sucker=places[0], temptation=places[1])
     plane = plane[(plane["metric"] == "outcomes/C") & plane["sucker"].notna()]
-    if min(plane["sucker"].nunique(), plane["temptation"].nunique()) > 1:
+    spans = plane.groupby("agent")[["sucker", "temptation"]].nunique().min(axis=1)
+    mapped = [agent for agent in agents_in(plane) if spans[agent] > 1]
+    if mapped:
         text = "Exact, mean over runs. R = 10, P = 0; T > 10 tempts, S < 0 frightens."
+        if unmapped := [agent for agent in agents_in(plane) if agent not in mapped]:
+            text += f" Left out, as they were tested on a line of it only: {'; '.join(unmapped)}."
         if tabular:
             text += " A tabular policy reads no prompt and plays every game alike: its map is one"
             text += " colour by construction."
-        draw = partial(planes, plane, agents_in(plane))
+        draw = partial(planes, plane, mapped)
         heading = "Cooperation over the S-T plane"
         sections.append(Section("plane", heading, text, draw))
     return sections

@@ -20,7 +20,7 @@ import pandas as pd
 from jaxmoral.errors import UserError
 from jaxmoral.learning.summary import summary
 from jaxmoral.measuring.keeping import write_json
-from jaxmoral.measuring.runs import find_runs, read_json, tidy
+from jaxmoral.measuring.runs import find_runs, read_json, tidy, without_stale
 from jaxmoral.reporting.figures import Drawn
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
 from jaxmoral.reporting.page_tables import html_table, number_parts
@@ -114,7 +114,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
       output: a new or an empty folder, or one of a report, whose own files are replaced.
 
     Returns:
-      A line for each run that was left out.
+      A line for each run, tournament or evaluation that was left out.
 
     Raises:
       UserError: there is neither a run nor a tournament, or the output holds something else.
@@ -125,12 +125,13 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     if not found and not tournaments:
         reason = f" ({[*skipped, *unread][0]})" if skipped or unread else ""
         raise UserError(f"no run in {', '.join(map(str, folders))}{reason}")
+    found, stale = without_stale(found)
     is_table = lambda run: run.config.model.source == "tabular"
     series, twice = group_runs([run for run in found if not is_table(run)])
     tabular, again = group_runs([run for run in found if is_table(run)])
     if not series:
         series, tabular = tabular, []
-    skipped += [*unread, *twice, *again]
+    skipped += [*unread, *stale, *twice, *again]
     table = tables(series)
     sections = training_sections(series, tabular) if series else []
     sections += _test_sections(table, series, tabular)
@@ -203,8 +204,9 @@ def page_head(
     for group, what in ((series, "runs"), (tabular, "tabular runs, dotted in the figures")):
         members = [run.config for one in group for run in one.runs]
         if members:
-            caption = f"{len(members)} {what}, in {len(group)} series: only runs that are equal but"
-            caption += " for the seed are averaged, and Table 2 lists them"
+            caption = f"{len(members)} {what}, in {len(group)} series: only runs with the same"
+            caption += " settings are averaged, but for the seed, the devices and memory used, the"
+            caption += " checkpoints kept, and what they were tested in; Table 2 lists them"
             models = ", ".join(dict.fromkeys(config.model.source for config in members))
             told = {"model": models} | summary(members)
             body.append(html_table([], list(told.items()), caption))

@@ -7,12 +7,13 @@ from html import escape
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, split_outside
-from jaxmoral.learning.lookup import find_game, training_game
+from jaxmoral.learning.lookup import find_game
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
 from jaxmoral.reporting.published import FIGURE_4
@@ -81,23 +82,41 @@ def series_rows(series: Sequence[Series], tabular: Sequence[Series]) -> list[lis
 
 
 def played_games(
-    series: Sequence[Series], table: pd.DataFrame, tournaments: Sequence[dict[str, Any]]
-) -> list[Game]:
-    """The games that runs were trained and tested on and that tournaments played, each once."""
+    series: Sequence[Series], tournaments: Sequence[dict[str, Any]]
+) -> tuple[list[Game], list[str]]:
+    """The games that runs were trained and tested on and that tournaments played, each once.
+
+    Returns:
+      The games, and the names of those that cannot be found.
+    """
+    wanted: list[tuple[Config, str, Any]] = []
+    for one in series:
+        suites = [
+            named
+            for run in one.runs
+            if run.evaluation
+            for named in run.evaluation["suites"].values()
+        ]
+        tested = [about["game"] for named in suites for about in named.values()]
+        tested = [name for name in tested if not re.fullmatch(PLANE, name)]  # the plane has a map
+        names = dict.fromkeys([one.config.env.game, *tested])
+        wanted += [(one.config, name, None) for name in names]
+    for result in tournaments:
+        wanted += [(Config(), n, game.get("payoffs")) for n, game in result["games"].items()]
     found: dict[tuple[str, bytes], Game] = {}
-    wanted = [(one.config, one.config.env.game) for one in series]
-    if not table.empty:
-        for index, name in table[["series", "game"]].drop_duplicates().itertuples(index=False):
-            if not re.fullmatch(PLANE, name):  # the plane has a map
-                wanted.append((series[index].config, name))
-    wanted += [(Config(), name) for result in tournaments for name in result["games"]]
-    for config, name in wanted:
+    unknown: list[str] = []
+    for config, name, payoffs in wanted:
         try:
-            game = training_game(config) if name == config.env.game else find_game(config, name)
-        except UserError:  # one that was registered in Python, or brought by a tournament's run
-            continue
-        found.setdefault((game.name, game.payoffs.tobytes()), game)
-    return list(found.values())
+            game = find_game(config, name)
+        except UserError:  # registered in Python, or of a run that took part in a tournament
+            game = None
+        if payoffs is not None and (game is None or game.payoffs.tolist() != payoffs):
+            game = Game(name, name, np.array(payoffs, np.float32))
+        if game is None:
+            unknown.append(name)
+        else:
+            found.setdefault((game.name, game.payoffs.tobytes()), game)
+    return list(found.values()), list(dict.fromkeys(unknown))
 
 
 def payoff_rows(games: Iterable[Game]) -> list[list[str]]:
@@ -208,7 +227,7 @@ def number_parts(
         body.append(html_table(header, reward_rows([*series, *tabular]), "Table 1"))
         header = ["series", "in", "seeds", "updates", "changed from the preset's defaults"]
         body.append(html_table(header, series_rows(series, tabular), "Table 2: what was averaged"))
-    games = played_games(series, table, tournaments)
+    games, unknown = played_games([*series, *tabular], tournaments)
     if pairs := payoff_rows(games):
         header = ["game", "name", *CELLS]
         body.append(html_table(header, pairs, "Table 3: own points, the other's"))
@@ -216,7 +235,10 @@ def number_parts(
         caption = "Table 3, games of several: own points by how many of the others co-operate, 0 on"
         header = ["game", "name", "for C", "for D"]
         body.append(html_table(header, groups, caption))
-    drawn = [one.config.env for one in series if one.config.env.payoff_draws]
+    if unknown:
+        note = "Not in Table 3, as this command does not know their payoffs:"
+        body.append(f'<p class="note">{note} {escape("; ".join(unknown))}.</p>')
+    drawn = [one.config.env for one in [*series, *tabular] if one.config.env.payoff_draws]
     for low, high in dict.fromkeys(env.payoff_range for env in drawn):
         note = f"In training some payoffs were drawn anew every update, whole points from {low} to"
         body.append(f'<p class="note">{note} {high} in the game\'s order.</p>')

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -150,8 +150,9 @@ def _base_rows(table: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
     shown = table.groupby("condition")[_PROMPT_COLUMNS].nunique().max() > 1
     columns = ["series", *(name for name in _PROMPT_COLUMNS if shown[name])]
     kinds = table[columns].drop_duplicates()
+    shaping = _BASE_KEYS + _unlike_names(series)
     told = [
-        {key: v for key, v in series[index].settings.items() if key.startswith(_BASE_KEYS)}
+        {key: v for key, v in series[index].settings.items() if key.startswith(shaping)}
         | dict(zip(columns[1:], prompt, strict=True))
         for index, *prompt in kinds.itertuples(index=False)
     ]
@@ -165,6 +166,16 @@ def _base_rows(table: pd.DataFrame, series: Sequence[Series]) -> pd.DataFrame:
     )
     keys = ["agent", "suite", "condition", "opponent", "protocol", "metric"]
     return table.merge(kinds, on=columns).drop_duplicates(keys)
+
+
+def _unlike_names(series: Sequence[Series]) -> tuple[str, ...]:
+    """The starts of the keys of own games and opponents that are defined in several ways."""
+    found: dict[str, list[Any]] = {}
+    for one in series:
+        for kind, own in (("games", one.config.games), ("opponents", one.config.opponents)):
+            for name, made in own.items():
+                found.setdefault(f"{kind}.{name}.", []).append(made)
+    return tuple(start for start, made in found.items() if any(one != made[0] for one in made))
 
 
 def agents_in(table: pd.DataFrame) -> list[str]:
@@ -219,7 +230,8 @@ def evaluation_sections(
             if not alone.empty:
                 alone = with_agents(alone[alone["trained_against"] == opponent], tabular[1])
             beside = _beside(rows, alone)
-            sections += _regret_and_actions(rows, name, heading, text, _printed(rows), beside)
+            marks = _printed(rows) if tested == "random" else None  # as in the paper
+            sections += _regret_and_actions(rows, name, heading, text, marks, beside)
         else:
             sections += _regret_and_actions(rows, name, heading, text)
     for suite, what in (("labels", new), ("trained", known), ("swapped", changed)):

@@ -1,5 +1,6 @@
 """Runs that are equal but for the seed, put together and named; what a report averages."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from textwrap import shorten
@@ -94,7 +95,22 @@ def _settings(run: Run) -> dict[str, Any]:
     found = configs.flatten(configs.to_dict(run.config))
     made, asked = len(run.history), run.config.updates
     found["updates"] = asked if made == asked else f"{made} of {asked}"
+    found |= _tested(run)
     return {key: value for key, value in found.items() if not key.startswith(_NOT_TOLD)}
+
+
+def _tested(run: Run) -> dict[str, Any]:
+    """The settings that the run was tested with, which may be others than its configuration's."""
+    test = dataclasses.asdict(run.config.evaluation)
+    if run.evaluation is not None:
+        written = run.evaluation.get("config", {}).get("evaluation", {})
+        # An earlier version wrote these two only.
+        top = {key: run.evaluation[key] for key in ("xi", "rounds") if key in run.evaluation}
+        test |= top | written
+    if test["xi"] == run.config.reward.xi:
+        test["xi"] = None
+    test["labels"] = list(test["labels"])
+    return {f"evaluation.{key}": value for key, value in test.items()}
 
 
 def tell_apart(title: str, settings: Sequence[dict[str, Any]]) -> list[str]:
