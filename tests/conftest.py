@@ -5,7 +5,11 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most tests compile for longer than they compute; what is asserted of compiled programs themselves
+# turns this off.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import jax
 import pytest
 import torch
 import transformers
@@ -72,6 +76,15 @@ def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = N
     config = dataclasses.replace(described.config, quantisation=quantisation)
     parts = huggingface.weights(folder, config, described.tied)
     return config, *gemma_load.assemble(config, parts, dtype)
+
+
+@pytest.fixture
+def optimised():
+    """Programs are compiled as a user's are."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
