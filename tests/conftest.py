@@ -81,7 +81,7 @@ def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = N
 @pytest.fixture
 def optimised():
     """Programs are compiled as a user's are."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
