@@ -292,7 +292,8 @@ def test_lost_metrics_are_noticed(tmp_path):
         train_agent(config, folder, resume=True, say=quiet)
 
 
-def test_one_of_two_processes_is_killed(tmp_path):
+def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMORAL_PATIENCE", "10")
     mesh = runpy.run_path(str(ROOT / "tests" / "test_mesh.py"))
     flags = [*FLAGS, "--updates", "400"]
     job = {"name": "run", "flags": flags, "folder": str(tmp_path / "run")}

@@ -68,14 +68,17 @@ def test_a_blank_start_remembers_nothing_and_has_a_prompt_for_that(num_rounds, n
 
 
 def test_names_of_rounds_and_histories():
-    assert memory.cell_names(2) == ["CC", "CD", "DC", "DD", "-"]
-    assert memory.cell_names(3) == ["C0", "C1", "C2", "D0", "D1", "D2", "-"]
+    names = {
+        num_moves: [memory.history_name(((i, j),), num_moves) for i, j in np.ndindex(2, num_moves)]
+        for num_moves in (2, 3)
+    }
+    assert names == {2: ["CC", "CD", "DC", "DD"], 3: ["C0", "C1", "C2", "D0", "D1", "D2"]}
     assert memory.history_name(((C, C), (C, D), (D, C)), 2) == "CC CD DC"
     assert memory.history_name(((D, 3),), 4) == "D3"
     assert memory.history_name((), 2) == "-"
     for num_moves in (2, 3):  # named in the order of the numbers
         machine = memory.make_memory(1, num_moves)
-        names = memory.cell_names(num_moves)
-        assert machine.num_previous == len(names)
+        named = [*names[num_moves], "-"]
+        assert machine.num_previous == len(named)
         for history, kind in zip(machine.histories, machine.previous, strict=False):
-            assert names[kind] == memory.history_name(history, num_moves)
+            assert named[kind] == memory.history_name(history, num_moves)

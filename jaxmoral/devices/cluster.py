@@ -3,7 +3,8 @@
 Every host runs the same command. JAX's own runtime connects them. It is asked to find the others by
 itself under Slurm and Open MPI, where a TPU names several workers, and with JAXMORAL_CLUSTER=auto;
 anywhere else JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
-JAX_PROCESS_ID say who they are.
+JAX_PROCESS_ID say who they are. After JAXMORAL_PATIENCE seconds a process that died, or left early,
+ends the others too.
 """
 
 import os
@@ -13,9 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, check_whole
 
-PATIENCE = 30  # seconds after which a process that died, or left early, ends the others too
+PATIENCE = "30"
 
 
 def start() -> None:
@@ -48,14 +49,17 @@ def _detected() -> bool:
 def _join(
     address: str | None = None, num_processes: int | None = None, index: int | None = None
 ) -> None:
+    name = "JAXMORAL_PATIENCE"
+    given = os.environ.get(name, PATIENCE)
+    patience = check_whole(name, int(given) if given.isdecimal() else given, 1, 10**6)
     jax.config.update("jax_enable_preemption_service", False)  # the training loop listens itself
     try:
         jax.distributed.initialize(
             address,
             num_processes,
             index,
-            heartbeat_timeout_seconds=PATIENCE,
-            shutdown_timeout_seconds=PATIENCE,
+            heartbeat_timeout_seconds=patience,
+            shutdown_timeout_seconds=patience,
         )
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
