@@ -5,9 +5,6 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most tests compile for longer than they compute; what is asserted of compiled programs themselves
-# turns this off.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -78,13 +75,14 @@ def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = N
     return config, *gemma_load.assemble(config, parts, dtype)
 
 
-@pytest.fixture
-def optimised():
-    """Programs are compiled as a user's are."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """Programs are compiled without most optimisations; for tests that compute little."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="session")

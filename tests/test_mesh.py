@@ -231,10 +231,7 @@ print(json.dumps([sent, matrices, config.vocab_size * config.embed_dim, config.e
 def test_devices_send_what_the_scaling_model_says():
     script = ROOT.parent / "scripts" / "scaling_model.py"
     done = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES, str(script)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
+        [sys.executable, "-c", COLLECTIVES, str(script)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     sent, matrices, embedding, width = json.loads(done.stdout.splitlines()[-1])
