@@ -104,6 +104,20 @@ def test_gradients_equal_pefts(models, kind, tmp_path):
                 assert error < 1e-3, (target, layer, side, error)
 
 
+def equals_peft(model, twin, settings, folder):
+    """Asserts that a random adapter, made and saved by PEFT, gives PEFT's logits when read."""
+    torch.manual_seed(1)
+    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = torch_logits(adapted).numpy()
+    adapted.save_pretrained(folder)
+    adapter, lora = load_peft(folder, model[0], 0.0)
+    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("stabilised", [False, True])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
@@ -114,16 +128,7 @@ def test_adapters_made_by_peft_load(models, kind, stabilised, targets, tmp_path)
     settings = LoraConfig(
         r=4, lora_alpha=7, target_modules=targets, use_rslora=stabilised, task_type="CAUSAL_LM"
     )
-    torch.manual_seed(1)
-    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.1 * torch.randn_like(parameter))
-        expected = torch_logits(adapted).numpy()
-    adapted.save_pretrained(tmp_path)
-    adapter, lora = load_peft(tmp_path, model[0], 0.0)
-    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+    equals_peft(model, twin, settings, tmp_path)
 
 
 def edit(folder, **changes):
@@ -208,15 +213,7 @@ def test_adapters_on_a_changed_base_are_refused(models, tmp_path, init):
 def test_adapters_that_peft_draws_otherwise_load(models, tmp_path, init):
     model, twin = models["gemma3"]
     settings = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init)
-    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        expected = torch_logits(adapted).numpy()
-    adapted.save_pretrained(tmp_path)
-    adapter, lora = load_peft(tmp_path, model[0], 0.0)
-    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
+    equals_peft(model, twin, settings, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -267,17 +264,9 @@ def test_the_vision_towers_part_of_an_adapter_changes_no_text(models, tmp_path):
     """It has layers of the same names; only those of the text model count."""
     model, twin = models["gemma3-vision"]
     settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-    adapted = get_peft_model(copy.deepcopy(twin), settings).eval()
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        expected = torch_logits(adapted).numpy()
-    adapted.save_pretrained(tmp_path)
+    equals_peft(model, twin, settings, tmp_path)
     stored = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
     assert any("vision_tower" in name for name in stored)
-    adapter, lora = load_peft(tmp_path, model[0], 0.0)
-    np.testing.assert_allclose(logits(model, adapter, lora), expected, atol=1e-4)
 
 
 def test_an_export_works_on_a_base_with_a_vision_tower(models, tmp_path):

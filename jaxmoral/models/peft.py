@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from jaxmoral.errors import UserError
 from jaxmoral.models.config import GemmaConfig
-from jaxmoral.models.foreign import bare, check_keys, shown
+from jaxmoral.models.foreign import COMMIT, bare, check_keys, shown
 from jaxmoral.models.hf_config import read_settings
 from jaxmoral.models.huggingface import LINEAR_NAMES, check_tensor
 from jaxmoral.models.lora import Adapter, Lora
@@ -109,8 +109,8 @@ def base_of(folder: Path) -> str:
     return f"{base}@{revision}" if revision and not Path(base).exists() else base
 
 
-def _stored_base(folder: Path) -> tuple[str | None, str | None]:
-    """The name and the revision of the base as PEFT stores them."""
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json`, of which the base's name and revision are judged."""
     path = folder / "adapter_config.json"
     if not folder.is_dir():
         raise UserError(f"lora.adapter: there is no folder {folder}")
@@ -120,7 +120,13 @@ def _stored_base(folder: Path) -> tuple[str | None, str | None]:
         raise UserError(f"lora.adapter: {path} is damaged (its base is {shown(base)})")
     if revision is not None and not _REVISION.fullmatch(str(revision)):
         raise UserError(f"lora.adapter: {path} is damaged (its revision is {shown(revision)})")
-    return base, revision
+    return settings
+
+
+def _stored_base(folder: Path) -> tuple[str | None, str | None]:
+    """The name and the revision of the base as PEFT stores them."""
+    settings = _read_settings(folder)
+    return settings.get("base_model_name_or_path"), settings.get("revision")
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -141,7 +147,7 @@ def at_revision(source: str, folder: Path) -> str:
     name, at, given = source.partition("@")
     if not revision or name != base:
         return source
-    if re.fullmatch("[0-9a-f]{40}", given) and not re.fullmatch("[0-9a-f]{40}", revision):
+    if COMMIT.fullmatch(given) and not COMMIT.fullmatch(revision):
         return source  # a commit, which the branch or tag may stand for
     if at and given != revision:
         raise UserError(
@@ -163,9 +169,8 @@ def load_peft(folder: Path, config: GemmaConfig, dropout: float) -> tuple[Adapte
       UserError: a file is missing or damaged, the adapter is not plain LoRA of all layers, or
         it was made for another model.
     """
-    _stored_base(folder)
     path = folder / "adapter_config.json"
-    settings = read_settings(path, "lora.adapter")
+    settings = _read_settings(folder)
     rank: Any = settings.get("r")
     alpha: Any = settings.get("lora_alpha")
     stabilised = settings.get("use_rslora")
