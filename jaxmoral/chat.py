@@ -12,9 +12,9 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
-from jaxmoral.learning.agent import Agent, Prompter
+from jaxmoral.learning.agent import Agent, policy_table
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.policy import GemmaPolicy
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.measuring.evaluation import load_run
 from jaxmoral.measuring.questions import follow_up
 from jaxmoral.models.generate import Sampling, generate
@@ -92,9 +92,8 @@ def _chat(folder: Path, seed: int) -> None:
             f"{folder} holds an agent for {condition.game.num_players} players; you are one"
         )
     memory = agent.presentation.remembers(condition.game)
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
-    table = jax.jit(lambda w, i, t: agent.policy.apply(w, i, t, None))
-    match = Match(config, memory, table(agent.frozen, inputs, trainable).log_probs, seed)
+    log_probs = policy_table(agent, condition, trainable).log_probs
+    match = Match(config, memory, np.asarray(log_probs), seed)
     labels = match.labels
     print(
         f"{match.game.title}; you are A. Type {labels[0]} or {labels[1]} (c or d), "
@@ -121,7 +120,7 @@ def _chat(folder: Path, seed: int) -> None:
         elif word in QUESTIONS:
             if last is None:
                 print("Play a round first.")
-            elif isinstance(agent.policy, GemmaPolicy):
+            elif agent.model is not None:
                 print(explain(config, agent, trainable, match, last, QUESTIONS[word], next(keys)))
             else:
                 print("This agent is a table of probabilities; it has no words.")
@@ -139,15 +138,15 @@ def explain(
     key: jax.Array,
 ) -> str:
     """What the agent says about its last answer, at most 60 sampled tokens."""
-    model, policy = agent.model, agent.policy
+    model, lora = agent.model, agent.lora
     assert model is not None
-    assert isinstance(policy, GemmaPolicy)
+    assert lora is not None
     prompter = Prompter(model, config.prompt.template)
     text = all_prompts(match.game, agent.presentation)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
     ids = follow_up(prompter, text, answer, question)
     adapter = trainable["adapter"]
-    (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, policy.lora)
+    (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
     return prompter.tokenizer.decode(said).strip()
 
 

@@ -17,7 +17,6 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning.policy import GemmaPolicy
 from jaxmoral.measuring.evaluation import load_run
 from jaxmoral.models.load import LoadedModel, load
 from jaxmoral.models.lora import Lora
@@ -41,19 +40,19 @@ def export(run: Path, kind: str, output: Path) -> LoadedModel:
     if output.exists():  # said before a model is loaded
         raise UserError(f"{output} exists; choose another --output")
     config, agent, trainable = load_run(run)
-    policy, model = agent.policy, agent.model
-    if not isinstance(policy, GemmaPolicy) or model is None:
+    model, lora = agent.model, agent.lora
+    if model is None or lora is None:
         raise UserError(f"{run} holds a tabular policy; only Gemma can be exported")
     with new_folder(output) as scratch:
         if kind == "orbax":
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save((scratch / "params").resolve(), trainable)
         elif kind == "peft":
-            save_peft(scratch, trainable["adapter"], policy.lora, model.source, module=model.module)
+            save_peft(scratch, trainable["adapter"], lora, model.source, module=model.module)
             head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
             safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
         else:
-            save_merged(scratch, model, trainable["adapter"], policy.lora)
+            save_merged(scratch, model, trainable["adapter"], lora)
     return model
 
 

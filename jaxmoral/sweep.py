@@ -21,7 +21,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import presentation_with
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import as_begun, changed_before
 from jaxmoral.measuring.evaluation import chosen_conditions, described, evaluate_agent, xi_of
 from jaxmoral.measuring.keeping import EVALUATION, read_evaluation

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError, check_number, run_command, split_outside
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.measuring.keeping import write_json
 from jaxmoral.measuring.tournaments import (
     FILE,

@@ -16,7 +16,7 @@ import numpy as np
 import jaxmoral
 from jaxmoral import config as configs
 from jaxmoral.errors import run_command
-from jaxmoral.learning.experiment import environment
+from jaxmoral.learning.environments import environment
 from jaxmoral.measuring.runs import Run
 from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.reporting import figures

@@ -30,9 +30,10 @@ from jaxmoral.config import parse
 from jaxmoral.devices.mesh import AXES, Layout, shardings
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning import ppo
-from jaxmoral.learning.agent import Prompter
-from jaxmoral.learning.experiment import environments, over_members, population_axes
-from jaxmoral.learning.policy import GemmaPolicy
+from jaxmoral.learning.language_policy import LanguagePolicy
+from jaxmoral.learning.population import environments, over_members, stack_members, state_prefix
+from jaxmoral.learning.prompter import Prompter
+from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.models.config import GemmaConfig
 from jaxmoral.models.load import load
 from jaxmoral.models.lora import Lora
@@ -83,49 +84,51 @@ def lowered(config: GemmaConfig, sizes: tuple[int, int, int], members: int, prom
     layout = Layout(mesh, side_by_side=members > 1)
     definition, weights = Gemma.abstract(config, layout)
     lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
-    policy = GemmaPolicy(config, definition, lora, layout=layout)
+    policy = LanguagePolicy(config, definition, lora, layout=layout)
     experiment = parse({"model": {"source": "tabular"}})
     condition = Condition(get_game("ipd"), Presentation())
-    inputs = prompter.inputs([[condition]])
-    memory = condition.presentation.remembers(condition.game)
-    update = ppo.make_update(policy, experiment.ppo, memory, 1000, 4096, 5)
-    optimiser = ppo.make_optimiser(experiment.ppo, 1000)
-    init = lambda key: ppo.init_state(key, policy, optimiser, jnp.float32(0.02), 1)
-    settings = ppo.adjustable(experiment.ppo)
-    alone = members == 1
-    each = environments([experiment] * members, 0)
-    if not alone:
-        update = over_members(update, False, layout)
-        init = jax.vmap(init, out_axes=population_axes(None, 0))
-        settings = {name: np.stack([value] * members) for name, value in settings.items()}
-    keys = jax.random.split(jax.random.key(0), members)
-    keys = keys[0] if alone else keys
-    state = jax.eval_shape(init, keys)
-
-    def shaped(tree, where):
-        one = lambda x, s: jax.ShapeDtypeStruct(jnp.shape(x), jnp.asarray(x).dtype, sharding=s)
-        if not isinstance(where, jax.sharding.NamedSharding):
-            return jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
-            )
-        return jax.tree.map(lambda x: one(x, where), tree)
-
-    lead = layout.sharding(*(() if alone else (layout.lead_axes,)))
-    everywhere = layout.sharding()
-    weights = shaped(weights, shardings(weights, layout))
-    state_where = shardings(state, layout, population_axes(False, not alone))
-    arguments = (
-        shaped(state, state_where),
-        jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=lead),
-        weights,
-        shaped(inputs, everywhere),
-        shaped(each, lead),
-        jax.ShapeDtypeStruct((1, 16, 3), jnp.float32, sharding=everywhere),
-        shaped(settings, lead),
-        None,
+    update = ppo.make_update(
+        policy,
+        experiment.ppo,
+        memory=condition.presentation.remembers(condition.game),
+        num_updates=1000,
+        num_episodes=4096,
+        num_rounds=5,
     )
+    optimiser = make_optimiser(experiment.ppo, 1000)
+    init = functools.partial(
+        init_state, policy=policy, optimiser=optimiser, kl_coef=jnp.float32(0.02), num_players=1
+    )
+    keys = jax.random.split(jax.random.key(0), members)
+    several = members > 1
+    if several:
+        varying = {"key", "environment", "settings"}
+        update = over_members(update, varying, layout=layout)
+        init = jax.vmap(init, out_axes=state_prefix(None, 0))
+    state = jax.eval_shape(init, keys if several else keys[0])
+
+    def shaped(tree, where=None):
+        where = where or jax.tree.map(lambda _: layout.sharding(), tree)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+        )
+
+    def per_member(tree):
+        lead = layout.sharding(layout.lead_axes) if several else layout.sharding()
+        return shaped(tree, jax.tree.map(lambda _: lead, tree))
+
+    state_where = shardings(state, layout, state_prefix(False, several))
+    inputs = UpdateInputs(
+        key=per_member(keys if several else keys[0]),
+        frozen=shaped(weights, shardings(weights, layout)),
+        prompts=shaped(prompter.inputs([[condition]])),
+        reference=shaped(jax.ShapeDtypeStruct((1, 16, 3), jnp.float32)),
+        environment=per_member(environments([experiment] * members, 0)),
+        settings=per_member(stack_members([adjustable(experiment.ppo)] * members)),
+    )
+    everywhere = layout.sharding()
     jitted = jax.jit(update, donate_argnums=0, out_shardings=(state_where, everywhere))
-    return jitted.lower(*arguments)
+    return jitted.lower(shaped(state, state_where), inputs)
 
 
 class Account(NamedTuple):
@@ -237,7 +240,8 @@ def measured() -> int:
     code = f"""
 import ctypes, pathlib, re, jax, jaxmoral
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import compile_update, resolve
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.resolve import resolve
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])

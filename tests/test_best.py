@@ -65,7 +65,7 @@ def saved(monkeypatch):
     save = Checkpoints.save
 
     def spy(self, update, state, members, rewards):
-        found[update] = np.array(state.trainable["logits"]), list(rewards)
+        found[update] = np.array(state.players.trainable["logits"]), list(rewards)
         return save(self, update, state, members, rewards)
 
     monkeypatch.setattr(Checkpoints, "save", spy)
@@ -109,11 +109,13 @@ def spoil(monkeypatch, ruined):
 
         def spoiled(state, update):
             state, values = step(state, update)
-            logits = state.trainable["logits"]
+            trainable = state.players.trainable
+            logits = trainable["logits"]
             for index, when in ruined.items():
                 if update + 1 == when:
                     logits = logits.at[index].multiply(-3.0)
-            return state._replace(trainable=state.trainable | {"logits": logits}), values
+            players = state.players._replace(trainable=trainable | {"logits": logits})
+            return state._replace(players=players), values
 
         return state, spoiled
 

@@ -11,13 +11,11 @@ import pytest
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
-from jaxmoral.learning.agent import Prompter, drawable, make_agent
-from jaxmoral.learning.experiment import (
-    compile_update,
-    packed_prompts,
-    player_games,
-    resolve,
-)
+from jaxmoral.learning.agent import drawable, make_agent
+from jaxmoral.learning.environments import player_games
+from jaxmoral.learning.experiment import compile_update, packed_prompts
+from jaxmoral.learning.prompter import Prompter
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.world.games import corner_payoffs, get_game
 
 write_tiny = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "tiny_model.py"))[
@@ -44,7 +42,7 @@ def test_chunks_have_the_numbers_of_one_tree(real):
     noise = jax.random.normal(jax.random.key(1), trainable["adapter"]["q"]["b"].shape)
     trainable["adapter"]["q"]["b"] = 0.02 * noise
 
-    look = jax.jit(lambda frozen, one: agent.policy.apply(frozen, one, trainable, None).log_probs)
+    look = jax.jit(lambda frozen, one: agent.policy.bind(frozen, one).table(trainable).log_probs)
     found = [
         np.asarray(look(agent.frozen, jax.tree.map(lambda x: x[0], inputs)))
         for inputs in (whole, parts)
@@ -147,7 +145,7 @@ def test_room_for_other_payoffs_changes_no_number(tmp_path):
     trainable = jax.tree.map(
         lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), trainable
     )
-    look = jax.jit(lambda frozen, one: agent.policy.apply(frozen, one, trainable, None))
+    look = jax.jit(lambda frozen, one: agent.policy.bind(frozen, one).table(trainable))
     found = [look(agent.frozen, jax.tree.map(lambda x: x[0], inputs)) for inputs in (roomy, tight)]
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)

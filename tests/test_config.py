@@ -5,7 +5,8 @@ import yaml
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.learning.experiment import check_population, resolve
+from jaxmoral.learning.population import check_population
+from jaxmoral.learning.resolve import resolve
 
 
 def test_yaml_then_flags_then_defaults(tmp_path):

@@ -15,7 +15,8 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Presentation
 from jaxmoral.language.suites import conditions
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import first_states, resolve
+from jaxmoral.learning.experiment import first_states
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import TrainedAgent
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent, group_by_size

@@ -9,7 +9,8 @@ import pytest
 
 from jaxmoral import config
 from jaxmoral.config import PPOConfig
-from jaxmoral.learning import ppo
+from jaxmoral.learning.batches import exact_batch, make_batch
+from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.training import train_agent
 from jaxmoral.world import chain
@@ -71,17 +72,15 @@ def test_it_is_the_mean_of_sampled_estimates(name):
     rewards = rewards_of(game="ipd" if memory.num_moves == 2 else "public-goods(3)")
     settings = PPOConfig(gamma=gamma, gae_lambda=0.8)
     shaken = jnp.float32(noise) if noise else None
-    exact, shares, reward = ppo.exact_batch(
-        table, None, opponent, shaken, rewards, memory, 4, settings
-    )
-    gradient = estimate(table, exact, logits)
     arena = Environment(opponent, rewards, shaken)
+    exact, shares, reward = exact_batch(table, arena, memory=memory, num_rounds=4, config=settings)
+    gradient = estimate(table, exact, logits)
 
     @jax.jit
     def sample(key):
         played = rollout(key, table.log_probs, arena, memory, 50_000, 4)
-        batch = ppo.make_batch(table, played, played.reward, settings)
-        by_previous = ppo.sampled_shares(played, memory)
+        batch = make_batch(table, played, played.reward, settings)
+        by_previous = sampled_shares(played, memory)
         return estimate(table, batch, logits), by_previous, played.reward.mean()
 
     samples = [sample(jax.random.key(seed)) for seed in range(20)]
@@ -100,8 +99,13 @@ def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
     settings = PPOConfig(gamma=0.9, gae_lambda=0.7)
     rows = add_illegal_opponent(np.array(rewards_of("game", "bos")[0]), "penalty", "game", -6.0)
     rewards, noise = jnp.asarray(rows)[None], jnp.float32(0.1)
-    exact, _, reward = ppo.exact_batch(
-        table, other.log_probs, None, noise, rewards, memory, 5, settings
+    exact, _, reward = exact_batch(
+        table,
+        Environment(None, rewards, noise),
+        others_log_probs=other.log_probs,
+        memory=memory,
+        num_rounds=5,
+        config=settings,
     )
     gradient = estimate(table, exact, logits)
     arena = Environment(None, jnp.stack([rewards, rewards]), noise)
@@ -111,7 +115,7 @@ def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
     def sample(key):
         both = rollout_pair(key, log_probs, arena, memory, 50_000, 5)
         played = jax.tree.map(lambda x: x[0], both)
-        batch = ppo.make_batch(table, played, played.reward, settings)
+        batch = make_batch(table, played, played.reward, settings)
         return estimate(table, batch, logits), played.reward.mean()
 
     samples = [sample(jax.random.key(seed)) for seed in range(20)]
@@ -169,8 +173,9 @@ def test_its_gradient_is_that_of_finite_differences(gamma, noise):
         rewards = jnp.asarray(np.array(rewards_of(), np.float64))
         settings = PPOConfig(gamma=gamma, gae_lambda=1.0)
         shaken = jnp.asarray(noise) if noise else None
-        batch, _, _ = ppo.exact_batch(
-            table, None, opponent, shaken, rewards, memory, num_rounds, settings
+        arena = Environment(opponent, rewards, shaken)
+        batch, _, _ = exact_batch(
+            table, arena, memory=memory, num_rounds=num_rounds, config=settings
         )
         gradient = np.asarray(estimate(table, batch, jnp.asarray(logits)))
         assert gradient.dtype == np.float64
@@ -196,7 +201,8 @@ def test_without_discount_it_is_the_gradient_of_the_expected_reward():
     table = table._replace(values=jnp.zeros(64))
     rewards = rewards_of("utilitarian")
     settings = PPOConfig(gamma=1.0, gae_lambda=1.0)
-    batch, _, _ = ppo.exact_batch(table, None, opponent, None, rewards, memory, 5, settings)
+    arena = Environment(opponent, rewards)
+    batch, _, _ = exact_batch(table, arena, memory=memory, num_rounds=5, config=settings)
 
     def expected(logits):
         policy = chain.by_state(memory, chain.memory_policy(jax.nn.log_softmax(logits)))
@@ -211,9 +217,8 @@ def test_weights_are_visits_and_add_up():
     memory = make_memory(1, 2, True)
     _, table = random_table(len(memory.histories))
     opponent = get_opponent("tit-for-tat")
-    batch, shares, _ = ppo.exact_batch(
-        table, None, opponent, None, rewards_of(), memory, 4, PPOConfig()
-    )
+    arena = Environment(opponent, rewards_of())
+    batch, shares, _ = exact_batch(table, arena, memory=memory, num_rounds=4, config=PPOConfig())
     assert float(batch.weight.sum()) == pytest.approx(1, abs=1e-6)
     # The first of four rounds has none before it.
     assert float(shares[-1].sum()) == pytest.approx(0.25, abs=1e-6)

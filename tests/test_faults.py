@@ -24,7 +24,7 @@ from jaxmoral import train_agent
 from jaxmoral.errors import UserError
 from jaxmoral.learning import checkpoint, metrics
 from jaxmoral.learning.checkpoint import Checkpoints, checksum
-from jaxmoral.learning.policy import TabularPolicy
+from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.measuring.evaluation import evaluate_agent
 
 ROOT = Path(__file__).parent.parent

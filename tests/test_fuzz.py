@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models import tokenizer as tokenizers

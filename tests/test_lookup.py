@@ -11,8 +11,8 @@ from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral import tournament
 from jaxmoral.errors import UserError
-from jaxmoral.learning.experiment import resolve
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent
 from jaxmoral.measuring.evaluation import evaluate_agent, load_run
 from jaxmoral.reporting.series import reward_bounds

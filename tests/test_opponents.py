@@ -12,7 +12,9 @@ import pytest
 
 from jaxmoral.config import load, load_members
 from jaxmoral.errors import UserError
-from jaxmoral.learning.experiment import environment, environments, player_games, resolve
+from jaxmoral.learning.environments import environment, player_games
+from jaxmoral.learning.population import environments
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.world import games, opponents
 from jaxmoral.world.opponents import get_opponent
 

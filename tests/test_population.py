@@ -14,8 +14,10 @@ from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.responses import spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.experiment import over_members
-from jaxmoral.learning.policy import GemmaPolicy, PromptInputs, reference_table
+from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.policy import reference_table
+from jaxmoral.learning.population import over_members, state_prefix
+from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.learning.training import train_agent, train_population
 from jaxmoral.measuring.evaluation import evaluate_agent, load_run
 from jaxmoral.measuring.runs import read_run
@@ -71,7 +73,7 @@ def test_each_member_is_bit_for_bit_what_it_is_alone(flags):
 def test_members_on_a_gemma_equal_the_same_alone(tiny):
     """Three updates of four adapters with different settings on one base: 1e-4 relative."""
     config, definition, weights, _ = tiny
-    policy = GemmaPolicy(config, definition, Lora(3, 6.0, 0.0, ("q", "v", "down")))
+    policy = LanguagePolicy(config, definition, Lora(3, 6.0, 0.0, ("q", "v", "down")))
     prompts = [[2, 5, 6, 7 + own, 20 + order] for own in range(4) for order in range(4)]
     responses = spell([b"x", b"y"], [None] * 40 + [b"x", b"y"] + [None] * 54, [1], 1)
     branches = [[*ids, *prefix] for ids in prompts for prefix in responses.prefixes]
@@ -82,8 +84,10 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
     inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], inputs)
     settings = PPOConfig(learning_rate=1e-2)
     memory = make_memory()
-    update = ppo.make_update(policy, settings, memory, 3, 256, 5)
-    optimiser = ppo.make_optimiser(settings, 3)
+    update = ppo.make_update(
+        policy, settings, memory=memory, num_updates=3, num_episodes=256, num_rounds=5
+    )
+    optimiser = make_optimiser(settings, 3)
     game = get_game("ipd")
     names = ["tit-for-tat", "random", "prober", "grim-trigger"]
     kinds = ["game", "deontological", "utilitarian", "game+deontological"]
@@ -91,10 +95,10 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
     rates = [1e-2, 3e-3, 1e-2, 2e-2]
     reference = jax.vmap(lambda one: reference_table(policy, weights, one))(inputs)
     keys = jax.random.split(jax.random.key(0), 4)
-    adjusted = [ppo.adjustable(settings) | {"learning_rate": np.float32(rate)} for rate in rates]
+    adjusted = [adjustable(settings) | {"learning_rate": np.float32(rate)} for rate in rates]
 
     def start(key):
-        return ppo.init_state(key, policy, optimiser, 0.02, 1)
+        return init_state(key, policy, optimiser=optimiser, kl_coef=0.02, num_players=1)
 
     alone = []
     step = jax.jit(update)
@@ -103,19 +107,21 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
         arena = Environment(get_opponent(names[index]), tables[index])
         for _ in range(3):
             state, metrics = step(
-                state, keys[index], weights, inputs, arena, reference, adjusted[index], None
+                state,
+                UpdateInputs(keys[index], weights, inputs, reference, arena, adjusted[index]),
             )
-        alone.append((state.trainable, metrics))
+        alone.append((state.players.trainable, metrics))
 
-    every = jax.vmap(start, out_axes=ppo.TrainState(None, 0, 0, 0, 0))(keys)
+    every = jax.vmap(start, out_axes=state_prefix(None, 0))(keys)
     arena = Environment(stack([get_opponent(name) for name in names]), np.stack(tables))
     joined = {name: np.stack([one[name] for one in adjusted]) for name in adjusted[0]}
-    step = jax.jit(over_members(update, stacked=False))
+    step = jax.jit(over_members(update, {"key", "environment", "settings"}))
+    given = UpdateInputs(keys, weights, inputs, reference, arena, joined)
     for _ in range(3):
-        every, metrics = step(every, keys, weights, inputs, arena, reference, joined, None)
+        every, metrics = step(every, given)
     for index, (trainable, expected) in enumerate(alone):
         for ours, theirs in zip(
-            jax.tree.leaves((every.trainable, metrics)),
+            jax.tree.leaves((every.players.trainable, metrics)),
             jax.tree.leaves((trainable, expected)),
             strict=True,
         ):

@@ -13,13 +13,29 @@ from jaxmoral.config import PPOConfig
 from jaxmoral.language.prompt_tree import pack, stack
 from jaxmoral.language.responses import spell
 from jaxmoral.learning import ppo
-from jaxmoral.learning.policy import (
-    GemmaPolicy,
-    PolicyTable,
-    PromptInputs,
-    TabularPolicy,
-    reference_table,
+from jaxmoral.learning.batches import (
+    Batch,
+    exact_batch,
+    gae,
+    make_batch,
+    merge_moments,
+    scale_rewards,
+    split_minibatches,
+    whiten,
 )
+from jaxmoral.learning.behaviour import sampled_shares
+from jaxmoral.learning.language_policy import LanguagePolicy, PromptedModel, PromptInputs
+from jaxmoral.learning.losses import adapt_kl_coef, ppo_loss
+from jaxmoral.learning.policy import PolicyTable, reference_table
+from jaxmoral.learning.state import (
+    Moments,
+    UpdateInputs,
+    adjustable,
+    init_state,
+    make_optimiser,
+    per_player,
+)
+from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.learning.training import train_agent
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import Gemma
@@ -50,7 +66,7 @@ def test_gae_equals_its_definition(gamma, lam):
             following = values[k + 1] if k < 5 else last
             delta = rewards_[k] + gamma * following - values[k]
             expected[t] += (gamma * lam) ** (k - t) * delta
-    ours = ppo.gae(*map(jnp.asarray, (rewards_, values, last)), gamma, lam)
+    ours = gae(*map(jnp.asarray, (rewards_, values, last)), gamma, lam)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -61,7 +77,7 @@ def random_batch(size=40):
         jnp.asarray(generator.normal(size=16), jnp.float32),
     )
     weights = generator.exponential(size=size)
-    batch = ppo.Batch(
+    batch = Batch(
         *map(
             jnp.asarray,
             (
@@ -111,7 +127,9 @@ def test_loss_equals_a_loop_and_its_gradient_a_finite_difference(cells):
     table, batch, reference = random_batch(48 if cells else 40)
     if cells:
         batch = batch._replace(prompt=None, outcome=None)
-    loss = lambda table: ppo.ppo_loss(table, batch, reference, 0.3, 0.7, config)[0]
+    loss = lambda table: ppo_loss(
+        table, batch, reference=reference, kl_coef=0.3, entropy_coef=0.7, config=config
+    )[0]
     expected = loss_by_hand(table, batch, reference, 0.3, 0.7, config)
     np.testing.assert_allclose(loss(table), expected, rtol=1e-5)
 
@@ -127,28 +145,28 @@ def test_loss_equals_a_loop_and_its_gradient_a_finite_difference(cells):
 def test_running_moments_equal_numpy():
     generator = np.random.default_rng(0)
     batches = [3 + 5 * generator.normal(size=(4, n)) for n in (7, 50, 1)]
-    moments = ppo.Moments(*jnp.zeros((3,)))
+    moments = Moments(*jnp.zeros((3,)))
     for batch in batches:
-        moments = ppo.merge_moments(moments, jnp.asarray(batch))
+        moments = merge_moments(moments, jnp.asarray(batch))
     everything = np.concatenate([batch.ravel() for batch in batches])
     np.testing.assert_allclose(moments.mean, everything.mean(), rtol=1e-5)
     variance = moments.deviations / moments.seen
     np.testing.assert_allclose(variance, everything.var(), rtol=1e-5)
-    alike, _ = ppo.scale_rewards(jnp.full(5, 2.0), ppo.Moments(*jnp.zeros((3,))))
+    alike, _ = scale_rewards(jnp.full(5, 2.0), Moments(*jnp.zeros((3,))))
     np.testing.assert_array_equal(alike, 0)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.0, 0.98), (6.0, 1.0), (6.6, 1.01), (60.0, 1.02)])
 def test_kl_coefficient_follows_its_target(kl, factor):
     config = PPOConfig(kl_target=6.0, kl_gain=0.1)
-    np.testing.assert_allclose(ppo.adapt_kl_coef(0.5, kl, config), 0.5 * factor, rtol=1e-6)
+    np.testing.assert_allclose(adapt_kl_coef(0.5, kl, config), 0.5 * factor, rtol=1e-6)
 
 
 def test_minibatches_visit_every_sample_once_an_epoch():
     size = 24
-    batch = ppo.Batch(*(jnp.arange(size) for _ in range(7)))
+    batch = Batch(*(jnp.arange(size) for _ in range(7)))
     config = PPOConfig(epochs=3, minibatches=4)
-    split = ppo.split_minibatches(jax.random.key(0), batch, config)
+    split = split_minibatches(jax.random.key(0), batch, config)
     assert split.prompt.shape == (12, 6)
     epochs = np.asarray(split.prompt).reshape(3, size)
     assert not np.array_equal(epochs[0], epochs[1])
@@ -161,15 +179,39 @@ def alone(tree):
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
+def make_update(policy, config, num_updates, num_episodes=64):
+    return ppo.make_update(
+        policy,
+        config,
+        memory=ONE,
+        num_updates=num_updates,
+        num_episodes=num_episodes,
+        num_rounds=5,
+    )
+
+
+def inputs_of(config, arena, policy=TABLE, frozen=(), prompts=NONE):
+    """What an update reads of one player, the PRNG key 1 included."""
+    return UpdateInputs(
+        key=jax.random.key(1),
+        frozen=frozen,
+        prompts=jax.tree.map(lambda leaf: leaf[None], prompts),
+        reference=reference_table(policy, frozen, prompts)[None],
+        environment=arena,
+        settings=adjustable(config),
+    )
+
+
 def run(policy, config, arena, num_updates, frozen=(), inputs=NONE, episodes=64):
-    optimiser = ppo.make_optimiser(config, num_updates)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config.kl_coef, 1)
-    reference = reference_table(policy, frozen, inputs)[None]
-    arguments = (frozen, jax.tree.map(lambda leaf: leaf[None], inputs), arena, reference)
-    update = jax.jit(ppo.make_update(policy, config, ONE, num_updates, episodes, 5))
+    optimiser = make_optimiser(config, num_updates)
+    state = init_state(
+        jax.random.key(0), policy, optimiser=optimiser, kl_coef=config.kl_coef, num_players=1
+    )
+    given = inputs_of(config, arena, policy, frozen, inputs)
+    update = jax.jit(make_update(policy, config, num_updates, episodes))
     for _ in range(num_updates):
-        state, metrics = update(state, jax.random.key(1), *arguments, ppo.adjustable(config))
-    return state._replace(trainable=alone(state.trainable)), alone(metrics)
+        state, metrics = update(state, given)
+    return alone(state.players), alone(metrics)
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 4)])
@@ -185,34 +227,41 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         normalise_rewards=normalised,
     )
     policy, arena = TABLE, environment()
-    state, _ = run(policy, config, arena, 1)
+    players, _ = run(policy, config, arena, 1)
 
-    optimiser = ppo.make_optimiser(config, 1)
+    optimiser = make_optimiser(config, 1)
     trainable = policy.init(jax.random.key(0))
     opt_state = optimiser.init(trainable)
-    table = policy.apply((), NONE, trainable, None)
+    table = policy.bind((), NONE).table(trainable)
     rollout_key, order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
     played = rollout(rollout_key, table.log_probs, arena, ONE, 64, 5)
     reward = np.asarray(played.reward)
     if normalised:
         reward = (reward - reward.mean()) / (reward.std(ddof=1) + 1e-6)
-    batch = ppo.make_batch(table, played, jnp.asarray(reward), config)
+    batch = make_batch(table, played, jnp.asarray(reward), config)
     if normalised:
         np.testing.assert_allclose(batch.advantage.std(ddof=1), 1, rtol=1e-3)
-    batches = ppo.split_minibatches(jax.random.split(order_key, 1)[0], batch, config)
+    batches = split_minibatches(jax.random.split(order_key, 1)[0], batch, config)
     for index in range(epochs * minibatches):
         minibatch = jax.tree.map(lambda field, index=index: field[index], batches)
 
         def loss(trainable, minibatch=minibatch):
-            table = policy.apply((), NONE, trainable, None)
+            table = policy.bind((), NONE).table(trainable)
             reference = reference_table(policy, (), NONE)
-            return ppo.ppo_loss(table, minibatch, reference, config.kl_coef, 1.0, config)[0]
+            return ppo_loss(
+                table,
+                minibatch,
+                reference=reference,
+                kl_coef=config.kl_coef,
+                entropy_coef=1.0,
+                config=config,
+            )[0]
 
         gradient = jax.grad(loss)(trainable)
         step, opt_state = optimiser.update(gradient, opt_state, trainable)
         trainable = optax.apply_updates(trainable, step)
     for ours, theirs in zip(
-        jax.tree.leaves(state.trainable), jax.tree.leaves(trainable), strict=True
+        jax.tree.leaves(players.trainable), jax.tree.leaves(trainable), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
@@ -221,7 +270,7 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
 def test_two_learners_are_two_plain_loops(level):
     """Each player's parameters follow its own loss on its own side of the same episodes."""
     config = PPOConfig(learning_rate=0.05, epochs=3 if level == "epochs" else 1, gamma=0.9)
-    policy, optimiser = TABLE, ppo.make_optimiser(config, 1)
+    policy, optimiser = TABLE, make_optimiser(config, 1)
     tables = [
         rewards.add_illegal_opponent(
             rewards.reward_table(game, rewards.get_reward("game"), 3.0, -6.0),
@@ -232,13 +281,15 @@ def test_two_learners_are_two_plain_loops(level):
         for game in (games.get_game("bos"), games.mirror(games.get_game("bos")))
     ]
     arena = Environment(None, jnp.asarray(np.stack(tables))[:, None])
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config.kl_coef, 2)
+    state = init_state(
+        jax.random.key(0), policy, optimiser=optimiser, kl_coef=config.kl_coef, num_players=2
+    )
     noise = lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape)
-    before = jax.tree.map(noise, state.trainable)
+    before = jax.tree.map(noise, state.players.trainable)
     reference = jnp.stack([reference_table(policy, (), NONE)] * 2)
-    update = jax.jit(ppo.make_update(policy, config, ONE, 1, 64, 5))
-    arguments = ((), jnp.stack([NONE, NONE]), arena, reference, ppo.adjustable(config))
-    after, metrics = update(state._replace(trainable=before), jax.random.key(1), *arguments)
+    update = jax.jit(make_update(policy, config, 1))
+    both = inputs_of(config, arena)._replace(prompts=jnp.stack([NONE, NONE]), reference=reference)
+    after, metrics = update(state._replace(players=state.players._replace(trainable=before)), both)
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
     log_probs = jax.nn.log_softmax(before["logits"])
@@ -247,19 +298,26 @@ def test_two_learners_are_two_plain_loops(level):
         trainable = jax.tree.map(lambda x, at=player: x[at], before)
         played = jax.tree.map(lambda x, at=player: x[at], both)
         opt_state = optimiser.init(trainable)
-        table = policy.apply((), NONE, trainable, None)
-        batch = ppo.make_batch(table, played, played.reward, config)
+        table = policy.bind((), NONE).table(trainable)
+        batch = make_batch(table, played, played.reward, config)
         for _ in range(config.epochs):
 
             def loss(trainable, batch=batch):
-                table = policy.apply((), NONE, trainable, None)
-                return ppo.ppo_loss(table, batch, reference[0], config.kl_coef, 1.0, config)[0]
+                table = policy.bind((), NONE).table(trainable)
+                return ppo_loss(
+                    table,
+                    batch,
+                    reference=reference[0],
+                    kl_coef=config.kl_coef,
+                    entropy_coef=1.0,
+                    config=config,
+                )[0]
 
             gradient = jax.grad(loss)(trainable)
             step, opt_state = optimiser.update(gradient, opt_state, trainable)
             trainable = optax.apply_updates(trainable, step)
         for name, expected in trainable.items():
-            np.testing.assert_allclose(after.trainable[name][player], expected, atol=2e-6)
+            np.testing.assert_allclose(after.players.trainable[name][player], expected, atol=2e-6)
         np.testing.assert_allclose(metrics["reward_mean"][player], played.reward.mean(), rtol=1e-5)
 
 
@@ -288,9 +346,14 @@ def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
         arena = Environment(None, np.stack([tables] * 2), noise)
         both = rollout_pair(keys[2], log_probs, arena, memory, 200_000, 4)
         played, others, points = alone(both), log_probs[1], arena.rewards[0]
-    batch = ppo.make_batch(table, played, played.reward, config)
-    exact, shares, reward = ppo.exact_batch(
-        table, others, arena.opponent, noise, points, memory, 4, config
+    batch = make_batch(table, played, played.reward, config)
+    exact, shares, reward = exact_batch(
+        table,
+        arena._replace(rewards=points),
+        others_log_probs=others,
+        memory=memory,
+        num_rounds=4,
+        config=config,
     )
 
     cell = np.asarray(batch.prompt * 3 + batch.outcome)
@@ -308,7 +371,7 @@ def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
     values = jnp.repeat(table.values, 3)
     np.testing.assert_allclose(exact.value_target - exact.advantage, values, atol=1e-5)
     np.testing.assert_allclose(exact.log_prob, log_probs[0].ravel(), atol=1e-6)
-    sampled = ppo.sampled_shares(played, memory)
+    sampled = sampled_shares(played, memory)
     np.testing.assert_allclose(shares.sum(-1), sampled, atol=5 * 0.5 / np.sqrt(200_000))
     np.testing.assert_allclose(reward, played.reward.mean(), atol=5 * 5 / np.sqrt(200_000))
 
@@ -320,8 +383,8 @@ def test_two_gemmas_are_two_gemmas(tiny):
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
     players = [jax.tree.map(noise, policy.init(keys[0])), policy.init(keys[1])]
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    one = lambda inputs, p: policy.apply(weights, inputs, p, None)
-    together = ppo.per_player(one, stack([inputs, inputs]), stack(players))
+    one = lambda inputs, p: policy.bind(weights, inputs).table(p)
+    together = per_player(one, stack([inputs, inputs]), stack(players))
     for player, alone_ in enumerate(players):
         expected = one(inputs, alone_)
         np.testing.assert_allclose(together.log_probs[player], expected.log_probs, atol=1e-5)
@@ -334,7 +397,7 @@ def tiny_policy(tiny, dropout=0.0, letters=26, chunks=1):
     pieces = [None, None] + [bytes([97 + i % letters]) for i in range(config.vocab_size - 2)]
     responses = spell([b"ab", b"cd"], pieces, [1], 2)
     lora = Lora(2, 4.0, dropout, ("q", "o", "down"))
-    policy = GemmaPolicy(config, definition, lora)
+    policy = LanguagePolicy(config, definition, lora)
     prompts = [[0, 9, 8, 7, 10 + i, 20 + i % 3] for i in range(16)]
     each, packed = 16 // chunks, []
     for start in range(0, 16, each):
@@ -363,10 +426,10 @@ def test_the_table_without_logits_equals_the_one_with(tiny):
         small = dataclasses.replace(each, max_logits=8 * inputs.nodes.shape[-1] * 10)
 
         def from_table(trainable, small=small):
-            return jnp.sum(signs * small.apply(weights, inputs, trainable, None).log_probs)
+            return jnp.sum(signs * small.bind(weights, inputs).table(trainable).log_probs)
 
         def from_logits(trainable, each=each):
-            table, _ = each.apply_with_logits(weights, inputs, trainable, None)
+            table, _ = each.bind(weights, inputs).table_and_logits(trainable)
             return jnp.sum(signs * table.log_probs)
 
         ours, expected = map(jax.value_and_grad, (from_table, from_logits))
@@ -386,9 +449,9 @@ def test_prompts_in_several_trees_are_the_same_prompts(tiny):
 
     @jax.jit
     def look(inputs):
-        table = lambda p: policy.apply(weights, inputs, p, None)
+        table = lambda p: policy.bind(weights, inputs).table(p)
         total = lambda p: jnp.sum(table(p).log_probs ** 2) + jnp.sum(table(p).values ** 2)
-        scores = policy.score(weights, inputs, trainable, prompt, tokens)
+        scores = policy.bind(weights, inputs).score(trainable, prompt=prompt, tokens=tokens)
         return table(trainable), jax.grad(total)(trainable), scores
 
     for ours, theirs in zip(*map(jax.tree.leaves, map(look, (whole, parts))), strict=True):
@@ -401,11 +464,18 @@ def test_sharing_the_forward_pass_changes_nothing(tiny):
     config = PPOConfig(learning_rate=0.01)
     shared, _ = run(policy, config, environment(), 1, weights, inputs)
 
-    class Separate(GemmaPolicy):
+    class Separate(LanguagePolicy):
         dropout = True
 
-        def apply(self, frozen, inputs, trainable, dropout_key):
-            return super().apply(frozen, inputs, trainable, None)
+        def bind(self, frozen, prompts):
+            return Keyless(super().bind(frozen, prompts))
+
+    @dataclasses.dataclass
+    class Keyless:
+        bound: PromptedModel
+
+        def table(self, trainable, dropout_key=None):
+            return self.bound.table(trainable)
 
     fields = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
     apart, _ = run(Separate(**fields), config, environment(), 1, weights, inputs)
@@ -419,9 +489,9 @@ def test_sharing_the_forward_pass_changes_nothing(tiny):
 def test_the_value_head_and_every_adapter_matrix_train(tiny, dropout):
     policy, weights, inputs = tiny_policy(tiny, dropout)
     config = PPOConfig(learning_rate=0.01, epochs=2)
-    state, metrics = run(policy, config, environment(), 2, weights, inputs)
+    players, metrics = run(policy, config, environment(), 2, weights, inputs)
     before = policy.init(jax.random.key(0))
-    changed = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.trainable, before)
+    changed = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), players.trainable, before)
     assert min(jax.tree.leaves(changed)) > 1e-4, changed
     assert np.isfinite(metrics["loss"])
 
@@ -437,8 +507,15 @@ def test_gemma_gradient_equals_a_finite_difference(tiny):
 
     @jax.jit
     def loss(trainable):
-        table = policy.apply(weights, inputs, trainable, None)
-        return ppo.ppo_loss(table, batch, reference, 0.3, 0.7, PPOConfig(clip=5.0))[0]
+        table = policy.bind(weights, inputs).table(trainable)
+        return ppo_loss(
+            table,
+            batch,
+            reference=reference,
+            kl_coef=0.3,
+            entropy_coef=0.7,
+            config=PPOConfig(clip=5.0),
+        )[0]
 
     gradient = jax.grad(loss)(trainable)
     for name in ("adapter", "value_head"):
@@ -462,14 +539,15 @@ def test_no_key_is_used_twice(tiny, dropout):
 
 def test_updates_play_different_episodes():
     config = PPOConfig(learning_rate=1e-9)
-    optimiser = ppo.make_optimiser(config, 4)
-    update = jax.jit(ppo.make_update(TABLE, config, ONE, 4, 64, 5))
-    state = ppo.init_state(jax.random.key(0), TABLE, optimiser, config.kl_coef, 1)
-    reference = reference_table(TABLE, (), NONE)[None]
-    arguments = ((), NONE[None], environment(), reference, ppo.adjustable(config))
+    optimiser = make_optimiser(config, 4)
+    update = jax.jit(make_update(TABLE, config, 4))
+    state = init_state(
+        jax.random.key(0), TABLE, optimiser=optimiser, kl_coef=config.kl_coef, num_players=1
+    )
+    given = inputs_of(config, environment())
     means = []
     for _ in range(4):
-        state, metrics = update(state, jax.random.key(1), *arguments)
+        state, metrics = update(state, given)
         means.append(float(metrics["reward_mean"][0]))
     assert len(set(means)) == 4
 
@@ -485,8 +563,8 @@ OPTIMA = {
 @pytest.mark.parametrize("name", OPTIMA)
 def test_a_table_learns_the_one_step_optimum(name):
     config = PPOConfig(learning_rate=0.3)
-    state, metrics = run(TABLE, config, environment(name), 40, episodes=2048)
-    log_probs = TABLE.apply((), NONE, state.trainable, None).log_probs
+    players, metrics = run(TABLE, config, environment(name), 40, episodes=2048)
+    log_probs = TABLE.bind((), NONE).table(players.trainable).log_probs
     policy = np.asarray(chain.memory_policy(log_probs))
     assert policy[:, 2].max() < 0.02
     for row, best in zip(policy, OPTIMA[name], strict=True):
@@ -501,8 +579,8 @@ def test_the_discount_makes_a_farsighted_agent(estimator):
         config = PPOConfig(
             learning_rate=0.1, gamma=gamma, entropy_coef=0.1, kl_coef=0.0, estimator=estimator
         )
-        state, _ = run(TABLE, config, environment("game"), 150, episodes=2048)
-        table = TABLE.apply((), NONE, state.trainable, None)
+        players, _ = run(TABLE, config, environment("game"), 150, episodes=2048)
+        table = TABLE.bind((), NONE).table(players.trainable)
         log_probs[gamma] = np.asarray(chain.memory_policy(table.log_probs))
     assert log_probs[0.0][0, 1] > 0.9
     assert log_probs[0.95][0, 0] > 0.9
@@ -511,7 +589,7 @@ def test_the_discount_makes_a_farsighted_agent(estimator):
 def test_schedules_end_where_they_should():
     for kind, last in (("constant", 0.1), ("linear", 0.0), ("cosine", 0.0)):
         config = PPOConfig(learning_rate=0.1, learning_rate_schedule=kind, epochs=2)
-        optimiser = ppo.make_optimiser(config, 10)
+        optimiser = make_optimiser(config, 10)
         state = optimiser.init(jnp.ones(()))
         sizes = []
         for _ in range(21):
@@ -541,7 +619,7 @@ def test_a_sample_alone_teaches_nothing_and_breaks_nothing(flags):
     history = train_agent(config, say=lambda line: None).history
     assert len(history) == 3
     assert all(np.isfinite(record["loss"]) for record in history)
-    np.testing.assert_array_equal(ppo.whiten(jnp.array([[3.0]])), [[0.0]])
+    np.testing.assert_array_equal(whiten(jnp.array([[3.0]])), [[0.0]])
     some = jax.random.normal(jax.random.key(0), (5, 7))
     expected = (some - some.mean()) / np.sqrt(np.var(some, ddof=1) + 1e-8)
-    np.testing.assert_allclose(ppo.whiten(some), expected, rtol=1e-5)
+    np.testing.assert_allclose(whiten(some), expected, rtol=1e-5)

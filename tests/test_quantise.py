@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from jaxmoral import config as configs
 from jaxmoral.language.prompt_tree import Sight
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.models import quantise as q
@@ -112,7 +112,7 @@ def test_memory_and_learning_on_the_real_model(kind, limit, real, tmp_path):
         return
     # Merged, it is a full model that answers as the quantised one with its adapter did.
     agent = trained.agent
-    save_merged(tmp_path, agent.model, trained.trainable["adapter"], agent.policy.lora)
+    save_merged(tmp_path, agent.model, trained.trainable["adapter"], agent.lora)
     merged = evaluate_agent(configs.parse({"model": {"source": str(tmp_path)}}), ["ipd"])
     policies = lambda result: result["suites"]["trained"]["ipd"]["policies"]
     tuned = policies(evaluate_agent(trained, ["ipd"]))["tuned"]["remembered"]

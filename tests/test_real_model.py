@@ -19,9 +19,11 @@ from jaxmoral.export import export
 from jaxmoral.language import prompts
 from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import Prompter, make_agent, random_labels
-from jaxmoral.learning.experiment import resolve
-from jaxmoral.learning.policy import GemmaPolicy, reference_table
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.language_policy import LanguagePolicy
+from jaxmoral.learning.policy import reference_table
+from jaxmoral.learning.prompter import Prompter, random_labels
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.questions import ask
@@ -60,7 +62,7 @@ def test_the_reference_is_the_base_and_the_adapter_moved(trained):
     agent = trained.agent
     inputs = jax.tree.map(lambda x: x[0], agent.inputs([[IPD]]))
     fresh = agent.policy.init(jax.random.key(0))
-    base = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None))(agent.frozen, fresh)
+    base = jax.jit(lambda w, t: agent.policy.bind(w, inputs).table(t))(agent.frozen, fresh)
     reference = jax.jit(partial(reference_table, agent.policy))(agent.frozen, inputs)
     np.testing.assert_allclose(base.log_probs, reference, atol=1e-4)
     assert float(np.abs(trained.trainable["value_head"]["kernel"]).max()) > 0
@@ -143,7 +145,7 @@ def test_labels_of_different_shapes_share_a_program(real):
     pairs = (("action3", "action4"), ("A", "B"), random_labels(real, 4, 0))
     shown = [Condition(IPD.game, SHOWN._replace(labels=pair)) for pair in pairs]
     fresh = agent.policy.init(jax.random.key(0))
-    apply = jax.jit(lambda w, i: agent.policy.apply(w, i, fresh, None).log_probs)
+    apply = jax.jit(lambda w, i: agent.policy.bind(w, i).table(fresh).log_probs)
     together = agent.inputs([[condition] for condition in shown])
     for index, condition in enumerate(shown):
         inputs = jax.tree.map(lambda x, at=index: x[at], together)
@@ -187,7 +189,7 @@ def test_an_agent_is_asked_why(trained):
 
 def test_agents_know_their_model(real):
     agent = make_agent(resolve(configs.Config()))
-    assert isinstance(agent.policy, GemmaPolicy)
+    assert isinstance(agent.policy, LanguagePolicy)
     assert agent.model.sha256 == real.sha256
     assert "268.1 M parameters" in agent.summary[0]
     assert "instead of" in agent.summary[2]
@@ -203,7 +205,7 @@ def test_exports_give_the_same_log_probabilities(trained, run_folder, torch_expo
     """Issue: a PEFT export and a merged export serve our log-probabilities elsewhere (<= 1e-3)."""
     agent, trainable = trained.agent, trained.trainable
     inputs = jax.tree.map(lambda x: x[0], agent.inputs([[IPD]]))
-    log_probs = jax.jit(lambda w, t: agent.policy.apply(w, inputs, t, None).log_probs)
+    log_probs = jax.jit(lambda w, t: agent.policy.bind(w, inputs).table(t).log_probs)
     ours = np.asarray(log_probs(agent.frozen, trainable))[:, 0]
     export(run_folder, "peft", tmp_path / "peft")
     export(run_folder, "merged", tmp_path / "merged")
@@ -238,7 +240,7 @@ def test_an_exported_adapter_comes_back_bit_equal(trained, run_folder, tmp_path)
     for target, pair in ours.items():
         for side in pair:
             np.testing.assert_array_equal(agent.adapter[target][side], pair[side])
-    assert agent.policy.lora.rank == trained.agent.policy.lora.rank
+    assert agent.lora.rank == trained.agent.lora.rank
 
 
 def test_export_refuses_what_it_cannot_do(trained, run_folder, tmp_path):

@@ -11,10 +11,13 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning import agent as agents
-from jaxmoral.learning import ppo, token_ppo
+from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import OFTEN, environment, initial_state, on_cpu, resolve
+from jaxmoral.learning.environments import environment
+from jaxmoral.learning.experiment import OFTEN, initial_state, on_cpu
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.state import UpdateInputs, adjustable
 from jaxmoral.learning.training import train_agent
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models.lora import Lora
@@ -52,6 +55,17 @@ def test_the_papers_adapter():
     assert round(num_parameters(config) / 1e6) == 2614
 
 
+def update_of(agent, config):
+    return ppo.make_update(
+        agent.policy,
+        config.ppo,
+        memory=make_memory(config.env.memory),
+        num_updates=4,
+        num_episodes=config.env.episodes,
+        num_rounds=5,
+    )
+
+
 def test_activations_are_what_the_compiler_reserves(real):
     config = resolve(configs.load(None, ["--env.episodes", "64"]))
     agent = make_agent(config)
@@ -59,17 +73,16 @@ def test_activations_are_what_the_compiler_reserves(real):
     init = initial_state(config, agent)
     state, key = jax.eval_shape(init, np.uint32(0), np.float32(config.ppo.kl_coef))
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
-    update = ppo.make_update(agent.policy, config.ppo, make_memory(), 4, 64, 5)
-    settings = ppo.adjustable(config.ppo)
-    lowered = jax.jit(update, donate_argnums=0).lower(
-        state, key, agent.frozen, inputs, environment(config), reference, settings
+    given = UpdateInputs(
+        key, agent.frozen, inputs, reference, environment(config), adjustable(config.ppo)
     )
+    lowered = jax.jit(update_of(agent, config), donate_argnums=0).lower(state, given)
     reserved = lowered.compile().memory_analysis().temp_size_in_bytes
     nodes, (*_, num_blocks, before) = inputs.tree.tokens.size, inputs.tree.paths.shape
     tree, rows = (nodes, before + nodes // num_blocks), inputs.nodes.size
     logits = rows * tokens_at_once(real.config, agent.layout, rows, 2**27)
-    estimate = activation_bytes(real.config, agent.policy.lora, tree, logits, 4, "elementwise")
-    estimate += adapter_bytes(real.config, agent.policy.lora, repeated=False)[1]
+    estimate = activation_bytes(real.config, agent.lora, tree, logits, 4, "elementwise")
+    estimate += adapter_bytes(real.config, agent.lora, repeated=False)[1]
     assert 0.8 < estimate / reserved < 1.25
 
 
@@ -94,18 +107,18 @@ def test_a_footprint_is_what_the_compiler_reserves(flags, tiny_folder):
     given = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]"]
     config = resolve(configs.load(None, [*given, "--env.episodes", "64", *flags]))
     agent = make_agent(config)
-    model, lora, memory = agent.model.config, agent.policy.lora, make_memory(config.env.memory)
+    model, lora = agent.model.config, agent.lora
     inputs = agent.inputs([[Condition(games.get_game("ipd"), agent.presentation)]])
     needed = footprint(config, model, lora, inputs, agent.layout)
 
     num_players = 2 if config.env.opponent == "learner" else 1
     both = jax.tree.map(lambda leaf: np.repeat(leaf, num_players, 0), inputs)
     state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
-    make = token_ppo.make_update if config.ppo.level == "token" else ppo.make_update
-    update = make(agent.policy, config.ppo, memory, 4, config.env.episodes, 5)
     reference = jax.ShapeDtypeStruct((num_players, inputs.lengths.size, 3), np.float32)
-    arguments = both, environment(config), reference, ppo.adjustable(config.ppo)
-    lowered = jax.jit(update, donate_argnums=0).lower(state, key, agent.frozen, *arguments)
+    given = UpdateInputs(
+        key, agent.frozen, both, reference, environment(config), adjustable(config.ppo)
+    )
+    lowered = jax.jit(update_of(agent, config), donate_argnums=0).lower(state, given)
     account = lowered.compile(on_cpu(OFTEN)).memory_analysis()
     reserved = account.argument_size_in_bytes + account.temp_size_in_bytes
     reserved += account.output_size_in_bytes - account.alias_size_in_bytes
@@ -151,10 +164,10 @@ def test_rounds_count_too():
     config = resolve(configs.load(None, flags))
     agent = make_agent(config)
     state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
-    update = ppo.make_update(agent.policy, config.ppo, make_memory(), 4, 100_000, 5)
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
-    arguments = agent.inputs([[None]]), environment(config), reference, ppo.adjustable(config.ppo)
-    lowered = jax.jit(update).lower(state, key, agent.frozen, *arguments)
+    shown, arena = agent.inputs([[None]]), environment(config)
+    given = UpdateInputs(key, agent.frozen, shown, reference, arena, adjustable(config.ppo))
+    lowered = jax.jit(update_of(agent, config)).lower(state, given)
     reserved = lowered.compile(on_cpu(OFTEN)).memory_analysis().temp_size_in_bytes
     assert 0.8 < round_bytes(config) / reserved < 1.25
 

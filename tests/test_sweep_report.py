@@ -17,7 +17,7 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import rows
 from jaxmoral.measuring.runs import find_runs, read_run, summarise, tidy

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from test_ppo import NONE, ONE, TABLE, alone, environment, tiny_policy
+from test_ppo import NONE, ONE, TABLE, alone, environment, inputs_of, tiny_policy
 from test_responses import PIECES, STOP
 
 from jaxmoral import config as configs
 from jaxmoral.language.responses import outcome_log_probs, sample_answer, spell
-from jaxmoral.learning import ppo, token_ppo
-from jaxmoral.learning.policy import reference_table
+from jaxmoral.learning import ppo
+from jaxmoral.learning.batches import make_token_batch, token_rewards
+from jaxmoral.learning.collect import Setup, play
+from jaxmoral.learning.losses import exact_entropy
+from jaxmoral.learning.state import init_state, make_optimiser
 from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.peft import save_peft
 
@@ -62,14 +65,28 @@ def perturbed(policy):
 
 def prepare(policy, config, num_updates, num_episodes, num_rounds, arena, frozen=(), inputs=NONE):
     """The first state, and the update given only a state and a key."""
-    optimiser = ppo.make_optimiser(config, num_updates)
-    state = ppo.init_state(jax.random.key(0), policy, optimiser, config.kl_coef, 1)
-    reference = reference_table(policy, frozen, inputs)[None]
-    stacked = jax.tree.map(lambda leaf: leaf[None], inputs)
-    sizes = (num_updates, num_episodes, num_rounds)
-    update = jax.jit(token_ppo.make_update(policy, config, ONE, *sizes))
-    arguments = (frozen, stacked, arena, reference, ppo.adjustable(config))
-    return state, lambda state, key: update(state, key, *arguments)
+    optimiser = make_optimiser(config, num_updates)
+    state = init_state(
+        jax.random.key(0), policy, optimiser=optimiser, kl_coef=config.kl_coef, num_players=1
+    )
+    update = jax.jit(
+        ppo.make_update(
+            policy,
+            config,
+            memory=ONE,
+            num_updates=num_updates,
+            num_episodes=num_episodes,
+            num_rounds=num_rounds,
+        )
+    )
+    given = inputs_of(config, arena, policy, frozen, inputs)
+    return state, lambda state, key: update(state, given._replace(key=key))
+
+
+def started_from(trainable, state):
+    """The state with the only player's parameters replaced."""
+    own = jax.tree.map(lambda leaf: leaf[None], trainable)
+    return state._replace(players=state.players._replace(trainable=own))
 
 
 def torch_twin(tiny, policy, trainable, folder):
@@ -104,8 +121,10 @@ def test_tails_of_illegal_answers_come_from_the_model(tiny, tmp_path):
 
     @jax.jit
     def write(key):
-        _, logits = policy.apply_with_logits(weights, inputs, trainable, None)
-        return policy.write(weights, inputs, trainable, None, logits, key, prompt, outcome)
+        _, logits = policy.bind(weights, inputs).table_and_logits(trainable)
+        return policy.bind(weights, inputs).write(
+            trainable, logits=logits, key=key, prompt=prompt, outcome=outcome
+        )
 
     surplus = []
     for seed in range(40):
@@ -136,16 +155,19 @@ def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs, trees):
     arena, seed_key = environment("game"), jax.random.key(3)
     state, update = prepare(policy, config, 10, 4, 5, arena, weights, inputs)
     trainable = perturbed(policy)
-    state = state._replace(trainable=jax.tree.map(lambda leaf: leaf[None], trainable))
+    state = started_from(trainable, state)
     after, metrics = update(state, seed_key)
 
     # What was played and said, from the same keys.
     keys = jax.random.split(jax.random.fold_in(seed_key, 0), 3)
-    table, logits = policy.apply_with_logits(weights, inputs, trainable, None)
-    played = alone(ppo.play(keys[0], table.log_probs[None], arena, ONE, 4, 5, None))
+    given, setup = inputs_of(config, arena), Setup(policy, config, ONE, 10, 4, 5)
+    table, logits = policy.bind(weights, inputs).table_and_logits(trainable)
+    played = alone(play(keys[0], table.log_probs[None], given, setup))
     prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
     answer_key = jax.random.split(keys[1], 1)[0]
-    tokens = policy.write(weights, inputs, trainable, None, logits, answer_key, prompt, outcome)
+    tokens = policy.bind(weights, inputs).write(
+        trainable, logits=logits, key=answer_key, prompt=prompt, outcome=outcome
+    )
     tokens = np.asarray(tokens)
     prompts = np.concatenate(inputs.tokens)[np.asarray(prompt)].tolist()
 
@@ -163,10 +185,10 @@ def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs, trees):
     advantage = np.stack([a1, a2], -1)
     returns = torch.tensor(advantage + v)
     whitened = (advantage - advantage.mean()) / np.sqrt(advantage.var(ddof=1) + 1e-8)
-    batch = token_ppo.make_token_batch(
+    batch = make_token_batch(
         jnp.asarray(old),
         jnp.asarray(v),
-        token_ppo.token_rewards(*map(jnp.asarray, (old, base, score)), 0.2),
+        token_rewards(*map(jnp.asarray, (old, base, score)), 0.2),
         config,
     )
     np.testing.assert_allclose(batch.advantage, whitened, atol=1e-5)
@@ -188,16 +210,16 @@ def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs, trees):
         adam.step()
     np.testing.assert_allclose(metrics["loss"][0], np.mean(losses), atol=1e-5)
     error = np.clip(k.sum(1).mean() / 6 - 1, -0.2, 0.2)
-    np.testing.assert_allclose(after.kl_coef[0], 0.2 * (1 + error * 5 / 10_000), atol=1e-7)
+    np.testing.assert_allclose(after.players.kl_coef[0], 0.2 * (1 + error * 5 / 10_000), atol=1e-7)
 
     theirs = {name.replace(".default", ""): p for name, p in twin.named_parameters()}
-    for target, pair in alone(after.trainable)["adapter"].items():
+    for target, pair in alone(after.players.trainable)["adapter"].items():
         for layer in range(tiny[0].num_layers):
             stem = f"base_model.model.model.layers.{layer}.{LINEAR_NAMES[target]}.lora_"
             for side, got in (("A", pair["a"][layer]), ("B", pair["b"][layer].T)):
                 expected = theirs[f"{stem}{side}.weight"].detach().numpy()
                 np.testing.assert_allclose(got, expected, atol=1e-5)
-    for name, leaf in alone(after.trainable)["value_head"].items():
+    for name, leaf in alone(after.players.trainable)["value_head"].items():
         np.testing.assert_allclose(leaf, head[name].detach().numpy(), atol=1e-5)
         assert np.abs(np.asarray(leaf) - np.asarray(trainable["value_head"][name])).max() > 5e-4
 
@@ -207,7 +229,7 @@ def test_the_kl_weight_follows_the_papers_schedule():
     state, update = prepare(TABLE, PAPER, 50, 1, 5, environment())
     for _ in range(50):
         state, _ = update(state, jax.random.key(1))
-    np.testing.assert_allclose(state.kl_coef[0], 0.2 * (1 - 1e-4) ** 50, rtol=1e-5)
+    np.testing.assert_allclose(state.players.kl_coef[0], 0.2 * (1 - 1e-4) ** 50, rtol=1e-5)
 
 
 def test_a_table_learns_from_tokens_too():
@@ -223,14 +245,14 @@ def test_dropout_while_sampling_is_used(tiny):
     """With it the behaviour table differs from the one without, and the update still learns."""
     policy, weights, inputs = tiny_policy(tiny, dropout=0.5)
     trainable = perturbed(policy)
-    plain = policy.apply(weights, inputs, trainable, None).log_probs
+    plain = policy.bind(weights, inputs).table(trainable).log_probs
     tables = {}
     for on in (False, True):
         config = dataclasses.replace(PAPER, sample_with_dropout=on)
         state, update = prepare(policy, config, 1, 400, 1, environment(), weights, inputs)
-        state = state._replace(trainable=jax.tree.map(lambda leaf: leaf[None], trainable))
+        state = started_from(trainable, state)
         _, metrics = update(state, jax.random.key(1))
         tables[on] = float(metrics["entropy"][0])
-    expected = float(ppo.exact_entropy(plain).mean())
+    expected = float(exact_entropy(plain).mean())
     assert abs(tables[False] - expected) < 0.02
     assert abs(tables[True] - tables[False]) > 1e-3

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from jaxmoral import export as exports
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
-from jaxmoral.learning.agent import Prompter
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.training import train_agent
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models.lora import Lora

@@ -193,9 +193,9 @@ def test_the_whole_state_is_restored(whole):
     config, state = trained.config, trained.state
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(lambda: state), {"": config})
-    assert np.abs(np.asarray(restored.trainable["values"])).max() > 0.01
-    assert float(restored.moments.seen[0]) == 12 * 256 * 5
-    assert float(restored.kl_coef[0]) != config.ppo.kl_coef
+    assert np.abs(np.asarray(restored.players.trainable["values"])).max() > 0.01
+    assert float(restored.players.moments.seen[0]) == 12 * 256 * 5
+    assert float(restored.players.kl_coef[0]) != config.ppo.kl_coef
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

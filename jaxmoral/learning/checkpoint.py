@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSt
 from jaxmoral.config import Config, differences, parse, to_dict
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.errors import UserError
+from jaxmoral.learning.state import Players, TrainState
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -36,6 +37,25 @@ _VERSION = importlib.metadata.version("jaxmoral")
 _DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")
 
 Rewards = list[float | None]  # of the members; None is not a number
+
+
+class _Stored(NamedTuple):
+    """A `TrainState` as it is written; the names of its arrays are those of the format."""
+
+    update: Any
+    trainable: Any
+    opt_state: Any
+    kl_coef: Any
+    moments: Any
+
+
+def _stored(state: TrainState) -> _Stored:
+    return _Stored(state.update, **state.players._asdict())
+
+
+def _read_back(stored: _Stored) -> TrainState:
+    fields = stored._asdict()
+    return TrainState(fields.pop("update"), Players(**fields))
 
 
 @jax.jit
@@ -145,9 +165,13 @@ class Checkpoints:
         return None
 
     def save(
-        self, update: int, state: Any, members: Mapping[str, Config], rewards: Iterable[float]
+        self,
+        update: int,
+        state: TrainState,
+        members: Mapping[str, Config],
+        rewards: Iterable[float],
     ) -> None:
-        """Starts saving a pytree of arrays; does nothing when that update is saved already.
+        """Starts saving a state; does nothing when that update is saved already.
 
         Args:
           update: its number.
@@ -169,7 +193,7 @@ class Checkpoints:
             self._manager.save(
                 update,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(_stored(state)),
                     config=ocp.args.JsonSave(config),
                     about=ocp.args.JsonSave(about | {"seal": _seal(config, about)}),
                 ),
@@ -179,16 +203,16 @@ class Checkpoints:
 
     def restore(
         self,
-        like: Any,
+        like: TrainState,
         members: Mapping[str, Config],
         update: int | None = None,
         set_aside: bool = False,
         say: Callable[[str], None] = print,
-    ) -> Any:
+    ) -> TrainState:
         """Reads the newest checkpoint that is not damaged, or that of one update.
 
         Args:
-          like: a pytree of arrays shaped like the state that was saved, on the devices it goes to
+          like: of arrays shaped like those of the state that was saved, on the devices it goes to
             (not necessarily those that saved it).
           members: the configurations the checkpoint must have been made with.
           update: whose checkpoint; None for the newest.
@@ -227,10 +251,10 @@ class Checkpoints:
     def _read(
         self,
         update: int,
-        like: Any,
+        like: TrainState,
         members: Mapping[str, Config],
         say: Callable[[str], None],
-    ) -> Any:
+    ) -> TrainState:
         saved, about = self._beside(update)
         if about["version"] != _VERSION:
             say(f"the checkpoint was made by version {about['version']}, this is {_VERSION}")
@@ -250,15 +274,16 @@ class Checkpoints:
         path = self._folder / str(update)
         with _judged(path):
             described = ocp.StandardCheckpointHandler().metadata(path / "state")
-            odd = set(_shapes(described.tree).items()) ^ set(_shapes(like).items())
+            odd = set(_shapes(described.tree).items()) ^ set(_shapes(_stored(like)).items())
             if odd:
                 raise UserError(
                     f"the checkpoint {path} holds other arrays than this version trains"
                     f" ({min(name for name, _ in odd)}); it was made by version {about['version']},"
                     f" this is {_VERSION}"
                 )
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            state = self._manager.restore(update, args=items)["state"]
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(_stored(like)))
+            stored = self._manager.restore(update, args=items)["state"]
+            state = _read_back(stored)
             if int(checksum(state)) != about["checksum"]:
                 raise _Damaged(path, "its numbers do not have the checksum they were saved with")
         return state

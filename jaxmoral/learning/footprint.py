@@ -7,7 +7,7 @@ import jax
 
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout
-from jaxmoral.learning.policy import PromptInputs
+from jaxmoral.learning.language_policy import PromptInputs
 from jaxmoral.models.config import GemmaConfig
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import tokens_at_once

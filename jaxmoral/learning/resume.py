@@ -8,7 +8,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.models.load import same_base
 
 

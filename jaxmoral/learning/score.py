@@ -14,16 +14,17 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import map_spread, place
-from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.experiment import OFTEN, environments, on_cpu, packed_prompts, prompts_differ
+from jaxmoral.learning.experiment import OFTEN, on_cpu, packed_prompts
 from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.population import environments, per_member
+from jaxmoral.learning.state import TrainState, per_player
 from jaxmoral.world import chain as chains
 from jaxmoral.world.memory import Memory
 from jaxmoral.world.rollout import Environment
 
 
-def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[ppo.TrainState], np.ndarray]:
+def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState], np.ndarray]:
     """A function from a state to each member's exact expected reward a round, `[num_members]`.
 
     It counts what training counts, by the last reward of a schedule and in the game's own payoffs
@@ -38,31 +39,37 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[ppo.TrainSt
     ]
     configs = [config for config, _ in plain]
     config, agent = plain[0]
-    alone, stacked = len(plain) == 1, prompts_differ(plain)
+    several, differ = len(plain) > 1, "prompts" in per_member(plain)
     memory = agent.presentation.remembers(training_game(config))
     everywhere = agent.layout.sharding()
     spread = agent.layout.sharding(agent.layout.lead_axes)
-    inputs = place(packed_prompts(plain, 0), spread if stacked else everywhere)
-    arena = place(environments(configs, config.updates - 1), everywhere if alone else spread)
+    prompts = place(packed_prompts(plain, 0), spread if differ else everywhere)
+    arena = place(environments(configs, config.updates - 1), spread if several else everywhere)
 
-    def one(frozen, inputs, environment, trainable):
-        table = lambda inputs, trainable: agent.policy.apply(frozen, inputs, trainable, None)
-        log_probs = ppo.per_player(table, inputs, trainable).log_probs
+    def score(frozen, prompts, environment, trainable):
+        def table(shown, trainable):
+            return agent.policy.bind(frozen, shown).table(trainable)
+
+        log_probs = per_player(table, prompts, trainable).log_probs
         return expected_reward(log_probs, environment, memory, config.env.rounds)
 
-    def every(frozen, inputs, environment, trainable):
-        if alone:
-            return one(frozen, inputs, environment, trainable)[None]
+    def score_members(frozen, prompts, environment, trainable):
+        def score_member(xs):
+            environment, trainable, own = xs
+            return score(frozen, own if differ else prompts, environment, trainable)
 
-        def each(xs):
-            environment, trainable, *own = xs
-            return one(frozen, own[0] if own else inputs, environment, trainable)
+        own = prompts if differ else None
+        return map_spread(score_member, (environment, trainable, own), agent.layout)
 
-        own = (inputs,) if stacked else ()
-        return map_spread(each, (environment, trainable, *own), agent.layout)
+    def scores(*arguments):
+        return score_members(*arguments) if several else score(*arguments)[None]
 
-    program = jax.jit(every, out_shardings=everywhere, compiler_options=on_cpu(OFTEN))
-    return lambda state: jax.device_get(program(agent.frozen, inputs, arena, state.trainable))
+    program = jax.jit(scores, out_shardings=everywhere, compiler_options=on_cpu(OFTEN))
+
+    def scores_of(state: TrainState) -> np.ndarray:
+        return jax.device_get(program(agent.frozen, prompts, arena, state.players.trainable))
+
+    return scores_of
 
 
 def expected_reward(

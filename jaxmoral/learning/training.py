@@ -20,12 +20,15 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.devices.cluster import is_first, largest, on_first
 from jaxmoral.errors import UserError
-from jaxmoral.learning import metrics, ppo
+from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.experiment import Step, check_population, compile_update, resolve
+from jaxmoral.learning.experiment import Step, compile_update
+from jaxmoral.learning.population import check_population, member_state
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
 from jaxmoral.learning.score import make_score
+from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.summary import summary_lines
 
 POPULATION = "members.yaml"  # lists a population's members, whose folders are beside it
@@ -45,7 +48,7 @@ class TrainedAgent:
 
     config: Config
     agent: Agent
-    state: ppo.TrainState
+    state: TrainState
     history: list[dict]
     interrupted: int | None = None
 
@@ -55,14 +58,9 @@ class TrainedAgent:
         return first_player(self.state)
 
 
-def first_player(state: ppo.TrainState) -> Any:
+def first_player(state: TrainState) -> Any:
     """The first player's parameters."""
-    return jax.tree.map(lambda leaf: leaf[0], state.trainable)
-
-
-def member_state(state: ppo.TrainState, index: int) -> ppo.TrainState:
-    """One member's part of a population's state."""
-    return ppo.TrainState(state.update, *jax.tree.map(lambda leaf: leaf[index], state[1:]))
+    return jax.tree.map(lambda leaf: leaf[0], state.players.trainable)
 
 
 def train_agent(
@@ -253,11 +251,11 @@ def member_names(folder: Path) -> list[str]:
 def _loop_in(
     folder: Path,
     members: Mapping[str, Config],
-    state: ppo.TrainState,
+    state: TrainState,
     step: Step,
-    score: Callable[[ppo.TrainState], np.ndarray],
+    score: Callable[[TrainState], np.ndarray],
     say: Callable[[str], None],
-) -> tuple[ppo.TrainState, list[dict], int | None]:
+) -> tuple[TrainState, list[dict], int | None]:
     """`_loop` from the folder's newest checkpoint, or from the state if there is none."""
     with Checkpoints(folder, switches(members), writable=True) as checkpoints:
         if checkpoints.latest() is None:
@@ -280,13 +278,13 @@ class _Keep:
     """
 
     checkpoints: Checkpoints
-    score: Callable[[ppo.TrainState], np.ndarray]
+    score: Callable[[TrainState], np.ndarray]
     log: metrics.MetricsLog | None
 
 
 def _loop(
-    members: Mapping[str, Config], state: ppo.TrainState, step: Step, keep: _Keep | None = None
-) -> tuple[ppo.TrainState, list[dict], int | None]:
+    members: Mapping[str, Config], state: TrainState, step: Step, keep: _Keep | None = None
+) -> tuple[TrainState, list[dict], int | None]:
     """Updates until the end, or until a signal comes: the state, the records, the signal."""
     config = next(iter(members.values()))
     history: list[dict] = []

@@ -23,17 +23,18 @@ from jaxmoral.devices.mesh import Layout, constrain, map_spread, place
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
 from jaxmoral.language.suites import REDRAWN, conditions
-from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.experiment import first_states, resolve
+from jaxmoral.learning.experiment import first_states
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.policy import Policy
+from jaxmoral.learning.population import member_state
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.training import (
     POPULATION,
     TrainedAgent,
     member_names,
-    member_state,
     population_of,
 )
 from jaxmoral.measuring.measures import describe_shares
@@ -115,8 +116,8 @@ def measure(
 
     def one(xs):
         key, inputs, opponents = xs
-        apply = lambda trainable: policy.apply(frozen, inputs, trainable, None).log_probs
-        log_probs = jax.lax.map(apply, trainables)
+        asked = policy.bind(frozen, inputs)
+        log_probs = jax.lax.map(lambda trainable: asked.table(trainable).log_probs, trainables)
         tables = jax.vmap(memory_policy)(log_probs)
         machines = jax.tree.map(lambda leaf: leaf[others], opponents)
         square = lambda shares: shares.reshape(num_policies, num_opponents, *shares.shape[1:])
@@ -408,7 +409,7 @@ def _members(folder: Path) -> dict[str, Config]:
 
 def _restore(
     folder: Path, members: Mapping[str, Config], agent: Agent, update: Which, wanted: Sequence[int]
-) -> Iterator[ppo.TrainState]:
+) -> Iterator[TrainState]:
     """The wanted members' states in a checkpoint, or each in its own best."""
     fresh, _ = first_states(list(members.values()), agent)
     with Checkpoints(folder) as checkpoints:
@@ -420,7 +421,7 @@ def _restore(
             yield before[1] if len(members) == 1 else member_state(before[1], index)
 
 
-def load_state(folder: Path, config: Config, agent: Agent, update: Which = None) -> ppo.TrainState:
+def load_state(folder: Path, config: Config, agent: Agent, update: Which = None) -> TrainState:
     """A checkpoint's state of a run or of a member of a population."""
     population = population_of(folder)
     if population is None:

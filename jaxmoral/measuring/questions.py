@@ -8,9 +8,9 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
-from jaxmoral.learning.agent import Agent, Prompter
+from jaxmoral.learning.agent import Agent, policy_table
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.policy import GemmaPolicy
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.world.memory import NUM_ORDERS, history_name
 
@@ -39,12 +39,10 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     Raises:
       UserError: the agent is a table.
     """
-    policy = agent.policy
-    if not isinstance(policy, GemmaPolicy) or agent.model is None:
+    if agent.model is None or agent.lora is None:
         raise UserError("a tabular policy has no words")
     condition = Condition(training_game(config), agent.presentation)
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
-    table = jax.jit(lambda w, i, t: policy.apply(w, i, t, None))(agent.frozen, inputs, trainable)
+    table = policy_table(agent, condition, trainable)
     likeliest = np.asarray(table.log_probs)[::NUM_ORDERS, :2].argmax(-1)
     prompter = Prompter(agent.model, config.prompt.template)
     texts = all_prompts(*condition)[::NUM_ORDERS]
@@ -66,7 +64,7 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     found = []
     for name, adapter in (("tuned", trainable["adapter"]), ("base", {})):
         key, one_key = jax.random.split(key)
-        said = generate(agent.model, tokens, NUM_TOKENS, one_key, Sampling(), adapter, policy.lora)
+        said = generate(agent.model, tokens, NUM_TOKENS, one_key, Sampling(), adapter, agent.lora)
         for one, words in zip(asked, said, strict=True):
             text = prompter.tokenizer.decode(words).strip()
             found.append(one | {"policy": name, "said": text})

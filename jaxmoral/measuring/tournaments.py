@@ -17,7 +17,7 @@ from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import POPULATION, TrainedAgent, member_names
 from jaxmoral.measuring.evaluation import load_population, load_trained, update_of
 from jaxmoral.measuring.runs import read_json
@@ -98,10 +98,10 @@ def entrant(
 
 @jax.jit(static_argnums=0)
 def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Array:
-    def one(inputs):
-        return memory_policy(policy.apply(frozen, inputs, trainable, None).log_probs)
+    def read(shown):
+        return memory_policy(policy.bind(frozen, shown).table(trainable).log_probs)
 
-    return jax.lax.map(one, inputs)
+    return jax.lax.map(read, inputs)
 
 
 def sources_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
-from jaxmoral.learning.experiment import LEARNER, environment, transition
+from jaxmoral.learning.environments import LEARNER, environment, transition
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.

@@ -20,8 +20,9 @@ from workers import Worker, environment, in_turns, spread, write
 from jaxmoral.config import parse
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Condition, Presentation
-from jaxmoral.learning.agent import Agent, Prompter, make_agent
-from jaxmoral.learning.experiment import resolve
+from jaxmoral.learning.agent import Agent, make_agent
+from jaxmoral.learning.prompter import Prompter
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
 from jaxmoral.world.games import get_game
@@ -66,7 +67,7 @@ def first_log_probs(agent: Agent, tokens: list[int]) -> list[float]:
     inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
     reference = agent.policy.reference_parameters()
     rows, prompt = jnp.array(tokens)[:, None], jnp.zeros(len(tokens), jnp.int32)
-    found, _ = agent.policy.score(agent.frozen, inputs, reference, prompt, rows)
+    found, _ = agent.policy.bind(agent.frozen, inputs).score(reference, prompt=prompt, tokens=rows)
     return np.asarray(found)[:, 0].tolist()
 
 

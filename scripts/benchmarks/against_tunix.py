@@ -23,7 +23,7 @@ from workers import ROOT, Worker, environment, in_turns, spread, write
 
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Presentation
-from jaxmoral.learning.agent import Prompter
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.models.load import load
 from jaxmoral.world.games import get_game
 

@@ -21,7 +21,8 @@ from workers import ROOT, read, spread, versions, write
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import compile_update, resolve
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.resolve import resolve
 
 WORDS = "Think of what a fair and patient person would do here. "  # makes a prompt longer
 

@@ -22,10 +22,11 @@ from workers import versions, write
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import Agent, make_agent
-from jaxmoral.learning.experiment import environment, resolve
+from jaxmoral.learning.batches import exact_batch
+from jaxmoral.learning.environments import environment
 from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.world.games import get_game
 from jaxmoral.world.rollout import rollout
 
@@ -46,7 +47,7 @@ class Setting:
         self.trainable = jax.jit(agent.policy.init)(jax.random.key(0))
 
     def table(self, trainable, frozen, inputs) -> PolicyTable:
-        return self.policy.apply(frozen, inputs, trainable, None)
+        return self.policy.bind(frozen, inputs).table(trainable)
 
 
 Advantage = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -88,17 +89,13 @@ def table_gradient(
       With respect to the table's log-probabilities and, of minus half the squared error, to its
       values; and the mean reward.
     """
-    rewards = setting.arena.rewards
     if name == EXACT:
-        batch, _, mean = ppo.exact_batch(
+        batch, _, mean = exact_batch(
             table,
-            None,
-            setting.arena.opponent,
-            None,
-            rewards,
-            setting.memory,
-            ROUNDS,
-            setting.config.ppo,
+            setting.arena,
+            memory=setting.memory,
+            num_rounds=ROUNDS,
+            config=setting.config.ppo,
         )
         weighted = batch.weight * batch.advantage
         by_prompt = weighted.reshape(-1, 3)
@@ -169,12 +166,15 @@ def token_noise(setting: Setting, products: np.ndarray, exact: np.ndarray) -> di
     @jax.jit
     def gradient(key, trainable, frozen, inputs):
         rollout_key, answer_key = jax.random.split(key)
-        table, logits = policy.apply_with_logits(frozen, inputs, trainable, None)
+        bound = policy.bind(frozen, inputs)
+        table, logits = bound.table_and_logits(trainable)
         played = rollout(rollout_key, table.log_probs, setting.arena, setting.memory, 1, ROUNDS)
         prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
-        tokens = policy.write(frozen, inputs, trainable, None, logits, answer_key, prompt, outcome)
+        tokens = bound.write(
+            trainable, logits=logits, key=answer_key, prompt=prompt, outcome=outcome
+        )
         gain = (played.reward.ravel() - table.values[prompt]) / prompt.size
-        score = lambda x: policy.score(frozen, inputs, x, prompt, tokens)[0].sum(-1) @ gain
+        score = lambda x: bound.score(x, prompt=prompt, tokens=tokens)[0].sum(-1) @ gain
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jax.grad(score)(trainable)))
 
     keys = jax.random.split(jax.random.key(2), WHOLE)

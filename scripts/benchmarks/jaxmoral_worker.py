@@ -7,7 +7,8 @@ from workers import count_compilation, serve, versions
 
 from jaxmoral import config as configs
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import compile_update, resolve
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.resolve import resolve
 
 
 def main() -> None:

@@ -17,7 +17,9 @@ import numpy as np
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import compile_update, environment, resolve
+from jaxmoral.learning.environments import environment
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.measuring.tournaments import Entrant, hold
 from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.world.games import choose_games

@@ -20,19 +20,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from workers import spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.language.prompt_tree import sight
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import Agent, make_agent
+from jaxmoral.learning.batches import make_batch
+from jaxmoral.learning.behaviour import sampled_metrics
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.experiment import OFTEN, compile_update, environment, on_cpu, resolve
-from jaxmoral.learning.policy import GemmaPolicy, PromptInputs
-from jaxmoral.models.lora import prepare
+from jaxmoral.learning.environments import environment
+from jaxmoral.learning.experiment import OFTEN, compile_update, on_cpu
+from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.losses import ppo_loss
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.state import make_optimiser
 from jaxmoral.world.games import get_game
 from jaxmoral.world.rollout import rollout
 
@@ -80,7 +83,7 @@ class Work:
     once and read twice.
     """
 
-    def __init__(self, policy: GemmaPolicy, inputs: PromptInputs):
+    def __init__(self, policy: LanguagePolicy, inputs: PromptInputs):
         config, rank = policy.config, policy.lora.rank
         nodes = int(np.sum(inputs.nodes.max((1, 2)) + 1))  # what comes after pads the trees
         shapes = list(config.linear_shapes.values())
@@ -109,25 +112,22 @@ def stages(
 ) -> dict[str, tuple[list[float], Any]]:
     """Wall times and work of the parts of an update, each compiled alone."""
     policy = agent.policy
-    assert isinstance(policy, GemmaPolicy)
+    assert isinstance(policy, LanguagePolicy)
     memory = agent.presentation.remembers(get_game(config.env.game))
     trainable = jax.jit(policy.init)(jax.random.key(0))
     inputs = jax.tree.map(jnp.asarray, inputs)
     frozen = agent.frozen
 
     def hidden(frozen, tree, trainable):
-        model = nnx.merge(policy.definition, frozen)
         tree = jax.tree.map(lambda leaf: leaf[0], tree)
-        seen = sight(tree, policy.config.sliding_window)
-        adapter = prepare(trainable["adapter"], policy.config, policy.lora, None)
-        return model.hidden(tree.tokens, tree.positions, seen, adapter, policy.remat)
+        return policy.bind(frozen, inputs).hidden(tree, trainable, None)
 
     def head(frozen, hidden, inputs):
         trie = jax.tree.map(lambda leaf: leaf[0], inputs.trie)
-        return policy.decide(frozen, hidden[inputs.nodes[0]], trie)
+        return policy.bind(frozen, inputs).decide(hidden[inputs.nodes[0]], trie)
 
     def apply(trainable, frozen, inputs):
-        return policy.apply(frozen, inputs, trainable, None)
+        return policy.bind(frozen, inputs).table(trainable)
 
     def scalar(trainable, frozen, inputs):
         table = apply(trainable, frozen, inputs)
@@ -153,8 +153,8 @@ def stages(
         episodes = rollout(
             key, table.log_probs, arena, memory, config.env.episodes, config.env.rounds
         )
-        batch = ppo.make_batch(table, episodes, episodes.reward, config.ppo)
-        return batch, ppo.sampled_metrics(table, episodes, table.log_probs, memory)
+        batch = make_batch(table, episodes, episodes.reward, config.ppo)
+        return batch, sampled_metrics(table, episodes, table.log_probs, memory)
 
     sample = jit(play)
     batch, _ = sample(jax.random.key(0), table, arena)
@@ -166,12 +166,13 @@ def stages(
     zero = jnp.zeros(())
 
     def objective(table, batch):
-        return ppo.ppo_loss(table, batch, table.log_probs, zero, zero, config.ppo)[0]
+        weights = {"reference": table.log_probs, "kl_coef": zero, "entropy_coef": zero}
+        return ppo_loss(table, batch, **weights, config=config.ppo)[0]
 
     loss = jit(jax.value_and_grad(objective))
     found["loss of the table"] = timed(lambda: loss(table, batch)), None
 
-    optimiser = ppo.make_optimiser(config.ppo, config.updates)
+    optimiser = make_optimiser(config.ppo, config.updates)
     moments = optimiser.init(trainable)
 
     def improve(grads, moments, trainable):
@@ -226,7 +227,7 @@ def main() -> None:
     inputs = jax.tree.map(lambda field: field[0], packed)
     rate, speed = matmul_rate(), bandwidth()
     updates, compiling, saving = whole_updates(config, agent, profile)
-    assert isinstance(agent.policy, GemmaPolicy)
+    assert isinstance(agent.policy, LanguagePolicy)
     work = Work(agent.policy, inputs)
     found = stages(config, agent, inputs, work)
     rate = max(rate, matmul_rate())  # the machine may have been busy the first time

@@ -25,9 +25,11 @@ from roofline import Work, matmul_rate, timed
 from jaxmoral import config as configs
 from jaxmoral.language.prompt_tree import pack, stack
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import Agent, Prompter, make_agent
-from jaxmoral.learning.experiment import compile_update, resolve
-from jaxmoral.learning.policy import GemmaPolicy, PromptInputs
+from jaxmoral.learning.agent import Agent, make_agent
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.prompter import Prompter
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.models.load import load
 from jaxmoral.world import games, opponents, rewards
 from jaxmoral.world.memory import make_memory
@@ -61,7 +63,7 @@ def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, c
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - start)
     peak = matmul_rate()
-    assert isinstance(agent.policy, GemmaPolicy)
+    assert isinstance(agent.policy, LanguagePolicy)
     flops = Work(agent.policy, inputs).flops
     show("update, best and median of 10", f"{min(times):.2f} s, {np.median(times):.2f} s", "")
     show("useful work of an update", f"{flops / 1e9:.0f} GFLOP", "")
@@ -92,7 +94,7 @@ def measure_learners(config: configs.Config, agent: Agent) -> None:
 def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs) -> None:
     """The gradient of the same table from one tree, and from one flat batch of the prompts."""
     policy = agent.policy
-    assert isinstance(policy, GemmaPolicy)
+    assert isinstance(policy, LanguagePolicy)
     model = load(config.model.source, config.model.dtype)
     prompter = Prompter(model, config.prompt.template)
     condition = Condition(games.get_game(config.env.game), agent.presentation)
@@ -109,10 +111,10 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
     trainable = jax.jit(policy.init)(jax.random.key(0))
 
     def from_tree(trainable, frozen, inputs):
-        return policy.apply(frozen, inputs, trainable, None).log_probs
+        return policy.bind(frozen, inputs).table(trainable).log_probs
 
     def from_flat(trainable, frozen, inputs):
-        one = lambda row: policy.apply(frozen, row, trainable, None).log_probs[0]
+        one = lambda row: policy.bind(frozen, row).table(trainable).log_probs[0]
         return jax.vmap(one)(jax.tree.map(lambda leaf: leaf[:, None], inputs))
 
     times = []

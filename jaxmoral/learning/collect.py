@@ -1,0 +1,294 @@
+"""The first half of an update: what the players do, and what is to be learned from it.
+
+Episodes are sampled (`collect_rounds`), or all that they are on average is computed
+(`collect_expectation`), or answers are sampled token by token (`collect_answers`). Whichever it is,
+the rest of the update is the same; see `ppo.make_update`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmoral.config import PPOConfig
+from jaxmoral.learning.batches import (
+    exact_batch,
+    make_batch,
+    make_token_batch,
+    scale_rewards,
+    split_minibatches,
+    token_rewards,
+)
+from jaxmoral.learning.behaviour import behaviour_metrics, sampled_metrics
+from jaxmoral.learning.losses import Metrics, ppo_loss, token_loss
+from jaxmoral.learning.policy import Policy, PolicyTable
+from jaxmoral.learning.state import Moments, TrainState, UpdateInputs, per_player
+from jaxmoral.world.memory import Memory
+from jaxmoral.world.rollout import Trajectories, rollout, rollout_pair
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What stays as it is from update to update.
+
+    Attributes:
+      policy: static.
+      config: the settings; within an update the adjustable ones are arrays.
+      memory: of the players.
+      num_updates: of the whole run, on which schedules depend.
+      num_episodes, num_rounds: of an update, of an episode.
+    """
+
+    policy: Policy
+    config: PPOConfig
+    memory: Memory
+    num_updates: int
+    num_episodes: int
+    num_rounds: int
+
+
+class Keys(NamedTuple):
+    """An update's PRNG keys.
+
+    Attributes:
+      rollout: of the episodes.
+      samples: of the minibatches' order, or of the answers' tokens.
+      dropout: of the adapters.
+    """
+
+    rollout: jax.Array
+    samples: jax.Array
+    dropout: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What the gradient steps start from; all arrays have an axis of players.
+
+    Attributes:
+      read: what the loss looks at, from all players' parameters and dropout keys (or None).
+      behaviour: that of the behaviour policy and the pullback of its gradient, by which the first
+        step costs no forward pass; None if that step has dropout of its own.
+      differentiate: from what was read and a batch to the loss's gradient with respect to what was
+        read, and the loss's parts.
+      batches: one a gradient step, on a leading axis.
+      metrics: of the behaviour policy.
+      moments: of the rewards, these included.
+      kl: nats by which the weight of the KL is adapted.
+    """
+
+    read: Callable[[PyTree, jax.Array | None], PyTree]
+    behaviour: tuple[PyTree, Callable] | None
+    differentiate: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
+    batches: PyTree
+    metrics: Metrics
+    moments: Moments
+    kl: jax.Array
+
+
+def collect_rounds(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
+    """Samples episodes; a round is a sample."""
+    table, pullback = _behave(state, inputs, setup)
+    trajectories = play(keys.rollout, table.log_probs, inputs, setup)
+    rewards, moments = trajectories.reward, state.players.moments
+    if setup.config.normalise_rewards:
+        rewards, moments = jax.vmap(scale_rewards)(rewards, moments)
+
+    def prepare(key, table, trajectories, rewards):
+        batch = make_batch(table, trajectories, rewards, setup.config)
+        return split_minibatches(key, batch, setup.config)
+
+    order_keys = jax.random.split(keys.samples, len(rewards))
+    batches = jax.vmap(prepare)(order_keys, table, trajectories, rewards)
+    batches = jax.tree.map(lambda field: jnp.moveaxis(field, 1, 0), batches)
+    measure = partial(sampled_metrics, memory=setup.memory)
+    metrics = jax.vmap(measure)(table, trajectories, inputs.reference)
+    return _over_outcomes(
+        state,
+        inputs,
+        setup,
+        behaviour=(table, pullback),
+        batches=batches,
+        metrics=metrics,
+        moments=moments,
+    )
+
+
+def collect_expectation(
+    state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup
+) -> Collected:
+    """Computes what episodes are on average; an answer to a prompt is a sample, weighted."""
+    table, pullback = _behave(state, inputs, setup)
+    environment = inputs.environment
+    others, rewards = None, environment.rewards
+    if environment.opponent is None:
+        others = table.log_probs[::-1]
+    else:
+        rewards = rewards[None]
+
+    def expect(table, others, rewards, reference):
+        batch, shares, reward = exact_batch(
+            table,
+            environment._replace(rewards=rewards),
+            others_log_probs=others,
+            memory=setup.memory,
+            num_rounds=setup.num_rounds,
+            config=setup.config,
+        )
+        seen = batch.weight.reshape(-1, 3).sum(1)
+        metrics = behaviour_metrics(
+            table,
+            shares=shares.sum(-1),
+            reward_mean=reward,
+            seen=lambda rows: jnp.sum(seen * rows),
+            reference=reference,
+            memory=setup.memory,
+        )
+        return batch, metrics
+
+    batch, metrics = jax.vmap(expect)(table, others, rewards, inputs.reference)
+    return _over_outcomes(
+        state,
+        inputs,
+        setup,
+        behaviour=(table, pullback),
+        batches=_every_epoch(batch, setup.config),
+        metrics=metrics,
+        moments=state.players.moments,
+    )
+
+
+def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
+    """Samples episodes and the tokens of their answers, as arXiv 2410.01639 did (section 3.3).
+
+    Every round is one sample: a prompt, an answer of a fixed number of tokens, and a score, the
+    round's reward. The KL to the reference policy is a reward per token, measured on the sampled
+    tokens; advantages run over an answer's tokens, not over rounds. What an answer amounts to is
+    sampled from the exact distribution, and then its tokens given that, which together is plain
+    sampling of tokens.
+    """
+    policy, config, num_players = setup.policy, setup.config, len(inputs.reference)
+    bind = partial(policy.bind, inputs.frozen)
+    dropout_keys = None
+    if config.sample_with_dropout and policy.dropout:
+        dropout_keys = jax.random.split(keys.dropout, num_players)
+    behaving = inputs.prompts, state.players.trainable, dropout_keys
+    table, logits = per_player(lambda shown, *own: bind(shown).table_and_logits(*own), *behaving)
+    trajectories = play(keys.rollout, table.log_probs, inputs, setup)
+    flat = lambda field: field.reshape(num_players, -1).astype(jnp.int32)
+    prompt, outcome = flat(trajectories.prompt), flat(trajectories.outcome)
+    scores, moments = trajectories.reward.reshape(num_players, -1), state.players.moments
+    if config.normalise_rewards:
+        scores, moments = jax.vmap(scale_rewards)(scores, moments)
+
+    def write(shown, trainable, dropout_key, logits, key, prompt, outcome):
+        drawn = {"logits": logits, "key": key, "prompt": prompt, "outcome": outcome}
+        return bind(shown).write(trainable, dropout_key, **drawn)
+
+    answer_keys = jax.random.split(keys.samples, num_players)
+    tokens = per_player(write, *behaving, logits, answer_keys, prompt, outcome)
+
+    def score(shown, trainable, prompt, tokens):
+        return bind(shown).score(trainable, prompt=prompt, tokens=tokens)
+
+    def read(trainable, dropout_keys):
+        return per_player(score, inputs.prompts, trainable, prompt, tokens)
+
+    def against(shown, prompt, tokens):
+        return score(shown, policy.reference_parameters(), prompt, tokens)[0]
+
+    def differentiate(scored, batch):
+        loss = lambda scored, batch: token_loss(scored[0], scored[1], batch, config)
+        return jax.vmap(jax.grad(loss, has_aux=True))(scored, batch)
+
+    reference = per_player(against, inputs.prompts, prompt, tokens)
+    scored, pullback = jax.vjp(lambda p: read(p, None), state.players.trainable)
+    log_prob, value = scored
+    rewards = jax.vmap(token_rewards)(log_prob, reference, scores, state.players.kl_coef)
+    batch = jax.vmap(partial(make_token_batch, config=config))(log_prob, value, rewards)
+    measure = partial(sampled_metrics, memory=setup.memory)
+    metrics = jax.vmap(measure)(table, trajectories, inputs.reference)
+    kl = jnp.mean(jnp.sum(log_prob - reference, -1), -1)
+    return Collected(
+        read=read,
+        behaviour=(scored, pullback),
+        differentiate=differentiate,
+        batches=_every_epoch(batch, config),
+        metrics=metrics | {"token_kl": kl},
+        moments=moments,
+        kl=kl,
+    )
+
+
+def play(key: jax.Array, log_probs: jax.Array, inputs: UpdateInputs, setup: Setup) -> Trajectories:
+    """One agent against a machine or two against each other, `[num_players, ...]` either way."""
+    environment = inputs.environment
+    sizes = setup.memory, setup.num_episodes, setup.num_rounds, inputs.draws
+    if environment.opponent is None:
+        return rollout_pair(key, log_probs, environment, *sizes)
+    alone = rollout(key, log_probs[0], environment, *sizes)
+    return jax.tree.map(lambda x: x[None], alone)
+
+
+def read_tables(
+    trainable: PyTree, dropout_keys: jax.Array | None, *, inputs: UpdateInputs, policy: Policy
+) -> PolicyTable:
+    """Every player's policy table."""
+
+    def read(shown, trainable, dropout_key):
+        return policy.bind(inputs.frozen, shown).table(trainable, dropout_key)
+
+    return per_player(read, inputs.prompts, trainable, dropout_keys)
+
+
+def _behave(state: TrainState, inputs: UpdateInputs, setup: Setup) -> tuple[PolicyTable, Callable]:
+    """The behaviour policy's tables and the pullback of their gradient."""
+    read = partial(read_tables, inputs=inputs, policy=setup.policy)
+    return jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
+
+
+def _over_outcomes(
+    state: TrainState,
+    inputs: UpdateInputs,
+    setup: Setup,
+    *,
+    behaviour: tuple[PolicyTable, Callable],
+    batches: PyTree,
+    metrics: Metrics,
+    moments: Moments,
+) -> Collected:
+    """With the loss over policy tables."""
+    config, kl_coef = setup.config, state.players.kl_coef
+    schedule = optax.linear_schedule(
+        config.entropy_coef, config.final_entropy_coef, setup.num_updates
+    )
+    entropy_coef = schedule(state.update)
+
+    def loss(table, batch, reference, kl_coef):
+        weights = {"kl_coef": kl_coef, "entropy_coef": entropy_coef}
+        return ppo_loss(table, batch, reference=reference, **weights, config=config)
+
+    def differentiate(table, batch):
+        gradient = jax.vmap(jax.grad(loss, has_aux=True))
+        return gradient(table, batch, inputs.reference, kl_coef)
+
+    return Collected(
+        read=partial(read_tables, inputs=inputs, policy=setup.policy),
+        behaviour=None if setup.policy.dropout else behaviour,
+        differentiate=differentiate,
+        batches=batches,
+        metrics=metrics | {"entropy_coef": jnp.full(len(kl_coef), entropy_coef)},
+        moments=moments,
+        kl=metrics["kl"],
+    )
+
+
+def _every_epoch(batch: PyTree, config: PPOConfig) -> PyTree:
+    """The same batch for each epoch, on a leading axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.epochs, *x.shape)), batch)

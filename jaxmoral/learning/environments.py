@@ -1,0 +1,98 @@
+"""Whom the players meet and what they earn, update by update."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxmoral.config import Config
+from jaxmoral.learning.lookup import find_opponent, training_game
+from jaxmoral.world import opponents
+from jaxmoral.world.games import Game, draw_payoffs, mirror
+from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
+from jaxmoral.world.rollout import Draws, Environment
+from jaxmoral.world.streams import Streams
+
+LEARNER = "learner"  # the opponent that is an agent itself
+
+
+def player_games(config: Config, update: int = 0) -> list[list[Game]]:
+    """The training games as each learning player sees them; drawn anew each update if asked for."""
+    games = [training_game(config)]
+    if config.env.payoff_draws:
+        random = np.random.default_rng([config.seed, update])
+        games = [
+            draw_payoffs(random, games[0], *config.env.payoff_range)
+            for _ in range(config.env.payoff_draws)
+        ]
+    if config.env.opponent == LEARNER:
+        return [games, [mirror(game) for game in games]]
+    return [games]
+
+
+def transition(config: Config, update: int) -> float:
+    """How far the reward has gone from the first to the second, 0 to 1, in this update."""
+    reward = config.reward
+    if reward.then is None:
+        return 0.0
+    if reward.transition == "linear":
+        return update / max(config.updates - 1, 1)
+    return float(reward.switch_at is not None and update >= reward.switch_at)
+
+
+def environment(config: Config, update: int = 0) -> Environment:
+    """The training game's opponent and rewards in an update."""
+    env, games = config.env, player_games(config, update)
+    noise = np.array(env.noise, np.float32) if env.noise else None
+    share = transition(config, update)
+    rewards = np.array(
+        [[_rewards_between(config, game, share) for game in player] for player in games], np.float32
+    )
+    if env.opponent == LEARNER:
+        return Environment(None, rewards, noise)
+    # Some know the payoffs.
+    machines = [find_opponent(config, env.opponent, game) for game in games[0]]
+    opponent = opponents.stack(machines) if env.payoff_draws else machines[0]
+    return Environment(opponent, rewards[0], noise)
+
+
+def _rewards_between(config: Config, game: Game, share: float) -> np.ndarray:
+    """The reward table of a game when so much of the way to the second reward is gone."""
+    settings = config.reward
+    if share == 0 or settings.then is None:
+        return _rewards(config, game, settings.name)
+    later = _rewards(config, game, settings.then)
+    if share == 1:
+        return later
+    return (1 - share) * _rewards(config, game, settings.name) + share * later
+
+
+def _rewards(config: Config, game: Game, name: str) -> np.ndarray:
+    settings, env = config.reward, config.env
+    table = reward_table(game, get_reward(name), settings.xi, settings.illegal, settings.normalise)
+    if env.opponent != LEARNER:
+        return table
+    return add_illegal_opponent(table, env.opponent_illegal, name, settings.illegal)
+
+
+def paper_draws(config: Config) -> Callable[[int], Draws | None]:
+    """The paper's random numbers of each update, or None for JAX's own.
+
+    Updates are asked for in ascending order; those skipped (made by an earlier session) are drawn
+    and thrown away, so that a resumed run goes on in the same stream.
+    """
+    env = config.env
+    if env.streams == "jax":
+        return lambda update: None
+    streams, made = Streams(config.seed), -1
+    newest: Draws | None = None
+    sizes = env.episodes, env.rounds, len(player_games(config))
+    remembered = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
+
+    def draw(update: int) -> Draws | None:
+        nonlocal made, newest
+        while made < update:
+            newest = streams.draw(*sizes, remembered, env.opponent == "random")
+            made += 1
+        return newest
+
+    return draw

@@ -1,0 +1,226 @@
+"""The language policy: a frozen decoder with LoRA and a value head, over packed prompts."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxmoral.devices.mesh import Layout, constrain
+from jaxmoral.language.prompt_tree import PromptTree, chains, sight
+from jaxmoral.language.responses import (
+    Trie,
+    edge_sources,
+    follow,
+    legal_tokens,
+    outcome_log_probs,
+    outcomes,
+    sample_answer,
+)
+from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.lora import Lora, init_adapter, prepare
+
+PyTree = Any
+
+
+class PromptInputs(NamedTuple):
+    """Packed prompts with the legal responses' inner nodes; each leaf has a leading chunk axis.
+
+    Attributes:
+      tree: the packed tokens.
+      nodes: `[num_prompts, num_prefixes]` int32, where each partial response ends; column 0 is
+        the prompt's last token.
+      trie: the legal responses.
+      tokens: `[num_prompts, longest]` int32, the prompts one by one.
+      lengths: `[num_prompts]` int32.
+    """
+
+    tree: PromptTree
+    nodes: np.ndarray | jax.Array
+    trie: Trie
+    tokens: np.ndarray | jax.Array
+    lengths: np.ndarray | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguagePolicy:
+    """A decoder with LoRA and a linear value head on the last hidden state of each prompt.
+
+    Attributes:
+      config, definition: of the base.
+      lora: which layers are adapted, and how.
+      remat: what the backward pass recomputes; a name in `models.model.RECOMPUTED`.
+      max_logits: how many are made at once.
+      layout: where the arrays are, if on more than one device.
+    """
+
+    config: GemmaConfig
+    definition: nnx.GraphDef
+    lora: Lora
+    remat: str = "elementwise"
+    max_logits: int = 2**27
+    layout: Layout | None = None
+
+    @property
+    def dropout(self) -> bool:
+        return self.lora.dropout > 0
+
+    def init(self, key: jax.Array) -> PyTree:
+        return self.reference_parameters() | {"adapter": init_adapter(key, self.config, self.lora)}
+
+    def reference_parameters(self) -> PyTree:
+        head = {"kernel": jnp.zeros(self.config.embed_dim), "bias": jnp.zeros(())}
+        return {"adapter": {}, "value_head": head}
+
+    def bind(self, frozen: PyTree, prompts: PromptInputs) -> "PromptedModel":
+        return PromptedModel(self, frozen, prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptedModel:
+    """A language policy with its weights and prompts; see `policy.BoundPolicy`."""
+
+    policy: LanguagePolicy
+    frozen: PyTree
+    prompts: PromptInputs
+
+    def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
+        def read(chunk):
+            rows = self._rows(chunk, trainable, dropout_key)
+            return PolicyTable(self.decide(rows, chunk.trie), _value(trainable, rows[:, 0]))
+
+        return _over_chunks(read, self.prompts)
+
+    def table_and_logits(
+        self, trainable: PyTree, dropout_key: jax.Array | None = None
+    ) -> tuple[PolicyTable, jax.Array]:
+        def read(chunk):
+            rows = self._rows(chunk, trainable, dropout_key)
+            logits = self._model().logits(rows)
+            log_probs = outcome_log_probs(logits, chunk.trie)
+            return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
+
+        return _over_chunks(read, self.prompts)
+
+    def write(
+        self,
+        trainable: PyTree,
+        dropout_key: jax.Array | None = None,
+        *,
+        logits: jax.Array,
+        key: jax.Array,
+        prompt: jax.Array,
+        outcome: jax.Array,
+    ) -> jax.Array:
+        key, tail_key = jax.random.split(key)
+        trie = jax.tree.map(lambda leaf: leaf[0], self.prompts.trie)  # every chunk has these labels
+        tokens, known = sample_answer(key, logits, trie, prompt, outcome)
+        for place in range(1, tokens.shape[1]):  # what follows the part that decided
+            hidden = self._read(trainable, dropout_key, prompt=prompt, tokens=tokens)
+            drawn = jax.random.categorical(
+                jax.random.fold_in(tail_key, place), self._model().logits(hidden[:, place])
+            )
+            tokens = tokens.at[:, place].set(jnp.where(place < known, tokens[:, place], drawn))
+        return tokens
+
+    def score(
+        self, trainable: PyTree, *, prompt: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        hidden = self._read(trainable, None, prompt=prompt, tokens=tokens)
+
+        def chosen(hidden, tokens):
+            log_probs = jax.nn.log_softmax(self._model().logits(hidden))
+            return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+        return self._in_parts(chosen, hidden, tokens), _value(trainable, hidden)
+
+    def decide(self, rows: jax.Array, trie: Trie) -> jax.Array:
+        """Log-probabilities of the outcomes, `[num_prompts, 3]`, without all logits.
+
+        Args:
+          rows: `[num_prompts, num_prefixes, embed_dim]`, hidden states where answers are decided.
+          trie: the legal responses.
+        """
+        model = self._model()
+        edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
+        legal = legal_tokens(trie, self.policy.config.vocab_size)
+        outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
+        return outcomes(follow(edges, outside, trie), trie)
+
+    def _model(self) -> Any:
+        return nnx.merge(self.policy.definition, self.frozen)
+
+    def _rows(
+        self, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
+        chex.assert_rank(chunk.nodes, 2)
+        hidden = self.hidden(chunk.tree, trainable, dropout_key)
+        layout = self.policy.layout
+        split = None if layout is None else layout.node_axes
+        return constrain(hidden[chunk.nodes], layout, split, None, None)
+
+    def _read(
+        self,
+        trainable: PyTree,
+        dropout_key: jax.Array | None,
+        *,
+        prompt: jax.Array,
+        tokens: jax.Array,
+    ) -> jax.Array:
+        """Hidden states before each answer token, `[num_samples, budget, embed_dim]`."""
+        size, budget = tokens.shape
+        lengths = self.prompts.lengths.reshape(-1)[prompt][:, None]
+        known = self.prompts.tokens.reshape(-1, self.prompts.tokens.shape[-1])[prompt]
+        room = jnp.pad(known, ((0, 0), (0, budget - 1)))
+        place = jnp.arange(room.shape[1])
+        answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
+        sequences = jnp.where(place < lengths, room, answers)
+        forest = chains(sequences, lengths[:, 0] + budget - 1)
+        hidden = self.hidden(forest, trainable, dropout_key)
+        hidden = hidden.reshape(size, -1, hidden.shape[-1])
+        before = lengths - 1 + jnp.arange(budget)
+        return jnp.take_along_axis(hidden, before[..., None], axis=1)
+
+    def hidden(
+        self, tree: PromptTree, trainable: PyTree, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """The last hidden state of every node, `[num_nodes, embed_dim]`."""
+        config = self.policy.config
+        adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)
+        seen = sight(tree, config.sliding_window)
+        return self._model().hidden(tree.tokens, tree.positions, seen, adapter, self.policy.remat)
+
+    def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
+        """Applies what makes logits of every place in `[n, places, ...]`, in parts that fit."""
+        num_rows, places = rows[0].shape[:2]
+        logits_a_row = places * self.policy.config.vocab_size
+        at_once = max(self.policy.max_logits // logits_a_row, 1)
+        divisors = (n for n in range(1, num_rows + 1) if num_rows % n == 0)
+        parts = next(n for n in divisors if num_rows // n <= at_once)
+        if parts == 1:
+            return function(*rows)
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+        made = jax.lax.map(jax.checkpoint(lambda part: function(*part)), split)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
+
+
+def _over_chunks(function: Callable, inputs: PyTree) -> PyTree:
+    """Applies a function to one chunk after the other and joins the results' leading axes.
+
+    Of several chunks the backward pass recomputes each, so that only one is in memory at a time.
+    """
+    if len(jax.tree.leaves(inputs)[0]) == 1:
+        return function(jax.tree.map(lambda leaf: leaf[0], inputs))
+    result = jax.lax.map(jax.checkpoint(function), inputs)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
+
+
+def _value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
+    head = trainable["value_head"]
+    return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]

@@ -1,0 +1,230 @@
+"""From conditions to packed token trees: tokenizer, chat template, and what answers are legal."""
+
+import itertools
+import math
+import string
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jinja2
+import numpy as np
+
+from jaxmoral.errors import UserError
+from jaxmoral.language import prompt_tree, prompts
+from jaxmoral.language.prompt_tree import PromptTree, merge
+from jaxmoral.language.prompts import Condition
+from jaxmoral.language.responses import Responses, spell, stack
+from jaxmoral.learning.language_policy import PromptInputs
+from jaxmoral.models.load import LoadedModel
+from jaxmoral.models.tokenizer import byte_pieces
+
+MAX_TRIES = 10_000  # strings that are drawn for random labels
+_NEAR = 16  # characters beside a number that its tokens may depend on
+_MAX_ZEROS = 64
+
+
+class Prompter:
+    """Turns conditions into packed token trees for one tokenizer and one chat template."""
+
+    def __init__(self, model: LoadedModel, template: str, max_nodes: int = 4096, multiple: int = 1):
+        """Raises UserError if the template is "chat" and the tokenizer has none.
+
+        Args:
+          model: whose tokenizer is used.
+          template: "plain" or "chat".
+          max_nodes: of one tree; larger prompt sets become several.
+          multiple: of which the number of blocks of every tree is one.
+        """
+        self.max_nodes = max_nodes
+        self.multiple = multiple
+        self.tokenizer = model.tokenizer
+        self.template = template
+        self._vocab_size = model.config.vocab_size
+        self._pieces = byte_pieces(self.tokenizer)[: self._vocab_size]
+        self._stop_tokens = model.stop_tokens()
+        self._responses: dict[tuple[str, str], Responses] = {}
+        self._longest: dict[tuple, Condition] = {}
+        if template == "chat" and not self.tokenizer.chat_template:
+            raise UserError(
+                f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
+            )
+
+    def responses(self, labels: tuple[str, str]) -> Responses:
+        """Every legal response; raises UserError if the labels cannot be spelled."""
+        if labels not in self._responses:
+            encoded = [self.tokenizer.encode(label, add_special_tokens=False) for label in labels]
+            pieces = list(self._pieces)
+            for label, tokens in zip(labels, encoded, strict=True):
+                if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
+                    pieces[tokens[0]] = label.encode()  # an unused control token is a label too
+            budget = max(map(len, encoded))
+            try:
+                self._responses[labels] = spell(
+                    [label.encode() for label in labels], pieces, self._stop_tokens, budget
+                )
+            except ValueError as error:
+                raise UserError(f"labels {'/'.join(labels)}: {error}") from error
+        return self._responses[labels]
+
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of one prompt, with exactly one BOS."""
+        if self.template == "chat":
+            return self.conversation([{"role": "user", "content": text}])
+        return self._encode(text)
+
+    def conversation(self, turns: list[dict[str, str]]) -> list[int]:
+        """The token ids of a chat up to the model's next turn, with exactly one BOS."""
+        render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
+        try:
+            text = render(add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
+        return self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        """BOS and the text's tokens, whatever the tokenizer would put around a text."""
+        bos = self.tokenizer.bos_token_id
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if ids[:1] == [bos]:  # a chat template writes it
+            ids = ids[1:]
+        if bos in ids:
+            raise UserError(
+                f"prompt: it holds {self.tokenizer.bos_token}, with which only a prompt's beginning"
+                " is marked, in another place; take it out of the wording, the persona, the labels"
+                " or the chat template"
+            )
+        if max(ids, default=0) >= self._vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(f"prompt: it holds {token}, for which the model has no embedding")
+        return [bos, *ids]
+
+    def sequences(self, condition: Condition) -> list[list[int]]:
+        """The prompts of a condition, each followed by every partial response."""
+        encoded = [self.tokens(text) for text in prompts.all_prompts(*condition)]
+        prefixes = self.responses(condition.presentation.labels).prefixes
+        return [[*ids, *prefix] for ids in encoded for prefix in prefixes]
+
+    def longest(self, condition: Condition, points: Sequence[float]) -> Condition:
+        """The condition with texts for payoffs whose tree has room for that of any such payoffs.
+
+        Each takes, wherever a prompt shows it, at least as many tokens as any of the points, and no
+        two begin alike, so prompts share what they share whatever the payoffs are.
+        """
+        game, presentation = condition
+        key = presentation, game.num_players, points
+        if key in self._longest:
+            return self._longest[key]
+        shown = lambda texts: game._replace(payoffs=np.reshape(texts, game.payoffs.shape))
+        size, mark = game.payoffs.size, "\x01"  # which no text of a configuration holds
+        places = {("", "")}
+        for text in prompts.all_prompts(shown([mark] * size), presentation):
+            around = itertools.pairwise(text.split(mark))
+            places |= {(before[-_NEAR:], after[:_NEAR]) for before, after in around}
+
+        def counts(numbers: Sequence[str]) -> np.ndarray:
+            texts = [before + number + after for before, after in places for number in numbers]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return np.reshape([len(one) for one in ids], (len(places), len(numbers)))
+
+        most = counts([prompts.number_text(number) for number in points]).max(1)
+        first = 10 ** (len(str(size)) - 1)
+        for zeros in map("0".__mul__, range(_MAX_ZEROS)):
+            texts = [f"{first + index}{zeros}" for index in range(size)]
+            if (counts(texts).min(1) >= most).all():
+                self._longest[key] = Condition(shown(texts), presentation)
+                return self._longest[key]
+        raise UserError("env.payoff_draws: the model's tokenizer does not spell numbers by digits")
+
+    def inputs(
+        self, groups: Sequence[Sequence[Condition]], points: Sequence[float] = ()
+    ) -> PromptInputs:
+        """Packed prompts, a group of conditions on each place of a leading axis.
+
+        A group's prompts follow each other; they are chunks on the second axis. Everything is
+        padded alike. The size of a group's trees depends on the length of its numbers.
+
+        Args:
+          groups: of as many conditions each.
+          points: if given, there is room for every payoff among them: conditions that differ in
+            those only have inputs of the same shapes.
+        """
+        conditions = [condition for group in groups for condition in group]
+        num_conditions = len(conditions)
+        if points:
+            alike = {(c.presentation, c.game.num_players): c for c in conditions}
+            conditions += [self.longest(condition, points) for condition in alike.values()]
+        responses = [self.responses(condition.presentation.labels) for condition in conditions]
+        widths = [len(spelled.prefixes) for spelled in responses]
+        sequences = [self.sequences(condition) for condition in conditions]
+        rows = [len(branches) // width for branches, width in zip(sequences, widths, strict=True)]
+        each, chunks, packed = self._split(sequences, widths)
+        per_chunk = [
+            spelled
+            for spelled, count in zip(responses, rows, strict=True)
+            for _ in range(count // each)
+        ]
+        nodes, tokens = [], []
+        for (_, last), spelled, branches in zip(packed, per_chunk, chunks, strict=True):
+            own = last.reshape(each, len(spelled.prefixes))
+            # What pads the rows is never reached; see `responses.stack`.
+            nodes.append(np.pad(own, ((0, 0), (0, max(widths) - own.shape[1])), mode="edge"))
+            tokens.append(branches[:: len(spelled.prefixes)])  # the first is the empty response
+        lengths = np.array([[len(ids) for ids in chunk] for chunk in tokens], np.int32)
+        padded = np.zeros((*lengths.shape, lengths.max()), np.int32)
+        for index in np.ndindex(*lengths.shape):
+            padded[index][: lengths[index]] = tokens[index[0]][index[1]]
+        inputs = PromptInputs(
+            tree=prompt_tree.stack([tree for tree, _ in packed], self.multiple),
+            nodes=np.stack(nodes),
+            trie=stack([spelled.trie for spelled in per_chunk]),
+            tokens=padded,
+            lengths=lengths,
+        )
+        num_chunks = sum(rows[:num_conditions]) // each
+        lead = (len(groups), num_chunks // len(groups))
+        return jax.tree.map(lambda leaf: leaf[:num_chunks].reshape(*lead, *leaf.shape[1:]), inputs)
+
+    def _split(
+        self, sequences: Sequence[Sequence[Sequence[int]]], widths: Sequence[int]
+    ) -> tuple[int, list[Sequence[Sequence[int]]], list[tuple[PromptTree, np.ndarray]]]:
+        """The most prompts that divide every condition's and whose trees stay within the limit.
+
+        Returns:
+          That number, the conditions' sequences in chunks of it, and the tree of each.
+        """
+        total = math.gcd(*(len(s) // w for s, w in zip(sequences, widths, strict=True)))
+        for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
+            chunks = [
+                branches[start : start + each * width]
+                for branches, width in zip(sequences, widths, strict=True)
+                for start in range(0, len(branches), each * width)
+            ]
+            packed = [merge(branches) for branches in chunks]
+            if max(len(tree.tokens) for tree, _ in packed) <= self.max_nodes:
+                return each, chunks, packed
+        raise UserError(
+            f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
+        )
+
+
+def random_labels(model: LoadedModel, num_tokens: int, seed: int) -> tuple[str, str]:
+    """Two different strings of letters and digits, each of so many tokens.
+
+    Raises:
+      UserError: the tokenizer hardly makes any.
+    """
+    random = np.random.default_rng([seed, num_tokens])
+    characters = list(string.ascii_letters + string.digits)
+    labels: list[str] = []
+    for _ in range(MAX_TRIES):
+        label = "".join(random.choice(characters, num_tokens))
+        tokens = model.tokenizer.encode(label, add_special_tokens=False)
+        if len(tokens) == num_tokens and label not in labels:
+            labels.append(label)
+        if len(labels) == 2:
+            return labels[0], labels[1]
+    raise UserError(
+        f"prompt.random_labels: {MAX_TRIES:,} strings of {num_tokens} characters were tried, and no"
+        f" two have {num_tokens} tokens; ask for fewer"
+    )

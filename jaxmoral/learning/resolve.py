@@ -1,0 +1,82 @@
+"""A configuration's names checked and its "auto" settled, before anything is loaded."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError
+from jaxmoral.language.prompts import check_labels
+from jaxmoral.language.suites import check_suites
+from jaxmoral.learning.agent import presentation_with
+from jaxmoral.learning.environments import LEARNER
+from jaxmoral.learning.lookup import find_game, find_opponent, training_game
+from jaxmoral.world import opponents
+from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
+from jaxmoral.world.rewards import Reward, get_reward, reward_table
+
+
+def resolve(config: Config) -> Config:
+    """Checks the configuration's own games and opponents and all names, settles "auto"."""
+    make_games(config.games)
+    if LEARNER in opponents.make_opponents(config.opponents):
+        raise UserError(f"opponents.{LEARNER}: the name stands for an agent that learns")
+    game = training_game(config)
+    if config.env.opponent == LEARNER:
+        if game.num_players > 2:
+            raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
+    else:
+        opponent = find_opponent(config, config.env.opponent, game)
+        _check_streams(config, opponent)
+    rewards = [get_reward(config.reward.name)]
+    if config.reward.then is not None:
+        rewards.append(get_reward(config.reward.then, "reward.then"))
+    for reward in rewards:
+        reward_table(game, reward, config.reward.xi, config.reward.illegal)
+    if config.env.payoff_draws:
+        _check_draws(config, game, rewards)
+    for name in config.evaluation.opponents:
+        find_opponent(config, name, game)
+    for name in config.evaluation.games:
+        if name not in SETS:
+            find_game(config, name)
+    check_suites(config.evaluation.suites)
+    check_labels(config.evaluation.labels, "evaluation.labels")
+    presentation_with(config, config.prompt.labels)
+    dtype = config.model.dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    schedule = config.reward
+    if schedule.then is not None and schedule.transition == "switch" and not schedule.switch_at:
+        schedule = dataclasses.replace(schedule, switch_at=config.updates // 2)
+    model = dataclasses.replace(config.model, dtype=dtype)
+    return dataclasses.replace(config, model=model, reward=schedule)
+
+
+def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:
+    """Raises UserError if payoffs can be drawn that the opponent or a reward cannot use."""
+    low, high = config.env.payoff_range
+    for drawn in corner_payoffs(game, low, high):
+        try:
+            if config.env.opponent != LEARNER:
+                find_opponent(config, config.env.opponent, drawn)
+            for reward in rewards:
+                reward_table(drawn, reward, config.reward.xi, config.reward.illegal)
+        except UserError as error:
+            shown = ", ".join(f"{points:g}" for points in drawn.payoffs[0].ravel())
+            raise UserError(
+                f"env.payoff_range: {low} to {high} holds payoffs that do not do, e.g. own points"
+                f" {shown} ({error})"
+            ) from None
+
+
+def _check_streams(config: Config, opponent: opponents.Opponent) -> None:
+    """Raises UserError if the paper's streams, whose coins are fair, cannot play the opponent."""
+    sure = np.isin(opponent.moves, (0, 1)).all() and opponent.moves.shape[1] == 2
+    if config.env.streams == "numpy" and not sure and config.env.opponent != "random":
+        raise UserError(
+            f"env.streams: numpy has no numbers for {config.env.opponent}; use env.streams jax, or"
+            " an opponent of two players that leaves nothing to chance, random or learner"
+        )

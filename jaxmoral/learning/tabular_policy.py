@@ -1,0 +1,67 @@
+"""The tabular policy: free logits per prompt, the baseline that needs no language model."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoral.learning.policy import PolicyTable
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularPolicy:
+    """Free logits and a free value per prompt; its reference is uniform over the outcomes.
+
+    It plays every game alike: a chunk of its prompts is a game. Its answers have one token, the
+    outcome.
+    """
+
+    num_prompts: int
+    dropout: bool = False
+
+    def init(self, key: jax.Array) -> PyTree:
+        return self.reference_parameters()
+
+    def reference_parameters(self) -> PyTree:
+        return {"logits": jnp.zeros((self.num_prompts, 3)), "values": jnp.zeros(self.num_prompts)}
+
+    def bind(self, frozen: PyTree, prompts: PyTree) -> "BoundTable":
+        return BoundTable(num_games=len(prompts))
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundTable:
+    """A tabular policy in a few games; see `policy.BoundPolicy`."""
+
+    num_games: int
+
+    def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
+        log_probs = jnp.tile(jax.nn.log_softmax(trainable["logits"]), (self.num_games, 1))
+        return PolicyTable(log_probs, jnp.tile(trainable["values"], self.num_games))
+
+    def table_and_logits(
+        self, trainable: PyTree, dropout_key: jax.Array | None = None
+    ) -> tuple[PolicyTable, jax.Array]:
+        table = self.table(trainable)
+        return table, table.log_probs[:, None]
+
+    def write(
+        self,
+        trainable: PyTree,
+        dropout_key: jax.Array | None = None,
+        *,
+        logits: jax.Array,
+        key: jax.Array,
+        prompt: jax.Array,
+        outcome: jax.Array,
+    ) -> jax.Array:
+        return outcome[:, None]
+
+    def score(
+        self, trainable: PyTree, *, prompt: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        table = self.table(trainable)
+        return table.log_probs[prompt[:, None], tokens], table.values[prompt][:, None]
