@@ -16,8 +16,9 @@ from jaxmoral.learning import ppo
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.experiment import over_members
 from jaxmoral.learning.policy import GemmaPolicy, PromptInputs, reference_table
+from jaxmoral.learning.saved import load_run
 from jaxmoral.learning.training import train_agent, train_population
-from jaxmoral.measuring.evaluation import evaluate_agent, load_run
+from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.lora import Lora
 from jaxmoral.world.games import get_game
