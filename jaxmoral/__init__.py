@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxmoral.api import train_agent, train_population
     from jaxmoral.config import Config, load, load_members, parse
     from jaxmoral.errors import UserError
-    from jaxmoral.learning.training import TrainedAgent
+    from jaxmoral.learning.trained import TrainedAgent
     from jaxmoral.measuring.evaluation import evaluate_agent
     from jaxmoral.measuring.results import table
     from jaxmoral.world.games import GAMES, Game, get_game, make_game, make_group_game, register
@@ -21,7 +21,7 @@ _HOMES = {
     "api": ("train_agent", "train_population"),
     "config": ("Config", "load", "load_members", "parse"),
     "errors": ("UserError",),
-    "learning.training": ("TrainedAgent",),
+    "learning.trained": ("TrainedAgent",),
     "measuring.evaluation": ("evaluate_agent",),
     "measuring.results": ("table",),
     "world.games": ("GAMES", "Game", "get_game", "make_game", "make_group_game", "register"),

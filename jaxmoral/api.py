@@ -5,10 +5,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jaxmoral.config import Config
+from jaxmoral.config import ALONE, Config
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.learning import training
-from jaxmoral.learning.training import TrainedAgent
+from jaxmoral.learning.run_folder import run_folders
+from jaxmoral.learning.trained import TrainedAgent
 
 
 def train_agent(
@@ -23,7 +24,7 @@ def train_agent(
 
     The run folder gets a picture of what the agent did.
     """
-    return train_population({"": config}, output_dir, resume, say, extend=extend)[""]
+    return train_population({ALONE: config}, output_dir, resume, say, extend=extend)[ALONE]
 
 
 def train_population(
@@ -38,9 +39,8 @@ def train_population(
     trained = training.train_population(members, output_dir, resume, say, extend=extend)
     finished = all(one.interrupted is None for one in trained.values())
     if output_dir is not None and finished:
-        home = Path(output_dir)
-        folders = [home] if len(trained) == 1 else [home / name for name in trained]
-        on_first(lambda: _draw(folders))
+        folders = run_folders(Path(output_dir), list(trained))
+        on_first(lambda: _draw(list(folders.values())))
     return trained
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from jaxmoral.errors import run_command
-from jaxmoral.measuring.evaluation import load_run
+from jaxmoral.learning.saved import load_run
 from jaxmoral.measuring.keeping import set_aside, write_json
 from jaxmoral.measuring.questions import ask
 from jaxmoral.measuring.runs import read_json

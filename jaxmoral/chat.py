@@ -15,7 +15,7 @@ from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
 from jaxmoral.learning.agent import Agent, policy_table
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.prompter import Prompter
-from jaxmoral.measuring.evaluation import load_run
+from jaxmoral.learning.saved import load_run
 from jaxmoral.measuring.questions import follow_up
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.models.load import use_compilation_cache

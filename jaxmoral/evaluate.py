@@ -9,8 +9,9 @@ from jaxmoral import config as configs
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command, split_outside
 from jaxmoral.language.suites import SUITES
-from jaxmoral.learning.training import POPULATION, member_names
-from jaxmoral.measuring.evaluation import Which, evaluate_agent, load_population, update_of
+from jaxmoral.learning.run_folder import is_population, member_names
+from jaxmoral.learning.saved import Which, load_population, update_of
+from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation
 from jaxmoral.measuring.results import summary, table
 from jaxmoral.models.load import use_compilation_cache
@@ -83,7 +84,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         name: split(getattr(arguments, name))
         for name in ("games", "opponents", "suites", "protocols")
     }
-    if run is not None and (run / POPULATION).is_file():
+    if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
         _evaluate_members(run, chosen, update)

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.measuring.evaluation import load_run
+from jaxmoral.learning.saved import load_run
 from jaxmoral.models.load import LoadedModel, load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged

@@ -23,6 +23,7 @@ from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import as_begun, changed_before
+from jaxmoral.learning.run_folder import holds_any, is_run, read_config
 from jaxmoral.measuring.evaluation import chosen_conditions, described, evaluate_agent, xi_of
 from jaxmoral.measuring.keeping import EVALUATION, read_evaluation
 from jaxmoral.measuring.runs import find_runs, tidy
@@ -46,8 +47,8 @@ def run_one(config: Config, folder: Path) -> int | None:
     """
     asked = resolve(config)
     evaluation = folder / EVALUATION
-    if (folder / "config.yaml").is_file():
-        made = configs.load(folder / "config.yaml")
+    if is_run(folder):
+        made = read_config(folder)
         if changed := trained_otherwise(asked, made):
             raise UserError(
                 f"{folder} holds a run that was trained with another {', '.join(changed)}; choose"
@@ -66,7 +67,7 @@ def run_one(config: Config, folder: Path) -> int | None:
             print(f"{folder.name}: going on")
     else:
         print(f"{folder.name}:")
-    trained = train_agent(config, folder, resume=(folder / "checkpoints").exists())
+    trained = train_agent(config, folder, resume=holds_any(folder))
     if trained.interrupted is None:
         tested = dataclasses.replace(trained.config, evaluation=asked.evaluation)
         keep_and_draw(evaluate_agent(dataclasses.replace(trained, config=tested)), evaluation)

@@ -7,9 +7,9 @@ most that anyone can get from each, and which of them would spread in a populati
 import argparse
 from pathlib import Path
 
-from jaxmoral import config as configs
 from jaxmoral.errors import UserError, check_number, run_command, split_outside
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.run_folder import is_run, read_config
 from jaxmoral.measuring.keeping import write_json
 from jaxmoral.measuring.tournaments import (
     FILE,
@@ -81,10 +81,10 @@ def _run(arguments: argparse.Namespace) -> None:
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
     wanted = _split(arguments.games)
     runs = {  # may bring games and opponents of their own
-        folder: resolve(configs.load(folder / "config.yaml"))
+        folder: resolve(read_config(folder))
         for path in map(Path, arguments.agents)
         for folder in [path, *(path / name for name in members_in(path))]
-        if (folder / "config.yaml").is_file()
+        if is_run(folder)
     }
     brought = {folder: make_games(config.games) for folder, config in runs.items()}
     known = together("games", brought, wanted)

@@ -11,7 +11,13 @@ from jaxmoral.api import train_population
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
-from jaxmoral.learning.training import POPULATION, check_run_folder, member_names
+from jaxmoral.learning.run_folder import (
+    CONFIG,
+    check_run_folder,
+    is_population,
+    member_names,
+    read_config,
+)
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.load import use_compilation_cache
 
@@ -48,9 +54,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError("--extend: needs --resume, and more --updates than before")
     cluster.on_first(lambda: check_run_folder(folder, arguments.resume))
     path = arguments.config
-    if path is None and arguments.resume and (folder / POPULATION).is_file():
-        paths = {name: folder / name / "config.yaml" for name in member_names(folder)}
-        members = {name: configs.load(path, flags) for name, path in paths.items()}
+    if path is None and arguments.resume and is_population(folder):
+        members = {name: read_config(folder / name, flags) for name in member_names(folder)}
         # Members' files are written one by one, which something may have cut short.
         longest = max(config.updates for config in members.values())
         members = {
@@ -58,7 +63,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         }
     else:
         if path is None and arguments.resume:
-            path = folder / "config.yaml"
+            path = folder / CONFIG
         members = configs.load_members(path, flags)
     use_compilation_cache()
     everyone = train_population(members, folder, arguments.resume, extend=arguments.extend)

@@ -12,8 +12,9 @@ from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.learning import training
 from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.saved import load_population, load_run
 from jaxmoral.learning.training import train_agent, train_population
-from jaxmoral.measuring.evaluation import evaluate_agent, load_population, load_run
+from jaxmoral.measuring.evaluation import evaluate_agent
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--ppo.learning_rate", "0.3"]
 FLAGS += ["--updates", "8", "--checkpoint_every", "1", "--env.rounds", "4"]

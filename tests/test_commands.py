@@ -18,8 +18,9 @@ import jaxmoral
 from jaxmoral import ask, evaluate
 from jaxmoral import config as configs
 from jaxmoral.language.suites import SUITES
+from jaxmoral.learning.saved import update_of
 from jaxmoral.learning.training import train_agent
-from jaxmoral.measuring.evaluation import evaluate_agent, update_of
+from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import merge, unlike
 from jaxmoral.world.games import SETS
 from jaxmoral.world.opponents import OPPONENTS

@@ -17,7 +17,7 @@ from jaxmoral.language.suites import conditions
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.experiment import first_states
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.training import TrainedAgent
+from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent, group_by_size
 from jaxmoral.measuring.results import table
@@ -56,8 +56,8 @@ def test_no_key_of_an_evaluation_is_one_of_training(monkeypatch):
     """Neither the conditions' keys nor those made from them; training folds in its updates."""
     given = []
 
-    def stop(policy, frozen, inputs, trainables, opponents, key, *rest):
-        given.append(key)
+    def stop(policy, tested, **settings):
+        given.append(tested.key)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "measure", stop)

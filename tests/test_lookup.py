@@ -13,8 +13,9 @@ from jaxmoral import tournament
 from jaxmoral.errors import UserError
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.saved import load_run
 from jaxmoral.learning.training import train_agent
-from jaxmoral.measuring.evaluation import evaluate_agent, load_run
+from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.reporting.series import reward_bounds
 from jaxmoral.world import games, opponents
 

@@ -17,9 +17,10 @@ from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
 from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.population import over_members, state_prefix
+from jaxmoral.learning.saved import load_run
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.learning.training import train_agent, train_population
-from jaxmoral.measuring.evaluation import evaluate_agent, load_run
+from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.lora import Lora
 from jaxmoral.world.games import get_game

@@ -17,7 +17,7 @@ from jaxmoral.api import train_agent, train_population
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics, training
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.measuring.evaluation import load_run
+from jaxmoral.learning.saved import load_run
 from jaxmoral.measuring.runs import read_run
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "64", "--ppo.learning_rate", "0.2"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral.measuring.evaluation import sampled_visits
+from jaxmoral.measuring.protocols import sampled_visits
 from jaxmoral.world import chain, games, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout, rollout_pair

@@ -117,6 +117,21 @@ def again(monkeypatch, experiments, output, *flags):
     return failed, done
 
 
+def test_a_start_that_was_cut_before_its_first_checkpoint_is_begun_anew(
+    experiments, tmp_path, monkeypatch
+):
+    both = ["train_agent", "evaluate_agent"]
+    assert again(monkeypatch, experiments, tmp_path) == ({}, both)
+    folder = tmp_path / "selfish-seed1"
+    for path in list(folder.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "config.yaml":
+            path.unlink()
+    assert again(monkeypatch, experiments, tmp_path) == ({}, both)
+    assert (folder / "evaluation.json").is_file()
+
+
 def test_a_sweep_compares_what_is_asked_for_with_what_was_made(
     swept, experiments, tmp_path, monkeypatch, capsys
 ):

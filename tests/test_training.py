@@ -13,8 +13,9 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.learning import metrics, training
+from jaxmoral.learning import metrics
 from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.run_folder import check_run_folder
 from jaxmoral.learning.training import train_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.world import games, opponents
@@ -373,4 +374,4 @@ def test_training_works_outside_the_main_thread():
 def test_run_folder_must_be_a_folder(tmp_path):
     Path(tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write to"):
-        training.check_run_folder(tmp_path / "file", False)
+        check_run_folder(tmp_path / "file", False)

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
-from jaxmoral.config import Config, differences, parse, to_dict
+from jaxmoral.config import ALONE, Config, differences, parse, to_dict
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.errors import UserError
+from jaxmoral.learning.run_folder import CHECKPOINTS, DAMAGED
 from jaxmoral.learning.state import Players, TrainState
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -96,7 +97,7 @@ class Checkpoints:
         Raises:
           UserError: a file in it cannot be read.
         """
-        folder = (run_folder / "checkpoints").resolve()
+        folder = (run_folder / CHECKPOINTS).resolve()
         self._folder = folder
         self._rewards: dict[int, Rewards] = {}
         keep = [LatestN(3), _BestOfEach(self._rewards)]
@@ -334,7 +335,7 @@ class Checkpoints:
             )
 
     def _set_aside(self, updates: Sequence[int]) -> None:
-        damaged = self._folder.parent / "damaged"
+        damaged = self._folder.parent / DAMAGED
 
         def move() -> None:
             damaged.mkdir(exist_ok=True)
@@ -411,7 +412,7 @@ def _shapes(tree: Any) -> dict[str, tuple]:
 
 def shown_members(names: Iterable[str]) -> str:
     listed = list(names)
-    if listed == [""]:
+    if listed == [ALONE]:
         return "a single agent"
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return f"the members {'; '.join(listed[:3])}{more}"

@@ -13,6 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from jaxmoral.errors import UserError
+from jaxmoral.learning.run_folder import METRICS, TENSORBOARD, run_folders
 
 OUTCOMES = ("C", "D", "illegal")
 ACTION_TYPES = tuple(f"{outcome}|{other}" for outcome in OUTCOMES for other in "CD")
@@ -101,7 +102,7 @@ class MetricsLog:
         Raises:
           UserError: lines of earlier updates are missing, or nothing can be written.
         """
-        self._path = run_folder / "metrics.jsonl"
+        self._path = run_folder / METRICS
         kept = [record for record in read(run_folder) if record["update"] <= start] if start else []
         if [record["update"] for record in kept] != list(range(1, start + 1)):
             raise UserError(
@@ -110,7 +111,7 @@ class MetricsLog:
             )
         save(run_folder, kept)
         self._file = self._path.open("a")
-        self._events = _open_events(run_folder / "tensorboard", start)
+        self._events = _open_events(run_folder / TENSORBOARD, start)
 
     def append(self, record: dict) -> None:
         """Writes one update's record; raises UserError if it cannot."""
@@ -151,13 +152,20 @@ class MetricsLog:
 
 def save(run_folder: Path, records: Sequence[dict]) -> None:
     """Writes a run's records, all of them or nothing."""
-    path = run_folder / "metrics.jsonl"
+    path = run_folder / METRICS
     scratch = path.with_name(path.name + ".part")
     with scratch.open("w") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def share(folder: Path, names: Sequence[str]) -> None:
+    """Gives each member of a population its part of the metrics."""
+    history = read(folder)
+    for index, own in enumerate(run_folders(folder, names).values()):
+        save(own, [of_member(record, index) for record in history])
 
 
 def _open_events(folder: Path, start: int) -> RecordWriter:
@@ -194,7 +202,7 @@ def read(run_folder: Path) -> list[dict]:
     Raises:
       UserError: there is no `metrics.jsonl`, or a line of it is damaged.
     """
-    path = run_folder / "metrics.jsonl"
+    path = run_folder / METRICS
     try:
         lines = path.read_text().split("\n")[:-1]
     except OSError as error:

@@ -9,6 +9,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.run_folder import has_checkpoints
 from jaxmoral.models.load import same_base
 
 
@@ -34,7 +35,7 @@ def go_on(
       UserError: the checkpoint belongs to other configurations, or to more updates, or it cannot go
         on for longer and be what a longer run would have been.
     """
-    if not (folder / "checkpoints").is_dir():
+    if not has_checkpoints(folder):
         return None
     with Checkpoints(folder) as checkpoints:
         saved = checkpoints.newest_configs()

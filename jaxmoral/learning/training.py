@@ -1,23 +1,19 @@
 """The training loop around the jitted update: progress, checkpoints, interruption, populations."""
 
 import dataclasses
-import fcntl
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
-import yaml
 from tqdm import tqdm
 
-from jaxmoral import config as configs
-from jaxmoral.config import Config
+from jaxmoral.config import ALONE, Config
 from jaxmoral.devices.cluster import is_first, largest, on_first
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
@@ -27,40 +23,11 @@ from jaxmoral.learning.experiment import Step, compile_update
 from jaxmoral.learning.population import check_population, member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
+from jaxmoral.learning.run_folder import check_run_folder, locked, write_configs
 from jaxmoral.learning.score import make_score
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.summary import summary_lines
-
-POPULATION = "members.yaml"  # lists a population's members, whose folders are beside it
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedAgent:
-    """What a run, or a member of a population, ends with.
-
-    Attributes:
-      config: resolved.
-      agent: the policy and its frozen arrays.
-      state: after the last update.
-      history: one record an update made by this call, as in `metrics.jsonl`.
-      interrupted: the signal that ended the run early, or None.
-    """
-
-    config: Config
-    agent: Agent
-    state: TrainState
-    history: list[dict]
-    interrupted: int | None = None
-
-    @property
-    def trainable(self) -> Any:
-        """The agent's trained parameters; of two learners the first one's."""
-        return first_player(self.state)
-
-
-def first_player(state: TrainState) -> Any:
-    """The first player's parameters."""
-    return jax.tree.map(lambda leaf: leaf[0], state.players.trainable)
+from jaxmoral.learning.trained import TrainedAgent
 
 
 def train_agent(
@@ -86,7 +53,7 @@ def train_agent(
         resuming, none of this configuration, or none that can become so long), or the loss stopped
         being a number.
     """
-    return train_population({"": config}, output_dir, resume, say, extend=extend)[""]
+    return train_population({ALONE: config}, output_dir, resume, say, extend=extend)[ALONE]
 
 
 def train_population(
@@ -100,7 +67,7 @@ def train_population(
     """Trains several agents at once on one frozen base, each as if it were alone.
 
     Args:
-      members: the experiments by name; see `configs.load_members`.
+      members: the experiments by name; see `jaxmoral.config.load_members`.
       output_dir: the population's folder, a run folder per member in it.
       resume, extend: as for `train_agent`.
       say: where lines for people go.
@@ -109,48 +76,47 @@ def train_population(
       UserError: as for `train_agent`, or the members cannot share one compiled step.
     """
     folder = None if output_dir is None else Path(output_dir)
+    if len(members) == 1:  # a population of one is a run, whatever it is called
+        ((name, config),) = members.items()
+        return {name: _train({ALONE: config}, folder, resume=resume, extend=extend, say=say)[ALONE]}
+    return _train(members, folder, resume=resume, extend=extend, say=say)
+
+
+def _train(
+    members: Mapping[str, Config],
+    folder: Path | None,
+    *,
+    resume: bool,
+    extend: bool,
+    say: Callable[[str], None],
+) -> dict[str, TrainedAgent]:
     if folder:
         on_first(lambda: check_run_folder(folder, resume))
     if not is_first():
-        say = lambda line: None
+        say = _say_nothing
     resolved = {name: resolve(config) for name, config in members.items()}
-    if len(resolved) == 1 and "" not in resolved:  # a population of one is a run
-        (name,) = resolved
-        return {name: train_agent(members[name], output_dir, resume, say, extend=extend)}
     check_population(list(resolved.values()))
     begun = go_on(folder, members, extend, say) if folder and resume else None
-    resolved = begun or resolved
     started = time.perf_counter()
-    start = next(iter(resolved.values()))
-    if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
-        start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
-    first = make_agent(start, len(resolved), say)
-    agents = {
-        name: first._replace(presentation=make_presentation(config, first.model))
-        for name, config in resolved.items()
-    }
-    settled = {name: settle(config, agents[name]) for name, config in resolved.items()}
-    say("\n".join(first.summary))
-    if len(settled) > 1:
-        some = [*list(settled)[:3], *(["..."] if len(settled) > 3 else [])]
-        say(f"members    {len(settled)}: {'; '.join(some)}")
-    say("\n".join(summary_lines(list(settled.values()))))
+    settled, agents = _make_agents(begun or resolved, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
-    state, step = compile_update([(settled[name], agents[name]) for name in settled])
+    pairs = [(settled[name], agents[name]) for name in settled]
+    state, step = compile_update(pairs)
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     if folder is None:
-        state, history, interrupted = _loop(settled, state, step)
+        state, history, interrupted = _loop(settled, state, step=step)
     else:
-        pairs = [(settled[name], agents[name]) for name in settled]
         with locked(folder, resume):
-            if not begun:
-                on_first(lambda: _write_configs(settled, folder))
+            if not begun:  # first of all: what is in a folder can be resumed from here on
+                on_first(lambda: write_configs(settled, folder))
             score = make_score(pairs)
-            state, history, interrupted = _loop_in(folder, settled, state, step, score, say)
+            state, history, interrupted = _loop_in(
+                folder, settled, state=state, step=step, score=score, say=say
+            )
             if interrupted is None and len(settled) > 1:
-                on_first(lambda: _share_metrics(settled, folder))
+                on_first(lambda: metrics.share(folder, list(settled)))
     alone = len(settled) == 1
     return {
         name: TrainedAgent(
@@ -164,33 +130,29 @@ def train_population(
     }
 
 
-@contextmanager
-def locked(folder: Path, resume: bool) -> Iterator[None]:
-    """Makes the folder this program's own while it runs; the lock ends with the process.
+def _say_nothing(_: str) -> None:
+    """What processes but the first say."""
 
-    Raises:
-      UserError: another process is writing to it, or wrote a run since it was checked.
-    """
-    held: list[TextIO] = []
 
-    def take() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-        held.append(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {folder}; stop it first") from None
-        except OSError as error:
-            print(f"{folder} cannot be locked ({error.strerror}); start one training in it only")
-        check_run_folder(folder, resume)
-
-    try:
-        on_first(take)
-        yield
-    finally:
-        for file in held:
-            file.close()
+def _make_agents(
+    members: Mapping[str, Config], say: Callable[[str], None], *, begun: bool
+) -> tuple[dict[str, Config], dict[str, Agent]]:
+    """Loads the base once for all members and says what they are: settled members, their agents."""
+    start = next(iter(members.values()))
+    if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
+        start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
+    first = make_agent(start, len(members), say)
+    agents = {
+        name: first._replace(presentation=make_presentation(config, first.model))
+        for name, config in members.items()
+    }
+    settled = {name: settle(config, agents[name]) for name, config in members.items()}
+    say("\n".join(first.summary))
+    if len(settled) > 1:
+        some = [*list(settled)[:3], *(["..."] if len(settled) > 3 else [])]
+        say(f"members    {len(settled)}: {'; '.join(some)}")
+    say("\n".join(summary_lines(list(settled.values()))))
+    return settled, agents
 
 
 def _open_log(folder: Path, start: int) -> AbstractContextManager[metrics.MetricsLog | None]:
@@ -206,51 +168,10 @@ def switches(members: Mapping[str, Config]) -> list[int]:
     return sorted(update for update in found if update is not None)
 
 
-def _write_configs(members: Mapping[str, Config], folder: Path) -> None:
-    for name, config in members.items():  # a run alone has no name
-        own = folder / name
-        own.mkdir(parents=True, exist_ok=True)
-        scratch = own / "config.yaml.part"
-        configs.save(config, scratch)
-        os.replace(scratch, own / "config.yaml")
-    if len(members) > 1:
-        scratch = folder / f"{POPULATION}.part"
-        scratch.write_text(yaml.safe_dump(list(members), sort_keys=False))
-        os.replace(scratch, folder / POPULATION)
-
-
-def _share_metrics(members: Mapping[str, Config], folder: Path) -> None:
-    """Gives each member of a population its part of the metrics."""
-    history = metrics.read(folder)
-    for index, name in enumerate(members):
-        metrics.save(folder / name, [metrics.of_member(record, index) for record in history])
-
-
-def population_of(folder: Path) -> tuple[Path, list[str], int] | None:
-    """The population a run folder belongs to, its members' names, and which of them it is."""
-    listed = folder.absolute().parent / POPULATION
-    if (folder / "checkpoints").exists() or not listed.is_file():
-        return None
-    names = member_names(listed.parent)
-    if folder.absolute().name not in names:
-        raise UserError(f"{folder} is no member of the population in {listed.parent}")
-    return listed.parent, names, names.index(folder.absolute().name)
-
-
-def member_names(folder: Path) -> list[str]:
-    """The names in a population's folder; raises UserError if they cannot be read."""
-    try:
-        names = yaml.safe_load((folder / POPULATION).read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {folder / POPULATION} ({error})") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{folder / POPULATION} is damaged: it must list names")
-    return names
-
-
 def _loop_in(
     folder: Path,
     members: Mapping[str, Config],
+    *,
     state: TrainState,
     step: Step,
     score: Callable[[TrainState], np.ndarray],
@@ -258,13 +179,15 @@ def _loop_in(
 ) -> tuple[TrainState, list[dict], int | None]:
     """`_loop` from the folder's newest checkpoint, or from the state if there is none."""
     with Checkpoints(folder, switches(members), writable=True) as checkpoints:
-        if checkpoints.latest() is None:
-            checkpoints.save(0, state, members, score(state))
-        else:
+        resumed = checkpoints.latest() is not None
+        if resumed:
             state = checkpoints.restore(state, members, set_aside=True, say=say)
+        else:
+            checkpoints.save(0, state, members, score(state))
         with _open_log(folder, int(state.update)) as log:
-            on_first(lambda: _write_configs(members, folder))  # the run may be longer now
-            return _loop(members, state, step, _Keep(checkpoints, score, log))
+            if resumed:  # it may be longer now
+                on_first(lambda: write_configs(members, folder))
+            return _loop(members, state, step=step, keep=_Keep(checkpoints, score, log))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +206,7 @@ class _Keep:
 
 
 def _loop(
-    members: Mapping[str, Config], state: TrainState, step: Step, keep: _Keep | None = None
+    members: Mapping[str, Config], state: TrainState, *, step: Step, keep: _Keep | None = None
 ) -> tuple[TrainState, list[dict], int | None]:
     """Updates until the end, or until a signal comes: the state, the records, the signal."""
     config = next(iter(members.values()))
@@ -356,22 +279,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def check_run_folder(folder: Path, resume: bool) -> None:
-    """Raises UserError if a new run would overwrite one, or there is none to resume."""
-    kept = ("config.yaml", "checkpoints", POPULATION)
-    holds_run = any((folder / name).exists() for name in kept)
-    if holds_run and not resume:
-        raise UserError(
-            f"{folder} already holds a run; add --resume to go on with it, or choose another"
-            " --output-dir"
-        )
-    if resume and not holds_run:
-        raise UserError(f"{folder} holds no run to resume")
-    if resume and (population := population_of(folder)):
-        raise UserError(f"{folder} is a member of a population; resume {population[0]}")
-    # What is refused is refused now, not after minutes of loading.
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--output-dir: cannot write to {nearest}")

@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
-from jaxmoral.learning.training import POPULATION, member_names, population_of
+from jaxmoral.learning.run_folder import (
+    CONFIG,
+    MEMBERS,
+    METRICS,
+    is_run,
+    member_names,
+    population_of,
+    read_config,
+)
 from jaxmoral.measuring.results import rows
 
 
@@ -57,16 +64,14 @@ def _read_metrics(folder: Path, changed: int) -> list[dict]:
 
 def read_run(folder: Path) -> Run:
     """Reads a run folder; raises UserError if it holds no run or a damaged one."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds no run (there is no config.yaml in it)")
-    config = configs.load(folder / "config.yaml")
+    config = read_config(folder)
     population = population_of(folder)
     if population is None:
         history = metrics.read(folder)
     else:
-        home, _, index = population
-        changed = (home / "metrics.jsonl").stat().st_mtime_ns
-        history = [metrics.of_member(record, index) for record in _read_metrics(home, changed)]
+        changed = (population.home / METRICS).stat().st_mtime_ns
+        together = _read_metrics(population.home, changed)
+        history = [metrics.of_member(record, population.number) for record in together]
     if not history:
         raise UserError(f"{folder} holds a run without a finished update")
     optional = {
@@ -90,13 +95,13 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
-        paths = [path.parent for path in sorted(folder.glob("*/config.yaml"))]
-        for listed in sorted(folder.glob(f"*/{POPULATION}")):
+        paths = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))]
+        for listed in sorted(folder.glob(f"*/{MEMBERS}")):
             try:
                 paths += [listed.parent / name for name in member_names(listed.parent)]
             except UserError as error:
                 skipped[listed.resolve()] = str(error)
-        for path in [folder] if (folder / "config.yaml").exists() else paths:
+        for path in [folder] if is_run(folder) else paths:
             place = path.resolve()
             try:
                 if place not in found:

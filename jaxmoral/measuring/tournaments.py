@@ -18,8 +18,9 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.training import POPULATION, TrainedAgent, member_names
-from jaxmoral.measuring.evaluation import load_population, load_trained, update_of
+from jaxmoral.learning.run_folder import is_population, is_run, member_names
+from jaxmoral.learning.saved import load_population, load_trained, update_of
+from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.runs import read_json
 from jaxmoral.models.peft import base_of
 from jaxmoral.world.chain import memory_policy
@@ -98,10 +99,10 @@ def entrant(
 
 @jax.jit(static_argnums=0)
 def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Array:
-    def read(shown):
-        return memory_policy(policy.bind(frozen, shown).table(trainable).log_probs)
+    def one(inputs):
+        return memory_policy(policy.bind(frozen, inputs).table(trainable).log_probs)
 
-    return jax.lax.map(read, inputs)
+    return jax.lax.map(one, inputs)
 
 
 def sources_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
@@ -125,10 +126,10 @@ def sources_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
 
 def _sources(name: str) -> dict[str, dict[str, Any] | None]:
     folder = Path(name)
-    if (folder / POPULATION).is_file():
+    if is_population(folder):
         folders = [folder / member for member in member_names(folder)]
         update = update_of(folders[0])
-    elif (folder / "config.yaml").is_file():
+    elif is_run(folder):
         folders, update = [folder], update_of(folder)
     elif (folder / "adapter_config.json").is_file():
         folders, update = [folder], None
@@ -142,11 +143,11 @@ def read_entrants(
 ) -> list[Entrant]:
     """A run's or an adapter folder's agent, a population's members, or a named strategy."""
     folder = Path(name)
-    if (folder / POPULATION).is_file():
+    if is_population(folder):
         return [
             _of_run(path.name, member, games, noise) for path, member in load_population(folder)
         ]
-    if (folder / "config.yaml").is_file():
+    if is_run(folder):
         return [_of_run(folder.name, load_trained(folder), games, noise)]
     if (folder / "adapter_config.json").is_file():
         tree = {"model": {"source": base_of(folder)}, "lora": {"adapter": str(folder)}}
@@ -330,7 +331,7 @@ def check_same(path: Path, settings: Mapping[str, Any], games: Sequence[Game]) -
 
 
 def members_in(folder: Path) -> list[str]:
-    return member_names(folder) if (folder / POPULATION).is_file() else []
+    return member_names(folder) if is_population(folder) else []
 
 
 def standings(result: dict[str, Any]) -> str:

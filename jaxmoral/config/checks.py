@@ -1,0 +1,77 @@
+"""What keys of a configuration must not contradict each other in, each as one line that says so."""
+
+from jaxmoral.config.schema import Config
+from jaxmoral.errors import UserError
+
+MAX_ROUNDS = 2**31 - 1  # of all episodes together, which are indexed in 32 bits
+
+
+def check(config: Config) -> None:
+    """Raises UserError if keys that are each allowed cannot stand together."""
+    _check_sizes(config)
+    _check_reward(config)
+    _check_ppo(config)
+    _check_env(config)
+
+
+def _check_sizes(config: Config) -> None:
+    env, tests = config.env, config.evaluation
+    played = {}
+    if config.ppo.estimator == "sampled":
+        played["env"] = env.episodes, env.rounds
+    if "sampled" in tests.protocols:
+        played["evaluation"] = tests.episodes, tests.rounds
+    for group, (episodes, rounds) in played.items():
+        if episodes * rounds > MAX_ROUNDS:
+            raise UserError(
+                f"{group}.episodes: {episodes:,} of {rounds:,} rounds are {episodes * rounds:,},"
+                f" more than arrays can index ({MAX_ROUNDS:,}); lower it or {group}.rounds"
+            )
+    samples, minibatches = env.episodes * env.rounds, config.ppo.minibatches
+    if samples % minibatches:
+        raise UserError(
+            f"ppo.minibatches: {minibatches} does not divide env.episodes * env.rounds = {samples}"
+        )
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    if reward.switch_at is not None and reward.then is None:
+        raise UserError("reward.switch_at: needs reward.then, the reward to switch to")
+    if reward.then is not None and (reward.switch_at or 1) >= config.updates:
+        raise UserError(
+            f"reward.switch_at: must be less than the {config.updates} updates, to leave some to"
+            " reward.then"
+        )
+    if reward.transition == "linear" and (reward.switch_at or reward.then is None):
+        raise UserError("reward.transition: linear needs reward.then, and no reward.switch_at")
+
+
+def _check_ppo(config: Config) -> None:
+    ppo = config.ppo
+    if ppo.estimator == "exact":
+        if ppo.level == "token" or config.env.streams == "numpy":
+            raise UserError("ppo.estimator: exact needs ppo.level outcome and env.streams jax")
+        if ppo.minibatches != 1 or ppo.normalise_rewards:
+            raise UserError(
+                "ppo.estimator: exact needs ppo.minibatches 1 and ppo.normalise_rewards false"
+            )
+    if ppo.sample_with_dropout and ppo.level != "token":
+        raise UserError("ppo.sample_with_dropout: needs ppo.level token")
+    if ppo.level == "token" and ppo.minibatches != 1:
+        raise UserError("ppo.minibatches: must be 1 with ppo.level token")
+
+
+def _check_env(config: Config) -> None:
+    env = config.env
+    if env.streams == "numpy" and (env.memory != 1 or env.blank_start or env.payoff_draws):
+        raise UserError(
+            "env.streams: numpy needs env.memory 1, env.blank_start false and env.payoff_draws 0"
+        )
+    if env.payoff_draws and env.episodes % env.payoff_draws:
+        raise UserError(
+            f"env.payoff_draws: {env.payoff_draws} does not divide env.episodes = {env.episodes}"
+        )
+    low, high = env.payoff_range
+    if not -999 <= low < high <= 999:
+        raise UserError(f"env.payoff_range: needs two rising numbers within 999, got {low}, {high}")

@@ -1,0 +1,169 @@
+"""From files, flags and dictionaries to a configuration, or to a population's.
+
+Files and dictionaries may be anybody's: `reader` bounds what they hold before a key of it is
+looked at. Flags are the user's own.
+"""
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import math
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from jaxmoral.config.checks import check
+from jaxmoral.config.reader import brief, parse_yaml, plain, read_yaml
+from jaxmoral.config.schema import ADAPTER, KEYS, Config
+from jaxmoral.errors import UserError
+
+ALONE = ""  # the name of a run that is no member of a population; checkpoints hold it
+MAX_MEMBERS = 4096  # of a population
+PAPER_PRESET = Path(__file__).parent.parent / "presets" / "paper.yaml"
+
+
+def parse(tree: dict[str, Any]) -> Config:
+    """Checks a nested dictionary and fills in defaults.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong type or out of range, or two keys that
+        contradict each other; the message names the key and what is allowed.
+    """
+    tree = plain(tree)
+    if tree.get("preset") == "paper":
+        tree = _merge(_paper_preset(), tree)
+    try:
+        config = ADAPTER.validate_python(tree)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error)) from None
+    check(config)
+    return config
+
+
+@functools.cache
+def _paper_preset() -> dict[str, Any]:
+    return read_yaml(PAPER_PRESET)
+
+
+def _merge(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` over `defaults`, group by group."""
+    merged = dict(defaults)
+    for name, value in tree.items():
+        both = isinstance(value, dict) and isinstance(defaults.get(name), dict)
+        merged[name] = defaults[name] | value if both else value
+    return merged
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.75)
+        group = key.rpartition(".")[0] + "." if "." in key else ""
+        known = [name for name in KEYS if name.startswith(group)] or KEYS
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key}: {message}, got {brief(first['input'])}"
+
+
+def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (or nothing) and applies `--dotted.key value` flags on top of it.
+
+    A flag and its value may also be one text, `--dotted.key=value`.
+
+    Raises:
+      UserError: the file is missing or not YAML, or `parse` refuses the result.
+    """
+    return parse(_read_tree(path, flags))
+
+
+def load_members(path: Path | str | None, flags: Sequence[str] = ()) -> dict[str, Config]:
+    """Like `load`, but a key may be a list of values (of a key that is a list itself, a list of
+    lists): a population with a member for every combination, named "reward.name=game,seed=1".
+
+    Without such a list it is one configuration under the name `ALONE`, "".
+
+    Raises:
+      UserError: as for `load`, or a list is empty or there are too many combinations.
+    """
+    tree = _read_tree(path, flags)
+    axes = _axes(tree)
+    if not axes:
+        return {ALONE: parse(tree)}
+    for key, values in axes.items():
+        if not values:
+            raise UserError(f"{key}: the list of values is empty")
+    total = math.prod(map(len, axes.values()))
+    if total > MAX_MEMBERS:
+        raise UserError(f"{', '.join(axes)}: {total:,} combinations; {MAX_MEMBERS:,} at most")
+    members = {}
+    for combination in itertools.product(*axes.values()):
+        chosen = list(zip(axes, combination, strict=True))
+        name = ",".join(f"{key}={_shown(value)}" for key, value in chosen)
+        if name in members:
+            raise UserError(f"{', '.join(axes)}: {brief(name)} stands twice in the lists")
+        members[name] = parse(_with_values(tree, chosen))
+    return members
+
+
+def _shown(value: Any) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("/", "_")
+
+
+def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[str, list]:
+    """The keys that hold several values."""
+    found: dict[str, list] = {}
+    types = typing.get_type_hints(cls)
+    for name, value in tree.items():
+        kind = types.get(name)
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            found |= _axes(value, kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif isinstance(value, list) and kind is not None:
+            inner = typing.get_origin(kind) is tuple
+            if not inner or (value and isinstance(value[0], list)):
+                found[prefix + name] = value
+    return found
+
+
+def _read_tree(path: Path | str | None, flags: Sequence[str]) -> dict[str, Any]:
+    tree = read_yaml(Path(path)) if path else {}
+    return plain(_with_values(tree, _flag_values(flags)))
+
+
+def _flag_values(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The flags' dotted keys and values."""
+    given = iter(flags)
+    for flag in given:
+        if not flag.startswith("--"):
+            raise UserError(f"expected a flag like --ppo.learning_rate, got {flag!r}")
+        flag, equals, joined = flag.partition("=")
+        text = joined if equals else next(given, None)
+        if text is None:
+            raise UserError(f"every flag needs a value; {flag!r} has none")
+        try:
+            yield flag[2:], parse_yaml(text)
+        except yaml.YAMLError:
+            yield flag[2:], text
+
+
+def _with_values(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A copy in which dotted keys have these values; only what changes is copied."""
+    result = dict(tree)
+    for key, value in values:
+        *groups, name = key.split(".")
+        node = result
+        for group in groups:
+            inner = node.get(group, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"unknown key {key!r}: a part of it is no group")
+            node[group] = dict(inner)
+            node = node[group]
+        node[name] = value
+    return result

@@ -1,0 +1,291 @@
+"""Every key of a configuration: its type, its default, the values it may have, what it means.
+
+A key is a field of a dataclass; the dataclasses are groups, and `Config` holds them all. What keys
+must not contradict each other in is in `checks.py`.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+Positive = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+_closed = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))  # no unknown keys
+LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which policy is trained.
+
+    Attributes:
+      source: a packaged model's name, the path of a GGUF file or of a folder in Hugging Face
+        layout, a hub id "owner/name" or "owner/name@revision", or "tabular" for free logits per
+        prompt.
+      sha256: the digest the model must have (see `jaxmoral.models.load.LoadedModel`); filled in
+        when a run starts.
+      dtype: of the frozen weights; "auto" is float32 on CPU and bfloat16 on accelerators.
+      quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
+      remat: what the backward pass recomputes instead of finding it in memory: nothing ("none"),
+        what is cheap to make from the matrix products ("elementwise"), or whole blocks ("block").
+      max_nodes: of one prompt tree; more prompts make several, one after the other.
+      max_logits: how many logits are in memory at once, in millions; more are made in parts.
+    """
+
+    source: str = "gemma3-270m"
+    sha256: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantisation: Literal["none", "int8", "nf4"] = "none"
+    remat: Literal["none", "elementwise", "block"] = "elementwise"
+    max_nodes: Positive = 4096
+    max_logits: Positive = 128
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """The adapter; see `jaxmoral.models.lora.Lora`.
+
+    Attributes:
+      adapter: the folder of a PEFT adapter to start from; it then decides rank, alpha, targets and
+        rank_stabilised.
+    """
+
+    adapter: str | None = None
+    rank: Positive = 8
+    alpha: Above = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] = (
+        "q",
+        "k",
+        "v",
+        "o",
+        "gate",
+        "up",
+        "down",
+    )
+    rank_stabilised: Flag = False
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """How a game is put into words; see `jaxmoral.language.prompts`.
+
+    Attributes:
+      labels: what C and D are called.
+      random_labels: instead, two random strings of so many tokens, drawn from the seed; 0 for none.
+      wording: a name in `jaxmoral/language/wordings`, or the path of a template of your own.
+      persona: "none", a name in `jaxmoral/language/personas`, or the path of a text that goes
+        first.
+      table_order: of the payoff table's columns and rows.
+      template: the prompt as it is, or as a chat turn.
+    """
+
+    labels: tuple[str, str] = ("action1", "action2")
+    random_labels: Annotated[int, Field(ge=0, le=16, strict=True)] = 0
+    wording: str = "structured"
+    persona: str = "none"
+    table_order: Literal["original", "permuted1", "permuted2", "reversed"] = "original"
+    template: Literal["plain", "chat"] = "plain"
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """What is played, by how many episodes at once, for how many rounds.
+
+    Attributes:
+      opponent: a name in `jaxmoral.world.opponents`, or "learner": a second agent on the same base,
+        with an adapter, optimiser, value head and KL weight of its own and the same reward.
+      opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
+        legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
+        differs by reward ("paper").
+      noise: probability in training that the agent's legal answer comes out as the other move (a
+        trembling hand; the opponent's is in its name, "noisy(tit-for-tat, 0.1)").
+      memory: how many past rounds the prompt shows.
+      blank_start: episodes begin without remembered rounds, and there is a prompt for that.
+      payoff_draws: other payoffs in the same order, so many sets of them drawn anew every update
+        and shown in the prompts; 0 for the game's own.
+      payoff_range: the smallest and the largest whole number drawn.
+      max_prompts: the most prompts of an update.
+      streams: where remembered rounds, label orders and the random opponent's moves come from:
+        JAX's generator, or the paper's six numpy streams, draw for draw.
+    """
+
+    game: str = "ipd"
+    opponent: str = "tit-for-tat"
+    opponent_illegal: Literal["last-move", "zero", "penalty", "paper"] = "last-move"
+    episodes: Positive = 4096
+    rounds: Positive = 5
+    noise: Fraction = 0.0
+    memory: Annotated[int, Field(ge=0, le=3, strict=True)] = 1
+    blank_start: Flag = False
+    payoff_draws: Annotated[int, Field(ge=0, strict=True)] = 0
+    payoff_range: tuple[int, int] = (1, 9)
+    max_prompts: Annotated[int, Field(gt=0, le=2**15, strict=True)] = 1024  # numbered in 16 bits
+    streams: Literal["jax", "numpy"] = "jax"
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1).
+
+    Attributes:
+      name: in `jaxmoral.world.rewards`, or a weighted sum: "game+0.5*virtue-equality".
+      then, switch_at: another reward after update `switch_at` ("unlearning"), by default half-way;
+        that update's checkpoint is kept.
+      transition: from `name` to `then`, all at once or in equal steps over the whole run.
+      normalise: map the rewards of each game's legal rounds to [0, 1].
+    """
+
+    name: str = "deontological"
+    then: str | None = None
+    transition: Literal["switch", "linear"] = "switch"
+    switch_at: Positive | None = None
+    normalise: Flag = False
+    xi: NonNegative = 3.0
+    illegal: Finite = -6.0
+
+    @property
+    def title(self) -> str:
+        """The reward, or the two rewards, in words."""
+        return self.name if self.then is None else f"{self.name}, then {self.then}"
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation; weights of KL and entropy are in reward units per nat.
+
+    Attributes:
+      level: what an action is: the whole answer with its exact probability and exact KL and entropy
+        terms in the loss, or each token of a sampled answer with the KL as a reward per token, as
+        in the paper (then gamma is 1 and gae_lambda runs over tokens; there is no entropy term).
+      estimator: an update's episodes are sampled, or their expectation is computed from the Markov
+        chain of remembered rounds, without noise ("exact"; outcome level only).
+      sample_with_dropout: answers are sampled with the adapter's dropout on (token level only).
+      max_grad_norm: gradients are scaled down to it; .inf for no limit.
+      gamma: 0 makes each round a bandit, as in the paper.
+      entropy_coef, final_entropy_coef: at the first and after the last update, linear between.
+      kl_target, kl_gain: each update changes the KL's weight by the factor
+        1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2); a gain of 0 fixes it.
+    """
+
+    level: Literal["outcome", "token"] = "outcome"
+    estimator: Literal["sampled", "exact"] = "sampled"
+    sample_with_dropout: Flag = False
+    learning_rate: Above = 2e-4
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Positive = 1
+    minibatches: Positive = 1
+    clip: Above = 0.2
+    value_clip: Annotated[float, Field(gt=0)] = 1.0
+    value_coef: NonNegative = 0.1
+    entropy_coef: NonNegative = 1.0
+    final_entropy_coef: NonNegative = 0.1
+    gamma: Fraction = 0.0
+    gae_lambda: Fraction = 0.95
+    normalise_advantages: Flag = False
+    normalise_rewards: Flag = False
+    kl_coef: NonNegative = 0.02
+    kl_target: Above = 6.0
+    kl_gain: NonNegative = 0.1
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How a trained agent is tested.
+
+    Attributes:
+      suites: names in `jaxmoral.language.suites`, or "all".
+      games: of the suites that play several; names, or sets: "all" (the paper's and this
+        configuration's), "ordinal-symmetric", "ordinal-all", "asymmetric", "plane".
+      labels: of C and D, for the suites that test labels never seen in training.
+      protocols: "exact", always measured, has no sampling noise; "long-run" is the same of an
+        episode without end; "sampled" plays `episodes`; "paper" plays 10 x 5 rounds against random
+        from the paper's numpy streams, seed 100.
+      xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
+    """
+
+    suites: Annotated[tuple[str, ...], Field(min_length=1)] = ("trained",)
+    games: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)
+    opponents: Annotated[tuple[str, ...], Field(min_length=1)] = ("random",)
+    labels: tuple[str, str] = ("action3", "action4")
+    protocols: Annotated[
+        tuple[Literal["exact", "long-run", "sampled", "paper"], ...], Field(min_length=1)
+    ] = ("exact", "long-run", "sampled")
+    xi: NonNegative | None = None
+    episodes: Positive = 100_000
+    rounds: Positive = 5
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many parts the devices are used in; see `jaxmoral.devices.mesh`. What is null is chosen.
+
+    Attributes:
+      data: places that compute members, conditions or nodes of the tree side by side.
+      fsdp: the same, and the frozen weights are split over them.
+      tensor: parts of every layer.
+    """
+
+    data: Positive | None = None
+    fsdp: Positive | None = None
+    tensor: Positive | None = None
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole experiment.
+
+    Attributes:
+      preset: where defaults come from: this file ("fast"), or `jaxmoral/presets/paper.yaml`.
+      games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`
+        or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
+      opponents: further opponents, name to `{cooperate, transitions, start}`; see
+        `jaxmoral.world.opponents.machine`.
+      updates: PPO updates, each on fresh episodes.
+      checkpoint_every: updates between two checkpoints; the last update always has one.
+    """
+
+    preset: Literal["fast", "paper"] = "fast"
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    prompt: PromptConfig = PromptConfig()
+    env: EnvConfig = EnvConfig()
+    reward: RewardConfig = RewardConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    mesh: MeshConfig = MeshConfig()
+    games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)
+    opponents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    updates: Positive = 40
+    checkpoint_every: Positive = 10
+
+
+def _known_keys(cls: type, prefix: str = "") -> list[str]:
+    keys = []
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            keys += _known_keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+KEYS = _known_keys(Config)
+ADAPTER = pydantic.TypeAdapter(Config)
