@@ -12,8 +12,8 @@ from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
 from jaxmoral.learning.agent import drawable, make_agent
-from jaxmoral.learning.environments import player_games
 from jaxmoral.learning.experiment import compile_update, packed_prompts
+from jaxmoral.learning.mixture import player_games
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.world.games import corner_payoffs, get_game

@@ -12,7 +12,8 @@ import pytest
 
 from jaxmoral.config import load, load_members
 from jaxmoral.errors import UserError
-from jaxmoral.learning.environments import environment, player_games
+from jaxmoral.learning.environments import environment
+from jaxmoral.learning.mixture import player_games
 from jaxmoral.learning.population import environments
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.world import games, opponents

@@ -11,7 +11,7 @@ from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack
-from jaxmoral.language.responses import spell
+from jaxmoral.language.responses import index_pieces, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
@@ -76,7 +76,7 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
     config, definition, weights, _ = tiny
     policy = LanguagePolicy(config, definition, Lora(3, 6.0, 0.0, ("q", "v", "down")))
     prompts = [[2, 5, 6, 7 + own, 20 + order] for own in range(4) for order in range(4)]
-    responses = spell([b"x", b"y"], [None] * 40 + [b"x", b"y"] + [None] * 54, [1], 1)
+    responses = spell([b"x", b"y"], index_pieces([None] * 40 + [b"x", b"y"] + [None] * 54), [1], 1)
     branches = [[*ids, *prefix] for ids in prompts for prefix in responses.prefixes]
     tree, last = pack(branches)
     inputs = PromptInputs(

@@ -11,7 +11,7 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
 from jaxmoral.language.prompt_tree import pack, stack
-from jaxmoral.language.responses import spell
+from jaxmoral.language.responses import index_pieces, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.batches import (
     Batch,
@@ -395,7 +395,7 @@ def test_two_gemmas_are_two_gemmas(tiny):
 def tiny_policy(tiny, dropout=0.0, letters=26, chunks=1):
     config, definition, weights, _ = tiny
     pieces = [None, None] + [bytes([97 + i % letters]) for i in range(config.vocab_size - 2)]
-    responses = spell([b"ab", b"cd"], pieces, [1], 2)
+    responses = spell([b"ab", b"cd"], index_pieces(pieces), [1], 2)
     lora = Lora(2, 4.0, dropout, ("q", "o", "down"))
     policy = LanguagePolicy(config, definition, lora)
     prompts = [[0, 9, 8, 7, 10 + i, 20 + i % 3] for i in range(16)]

@@ -13,8 +13,8 @@ from matplotlib.colors import to_hex
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics, training
-from jaxmoral.learning.environments import player_games
 from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.mixture import player_games
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.summary import summary
 from jaxmoral.measuring.measures import fingerprint

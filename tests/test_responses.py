@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral.language.responses import outcome_log_probs, spell
+from jaxmoral.language.responses import index_pieces, outcome_log_probs, spell
 
 # A vocabulary with overlapping pieces, white space, byte-like pieces, a control and a stop token.
 PIECES = [b"a", b"ab", b"b", b" ", b" a", b"1", b"2", b"b1", b"\n", None, b"", b"x"]
@@ -32,7 +32,7 @@ def outcome(sequence, labels):
 @pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_distribution_equals_brute_force(budget, labels, seed):
-    responses = spell(labels, PIECES, [STOP], budget, max_prefixes=1000)
+    responses = spell(labels, index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
     generator = np.random.default_rng(seed)
     size = len(PIECES)
     # A random next-token distribution for every prefix, as a model would give.
@@ -57,14 +57,14 @@ def test_distribution_equals_brute_force(budget, labels, seed):
 
 
 def test_tiny_illegal_probabilities_keep_their_precision():
-    responses = spell([b"a", b"b"], [b"a", b"b", b"x"], [], 1)
+    responses = spell([b"a", b"b"], index_pieces([b"a", b"b", b"x"]), [], 1)
     logits = jnp.array([[[0.0, 0.0, -60.0]]])
     illegal = outcome_log_probs(logits, responses.trie)[0, 2]
     np.testing.assert_allclose(illegal, -60 - np.log(2), rtol=1e-6)
 
 
 def test_gradient_equals_finite_differences():
-    responses = spell([b"ab1", b"ab2"], PIECES, [STOP], 3)
+    responses = spell([b"ab1", b"ab2"], index_pieces(PIECES), [STOP], 3)
     shape = (1, len(responses.prefixes), len(PIECES))
     logits = jax.random.normal(jax.random.key(0), shape)
     weights = jnp.array([0.3, -1.0, 2.0])
@@ -78,10 +78,13 @@ def test_gradient_equals_finite_differences():
 
 def test_labels_beyond_the_budget_are_refused():
     with pytest.raises(ValueError, match="no response of at most 1 tokens"):
-        spell([b"ab1", b"ab2"], PIECES, [STOP], 1)
+        spell([b"ab1", b"ab2"], index_pieces(PIECES), [STOP], 1)
 
 
 def test_the_number_of_partial_responses_is_bounded():
-    assert len(spell([b"ab1", b"ab2"], PIECES, [STOP], 3, max_prefixes=64).prefixes) <= 64
+    assert (
+        len(spell([b"ab1", b"ab2"], index_pieces(PIECES), [STOP], 3, max_prefixes=64).prefixes)
+        <= 64
+    )
     with pytest.raises(ValueError, match="more than 64 partial responses of up to 60 tokens"):
-        spell([b"ab1", b"ab2"], PIECES, [STOP], 60, max_prefixes=64)
+        spell([b"ab1", b"ab2"], index_pieces(PIECES), [STOP], 60, max_prefixes=64)

@@ -13,7 +13,7 @@ from test_ppo import NONE, ONE, TABLE, alone, environment, inputs_of, tiny_polic
 from test_responses import PIECES, STOP
 
 from jaxmoral import config as configs
-from jaxmoral.language.responses import outcome_log_probs, sample_answer, spell
+from jaxmoral.language.responses import index_pieces, outcome_log_probs, sample_answer, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.batches import make_token_batch, token_rewards
 from jaxmoral.learning.collect import Setup, play
@@ -30,7 +30,7 @@ PAPER = configs.load(None, ["--preset", "paper", "--ppo.learning_rate", "1e-3"])
 @pytest.mark.parametrize("budget", [2, 3])
 def test_answers_given_their_outcome_are_plain_samples(budget):
     """Outcome first, then its tokens: every sequence as often as its product of probabilities."""
-    responses = spell([b"ab1", b"ab2"], PIECES, [STOP], budget, max_prefixes=1000)
+    responses = spell([b"ab1", b"ab2"], index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
     size, count = len(PIECES), 400_000
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, len(responses.prefixes), size)))
     log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)[0]

@@ -72,6 +72,17 @@ def _check_env(config: Config) -> None:
         raise UserError(
             f"env.payoff_draws: {env.payoff_draws} does not divide env.episodes = {env.episodes}"
         )
+    mixture, games = config.mixture, max(env.payoff_draws, 1) * config.mixture.conditions
+    if mixture.conditions > 1:
+        if env.episodes % games:
+            raise UserError(
+                f"mixture.conditions: {games} games an update do not divide env.episodes ="
+                f" {env.episodes}"
+            )
+        if env.streams == "numpy" or config.ppo.level == "token":
+            raise UserError(
+                "mixture.conditions: must be 1 with env.streams numpy or ppo.level token"
+            )
     low, high = env.payoff_range
     if not -999 <= low < high <= 999:
         raise UserError(f"env.payoff_range: needs two rising numbers within 999, got {low}, {high}")

@@ -21,7 +21,7 @@ MAX_KEY = 100  # characters of a key
 MAX_DEPTH = 16
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAK = re.compile(r"[\t\n\r\u2028\u2029]")
-_TEXTS = ("prompt.wording", "prompt.persona")
+_TEXTS = ("prompt.wording", "prompt.persona", "mixture.wordings", "mixture.personas")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

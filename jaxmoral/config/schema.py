@@ -17,6 +17,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _closed = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))  # no unknown keys
+Axis = Annotated[tuple[str, ...], Field(min_length=1)]
+TableOrder = Literal["original", "permuted1", "permuted2", "reversed"]
 LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 
@@ -93,7 +95,7 @@ class PromptConfig:
     random_labels: Annotated[int, Field(ge=0, le=16, strict=True)] = 0
     wording: str = "structured"
     persona: str = "none"
-    table_order: Literal["original", "permuted1", "permuted2", "reversed"] = "original"
+    table_order: TableOrder = "original"
     template: Literal["plain", "chat"] = "plain"
 
 
@@ -132,6 +134,31 @@ class EnvConfig:
     payoff_range: tuple[int, int] = (1, 9)
     max_prompts: Annotated[int, Field(gt=0, le=2**15, strict=True)] = 1024  # numbered in 16 bits
     streams: Literal["jax", "numpy"] = "jax"
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+    """Conditions from which every update draws; see `jaxmoral.learning.mixture`.
+
+    What is null has the one value that `env` and `prompt` give it.
+
+    Attributes:
+      games: names and sets, as in `evaluation.games`; all with as many players as `env.game`.
+      labels: pairs of C's and D's, or "words(n)": so many pairs of words, drawn by the seed.
+      both_ways: every pair also with its meanings exchanged.
+      conditions: drawn each update; its cost grows with them, not with the mixture.
+      kept: how many conditions' packed prompts and references are kept; others are made again.
+    """
+
+    games: Axis | None = None
+    labels: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)] | str | None = None
+    both_ways: Flag = False
+    wordings: Axis | None = None
+    personas: Axis | None = None
+    table_orders: Annotated[tuple[TableOrder, ...], Field(min_length=1)] | None = None
+    conditions: Positive = 1
+    kept: Positive = 1000
 
 
 @_closed
@@ -266,6 +293,7 @@ class Config:
     lora: LoraConfig = LoraConfig()
     prompt: PromptConfig = PromptConfig()
     env: EnvConfig = EnvConfig()
+    mixture: MixtureConfig = MixtureConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -8,7 +8,8 @@ model's next-token distributions there determine P(C), P(D) and P(illegal) exact
 """
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import chex
@@ -52,9 +53,35 @@ class Responses(NamedTuple):
     trie: Trie
 
 
+Pieces = Mapping[bytes, Mapping[int, bytes]]
+
+
+def index_pieces(pieces: Sequence[bytes | None]) -> Pieces:
+    """What tokens add to a text, by that without white space around it and by the token's number.
+
+    Args:
+      pieces: `[vocab_size]`; None for control tokens, which never belong to a legal response.
+    """
+    found: dict[bytes, dict[int, bytes]] = {}
+    for token, piece in enumerate(pieces):
+        if piece:
+            found.setdefault(piece.strip(WHITESPACE), {})[token] = piece
+    return found
+
+
+def _within(labels: Sequence[bytes]) -> set[bytes]:
+    """Every part of the labels, the empty one too."""
+    return {
+        label[start:end]
+        for label in labels
+        for start in range(len(label) + 1)
+        for end in range(start, len(label) + 1)
+    }
+
+
 def spell(
     labels: Sequence[bytes],
-    pieces: Sequence[bytes | None],
+    pieces: Pieces,
     stop_tokens: Sequence[int],
     budget: int,
     max_prefixes: int = 64,
@@ -63,8 +90,7 @@ def spell(
 
     Args:
       labels: the labels of C and D, neither a prefix of the other.
-      pieces: `[vocab_size]` what each token adds to the text; None for control tokens, which
-        never belong to a legal response.
+      pieces: from `index_pieces`.
       stop_tokens: tokens that end a response; they add no text.
       budget: the largest number of tokens of a response.
       max_prefixes: the most partial responses; each costs a row of logits per prompt.
@@ -73,11 +99,10 @@ def spell(
       ValueError: no response within the budget spells one of the labels, or there are too many
         partial ones (a label far shorter than the budget leaves room for white space anywhere).
     """
-    useful = {
-        token: piece
-        for token, piece in enumerate(pieces)
-        if piece and token not in stop_tokens and any(piece.strip(WHITESPACE) in x for x in labels)
-    }
+    candidates = (pieces.get(part, {}).items() for part in _within(labels))
+    useful = dict(sorted(itertools.chain.from_iterable(candidates)))
+    for token in stop_tokens:
+        useful.pop(token, None)
     complete: list[tuple[tuple[int, ...], int]] = []
     inner: list[tuple[int, ...]] = []
 
@@ -148,33 +173,49 @@ def _as_arrays(complete: list[tuple[tuple[int, ...], int]], budget: int) -> Resp
     return Responses(prefixes, trie)
 
 
+class TrieSize(NamedTuple):
+    """Numbers of a trie's parts; of several tries the largest of each."""
+
+    edges: int
+    spellings: int
+    prefixes: int
+    budget: int
+
+
+def size_of(tries: Sequence[Trie]) -> TrieSize:
+    """The size that has room for each of some tries."""
+    sizes = [
+        TrieSize(len(t.edge_node), len(t.spelling_action), *t.prefix_edges.shape) for t in tries
+    ]
+    return TrieSize(*map(max, zip(*sizes, strict=True)))
+
+
+def pad(trie: Trie, size: TrieSize) -> Trie:
+    """A trie of a size; what pads it can neither be reached nor taken."""
+    own_edges = len(trie.edge_node)
+
+    def paths(edges: np.ndarray | jax.Array, rows: int) -> np.ndarray:
+        padded = np.full((rows, size.budget), size.edges, np.int32)
+        padded[len(edges) :] = size.edges + 1
+        padded[: len(edges), : edges.shape[1]] = np.where(edges < own_edges, edges, size.edges)
+        return padded
+
+    spare = (0, size.edges - own_edges)
+    return Trie(
+        edge_node=np.pad(trie.edge_node, spare, constant_values=size.prefixes),
+        edge_token=np.pad(trie.edge_token, spare),
+        spelling_edges=paths(trie.spelling_edges, size.spellings),
+        spelling_action=np.pad(
+            trie.spelling_action, (0, size.spellings - len(trie.spelling_action))
+        ),
+        prefix_edges=paths(trie.prefix_edges, size.prefixes),
+    )
+
+
 def stack(tries: Sequence[Trie]) -> Trie:
-    """Stacks tries on a new leading axis; what pads one can neither be reached nor taken."""
-    num_edges = max(len(trie.edge_node) for trie in tries)
-    num_spellings = max(len(trie.spelling_action) for trie in tries)
-    num_prefixes, budget = np.max([trie.prefix_edges.shape for trie in tries], axis=0)
-
-    def pad(trie: Trie) -> Trie:
-        own_edges = len(trie.edge_node)
-
-        def paths(edges: np.ndarray | jax.Array, rows: int) -> np.ndarray:
-            padded = np.full((rows, budget), num_edges, np.int32)
-            padded[len(edges) :] = num_edges + 1
-            padded[: len(edges), : edges.shape[1]] = np.where(edges < own_edges, edges, num_edges)
-            return padded
-
-        spare = (0, num_edges - own_edges)
-        return Trie(
-            edge_node=np.pad(trie.edge_node, spare, constant_values=num_prefixes),
-            edge_token=np.pad(trie.edge_token, spare),
-            spelling_edges=paths(trie.spelling_edges, num_spellings),
-            spelling_action=np.pad(
-                trie.spelling_action, (0, num_spellings - len(trie.spelling_action))
-            ),
-            prefix_edges=paths(trie.prefix_edges, num_prefixes),
-        )
-
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, tries))
+    """Stacks tries, padded alike, on a new leading axis."""
+    size = size_of(tries)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(pad(trie, size) for trie in tries))
 
 
 class Paths(NamedTuple):

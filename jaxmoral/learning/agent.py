@@ -16,6 +16,7 @@ from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
 from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter, random_labels
 from jaxmoral.learning.tabular_policy import TabularPolicy
@@ -35,6 +36,7 @@ class Agent(NamedTuple):
       frozen: arrays that are never trained.
       inputs: packs the prompts of lists of conditions, a list on each place of a leading axis; see
         `Prompter.inputs`.
+      room: how large packed prompts are; see `Prompter.room`.
       presentation: in which it is trained; files read in, random labels drawn.
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
@@ -46,6 +48,7 @@ class Agent(NamedTuple):
     policy: Policy
     frozen: Any
     inputs: Callable[..., Any]
+    room: Callable[..., Any]
     presentation: Presentation
     summary: list[str]
     layout: Layout
@@ -97,12 +100,13 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
     )
     game = training_game(config)
     histories = len(presentation.remembers(game).histories)
-    each, draws = histories * NUM_ORDERS, max(1, config.env.payoff_draws)
-    if each * draws > config.env.max_prompts:
+    draws = max(1, env.payoff_draws) * config.mixture.conditions
+    total = histories * NUM_ORDERS * draws
+    if total > env.max_prompts:
         raise UserError(
-            f"env.memory: {config.env.memory} remembered rounds of {game.name} make"
-            f" {each * draws:,} prompts, more than env.max_prompts = {config.env.max_prompts:,};"
-            " remember fewer rounds, lower env.payoff_draws, or raise env.max_prompts"
+            f"env.memory: {env.memory} remembered rounds of {game.name} make {total:,} prompts,"
+            f" more than env.max_prompts = {env.max_prompts:,}; remember fewer rounds, lower"
+            " env.payoff_draws or mixture.conditions, or raise env.max_prompts"
         )
     return presentation
 
@@ -126,7 +130,6 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     multiple = 1 if layout.side_by_side else layout.num_places
     prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
     presentation = make_presentation(config, model)
-    prompter.responses(presentation.labels)
     lora = Lora(
         settings.rank,
         settings.alpha,
@@ -137,8 +140,9 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     adapter = None
     if settings.adapter is not None:
         adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
-    shown = [Condition(training_game(config), presentation)] * max(config.env.payoff_draws, 1)
-    inputs = prompter.inputs([shown], drawable(config))
+    # One shape serves all that will be drawn; what cannot be spelled is said now.
+    room = prompter.room(every_condition(config, presentation), drawable(config))
+    inputs = prompter.inputs(player_conditions(config, presentation)[:1], room)
     needed = footprint(config, gemma, lora, inputs, layout, units or 1)
     return _Plan(layout, prompter, presentation, lora, adapter, inputs, needed)
 
@@ -165,12 +169,12 @@ def make_agent(
         histories = presentation.remembers(training_game(config)).histories
         tabular = TabularPolicy(len(histories) * NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        inputs = lambda groups, points=(): np.zeros((len(groups), len(groups[0]), 0), np.float32)
+        inputs = lambda groups, room=None: np.zeros((len(groups), len(groups[0]), 0), np.float32)
         layout = make_layout(config.mesh, units)
         rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
         if warn and (line := shortage(rounds, free_bytes(), config)):
             warn(line)
-        return Agent(tabular, (), inputs, presentation, summary, layout)
+        return Agent(tabular, (), inputs, lambda *_: None, presentation, summary, layout)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
     plans: list[_Plan] = []
@@ -199,6 +203,7 @@ def make_agent(
         policy,
         model.weights,
         plan.prompter.inputs,
+        plan.prompter.room,
         plan.presentation,
         _summary(config, model, plan),
         plan.layout,

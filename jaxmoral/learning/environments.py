@@ -5,28 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.learning.lookup import find_opponent, training_game
+from jaxmoral.learning.lookup import LEARNER, find_opponent
+from jaxmoral.learning.mixture import player_games
 from jaxmoral.world import opponents
-from jaxmoral.world.games import Game, draw_payoffs, mirror
+from jaxmoral.world.games import Game
 from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.world.rollout import Draws, Environment
 from jaxmoral.world.streams import Streams
-
-LEARNER = "learner"  # the opponent that is an agent itself
-
-
-def player_games(config: Config, update: int = 0) -> list[list[Game]]:
-    """The training games as each learning player sees them; drawn anew each update if asked for."""
-    games = [training_game(config)]
-    if config.env.payoff_draws:
-        random = np.random.default_rng([config.seed, update])
-        games = [
-            draw_payoffs(random, games[0], *config.env.payoff_range)
-            for _ in range(config.env.payoff_draws)
-        ]
-    if config.env.opponent == LEARNER:
-        return [games, [mirror(game) for game in games]]
-    return [games]
 
 
 def transition(config: Config, update: int) -> float:
@@ -51,7 +36,7 @@ def environment(config: Config, update: int = 0) -> Environment:
         return Environment(None, rewards, noise)
     # Some know the payoffs.
     machines = [find_opponent(config, env.opponent, game) for game in games[0]]
-    opponent = opponents.stack(machines) if env.payoff_draws else machines[0]
+    opponent = opponents.stack(machines) if len(machines) > 1 else machines[0]
     return Environment(opponent, rewards[0], noise)
 
 

@@ -4,7 +4,6 @@ One configuration makes a run; several make a population (see `jaxmoral.learning
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,13 +11,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxmoral.config import Config
-from jaxmoral.devices.mesh import Layout, map_spread, place, shardings
+from jaxmoral.devices.mesh import Layout, place, shardings
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, drawable
-from jaxmoral.learning.environments import paper_draws, player_games
+from jaxmoral.learning.environments import paper_draws
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.losses import Metrics
-from jaxmoral.learning.policy import reference_table
+from jaxmoral.learning.mixture import every_condition, num_choices, player_conditions, player_games
+from jaxmoral.learning.packed import PackedConditions
 from jaxmoral.learning.population import (
     environments,
     over_members,
@@ -34,7 +34,6 @@ from jaxmoral.learning.state import (
     adjustable,
     init_state,
     make_optimiser,
-    per_player,
 )
 
 Members = Sequence[tuple[Config, Agent]]
@@ -62,7 +61,7 @@ def compile_update(members: Members) -> tuple[TrainState, Step]:
     """
     config, agent = members[0]
     state, key = first_states([config for config, _ in members], agent)
-    inputs = make_inputs(members, key)
+    inputs = Inputs(members, key)
     update = make_update(
         agent.policy,
         config.ppo,
@@ -79,7 +78,14 @@ def compile_update(members: Members) -> tuple[TrainState, Step]:
     out = jax.tree.map(lambda leaf: leaf.sharding, state), agent.layout.sharding()
     jitted = jax.jit(update, donate_argnums=0, out_shardings=out)
     compiled = jitted.lower(state, inputs(0)).compile(on_cpu(OFTEN))
-    return state, lambda state, update: compiled(state, inputs(update))
+
+    def step(state: TrainState, update: int) -> tuple[TrainState, Metrics]:
+        result = compiled(state, inputs(update))
+        if update + 1 < config.updates:  # the devices are busy for a while
+            inputs.prepare(update + 1)
+        return result
+
+    return state, step
 
 
 def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[TrainState, jax.Array]]:
@@ -133,80 +139,78 @@ def _place_of(layout: Layout, per_member: bool) -> NamedSharding:
     return layout.sharding(layout.lead_axes) if per_member else layout.sharding()
 
 
-def packed_prompts(members: Members, update: int) -> Any:
-    """Every player's prompts, `[num_players, num_chunks, ...]`.
+def packed_conditions(members: Members) -> PackedConditions:
+    """Where the members' prompts come from, all of one shape whatever is drawn."""
+    config, agent = members[0]
+    conditions = [c for own, member in members for c in every_condition(own, member.presentation)]
+    room = agent.room(conditions, drawable(config))
+    return PackedConditions(agent, room, config.mixture.kept, on_cpu(OFTEN))
 
-    With a leading axis of members if `prompts_differ`.
-    """
+
+def shown_to(members: Members, update: int) -> list[list[Condition]]:
+    """What every player of every member is shown; of one member if all are shown the same."""
     differ = prompts_differ(members)
-    conditions = [
-        [
-            [Condition(game, agent.presentation) for game in player]
-            for player in player_games(config, update)
-        ]
+    return [
+        conditions
         for config, agent in (members if differ else members[:1])
+        for conditions in player_conditions(config, agent.presentation, update)
     ]
-    config, agent = members[0]
-    groups = [player for players in conditions for player in players]
-    prompts = agent.inputs(groups, drawable(config))  # so that every update's have one shape
-    if not differ:
-        return prompts
-    lead = len(conditions), len(conditions[0])
-    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), prompts)
 
 
-def make_reference(members: Members) -> Callable[[Any], jax.Array]:
-    """A compiled function from packed prompts to every player's reference, placed like them."""
-    _, agent = members[0]
-    differ = prompts_differ(members)
+class Inputs:
+    """What each update reads, asked for in ascending order; what stays the same is placed once."""
 
-    def refer(frozen, prompts):
-        return per_player(partial(reference_table, agent.policy, frozen), prompts)
+    def __init__(self, members: Members, key: jax.Array):
+        """Places what no update changes.
 
-    def refer_members(frozen, prompts):
-        return map_spread(partial(refer, frozen), prompts, agent.layout)
+        Args:
+          members: as for `compile_update`.
+          key: of `first_states`.
+        """
+        config, agent = members[0]
+        configs = [config for config, _ in members]
+        varying = per_member(members)
+        self._members, self._configs = members, configs
+        self._where = {
+            name: _place_of(agent.layout, name in varying) for name in UpdateInputs._fields
+        }
+        self._packed = packed_conditions(members)
+        self._draws = [paper_draws(config) for config in configs]
+        mixed = any(num_choices(own) > 1 for own in configs)
+        self._new_conditions = mixed or config.env.payoff_draws > 0
+        self._new_rewards = any(config.reward.then is not None for config in configs)
+        settings = stack_members([adjustable(config.ppo) for config in configs])
+        self._fixed = {
+            "key": key,
+            "frozen": agent.frozen,
+            "settings": place(settings, self._where["settings"]),
+        }
+        self._newest: dict[str, Any] = {}
+        self._ahead: tuple[int, UpdateInputs] | None = None
 
-    where = _place_of(agent.layout, differ)
-    compiled = jax.jit(
-        refer_members if differ else refer, out_shardings=where, compiler_options=on_cpu(OFTEN)
-    )
-    return partial(compiled, agent.frozen)
+    def __call__(self, update: int) -> UpdateInputs:
+        """The inputs of one update."""
+        if self._ahead is None or self._ahead[0] != update:
+            self.prepare(update)
+        assert self._ahead is not None
+        return self._ahead[1]
 
+    def prepare(self, update: int) -> None:
+        """Makes an update's inputs, perhaps while the devices are busy with the one before."""
+        if not self._newest or self._new_conditions:
+            self._newest |= self._shown(update)
+        if "environment" not in self._newest or self._new_conditions or self._new_rewards:
+            arena = environments(self._configs, update)
+            self._newest["environment"] = place(arena, self._where["environment"])
+        drawn = stack_members([draw(update) for draw in self._draws])
+        draws = place(drawn, self._where["draws"])
+        self._ahead = update, UpdateInputs(**self._fixed, **self._newest, draws=draws)
 
-def make_inputs(members: Members, key: jax.Array) -> Callable[[int], UpdateInputs]:
-    """What each update reads, asked for in ascending order; what stays the same is placed once.
-
-    Args:
-      members: as for `compile_update`.
-      key: of `first_states`.
-    """
-    config, agent = members[0]
-    configs = [config for config, _ in members]
-    varying = per_member(members)
-    where = {name: _place_of(agent.layout, name in varying) for name in UpdateInputs._fields}
-    draws = [paper_draws(config) for config in configs]
-    refer = make_reference(members)
-    prompts = place(packed_prompts(members, 0), where["prompts"])
-    always = UpdateInputs(
-        key=key,
-        frozen=agent.frozen,
-        prompts=prompts,
-        reference=refer(prompts),
-        environment=place(environments(configs, 0), where["environment"]),
-        settings=place(stack_members([adjustable(c.ppo) for c in configs]), where["settings"]),
-    )
-    new_games = config.env.payoff_draws > 0
-    new_rewards = new_games or any(config.reward.then is not None for config in configs)
-
-    def inputs(update: int) -> UpdateInputs:
-        drawn = stack_members([draw(update) for draw in draws])
-        found = always._replace(draws=place(drawn, where["draws"]))
-        if update and new_games:
-            shown = place(packed_prompts(members, update), where["prompts"])
-            found = found._replace(prompts=shown, reference=refer(shown))
-        if update and new_rewards:
-            arena = place(environments(configs, update), where["environment"])
-            found = found._replace(environment=arena)
-        return found
-
-    return inputs
+    def _shown(self, update: int) -> dict[str, Any]:
+        prompts, reference = self._packed.stacked(shown_to(self._members, update))
+        num_players = len(player_games(self._configs[0]))
+        if len(reference) > num_players:  # they differ between members
+            fold = lambda leaf: leaf.reshape(-1, num_players, *leaf.shape[1:])
+            prompts, reference = jax.tree.map(fold, (prompts, reference))
+        found = {"prompts": prompts, "reference": reference}
+        return {name: place(arrays, self._where[name]) for name, arrays in found.items()}

@@ -6,6 +6,8 @@ from jaxmoral.config import Config
 from jaxmoral.world.games import Game, choose_games, get_game, make_games
 from jaxmoral.world.opponents import Opponent, get_opponent, make_opponents
 
+LEARNER = "learner"  # the opponent that is an agent itself
+
 
 def find_game(config: Config, name: str) -> Game:
     """A game by name; see `games.get_game`."""

@@ -14,9 +14,10 @@ from jaxmoral.config import Config, differences
 from jaxmoral.devices.mesh import Layout, map_spread
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.environments import LEARNER, environment
-from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.environments import environment
+from jaxmoral.learning.lookup import LEARNER, training_game
 from jaxmoral.learning.losses import Metrics
+from jaxmoral.learning.mixture import num_choices
 from jaxmoral.learning.ppo import Update
 from jaxmoral.learning.state import ADJUSTABLE, TrainState, UpdateInputs
 from jaxmoral.world import opponents
@@ -61,7 +62,7 @@ def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
         (
             training_game(config).name,
             agent.presentation,
-            config.seed if config.env.payoff_draws else None,
+            config.seed if config.env.payoff_draws or num_choices(config) > 1 else None,
         )
         for config, agent in members
     }

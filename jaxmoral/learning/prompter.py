@@ -5,6 +5,7 @@ import math
 import string
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jinja2
@@ -12,9 +13,9 @@ import numpy as np
 
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompt_tree, prompts
-from jaxmoral.language.prompt_tree import PromptTree, merge
+from jaxmoral.language.prompt_tree import merge
 from jaxmoral.language.prompts import Condition
-from jaxmoral.language.responses import Responses, spell, stack
+from jaxmoral.language.responses import Responses, TrieSize, index_pieces, pad, size_of, spell
 from jaxmoral.learning.language_policy import PromptInputs
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.tokenizer import byte_pieces
@@ -22,6 +23,24 @@ from jaxmoral.models.tokenizer import byte_pieces
 MAX_TRIES = 10_000  # strings that are drawn for random labels
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
+_MAX_KEPT = 256  # conditions whose tokens are kept
+
+
+class Room(NamedTuple):
+    """Sizes to which packed prompts are padded, so that those of several conditions are alike.
+
+    Attributes:
+      prompts: of a tree.
+      nodes, depth: of a tree.
+      longest: tokens of a prompt.
+      responses: of the legal responses.
+    """
+
+    prompts: int
+    nodes: int
+    depth: int
+    longest: int
+    responses: TrieSize
 
 
 class Prompter:
@@ -41,10 +60,12 @@ class Prompter:
         self.tokenizer = model.tokenizer
         self.template = template
         self._vocab_size = model.config.vocab_size
-        self._pieces = byte_pieces(self.tokenizer)[: self._vocab_size]
+        self._pieces = index_pieces(byte_pieces(self.tokenizer)[: self._vocab_size])
         self._stop_tokens = model.stop_tokens()
         self._responses: dict[tuple[str, str], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
+        self._sequences: dict[tuple, list[list[int]]] = {}
+        self._rooms: dict[tuple, Room] = {}
         if template == "chat" and not self.tokenizer.chat_template:
             raise UserError(
                 f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
@@ -54,10 +75,12 @@ class Prompter:
         """Every legal response; raises UserError if the labels cannot be spelled."""
         if labels not in self._responses:
             encoded = [self.tokenizer.encode(label, add_special_tokens=False) for label in labels]
-            pieces = list(self._pieces)
+            pieces = dict(self._pieces)
             for label, tokens in zip(labels, encoded, strict=True):
+                text = label.encode()
                 if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
-                    pieces[tokens[0]] = label.encode()  # an unused control token is a label too
+                    # An unused control token is a label too.
+                    pieces[text] = {**pieces.get(text, {}), tokens[0]: text}
             budget = max(map(len, encoded))
             try:
                 self._responses[labels] = spell(
@@ -101,9 +124,14 @@ class Prompter:
 
     def sequences(self, condition: Condition) -> list[list[int]]:
         """The prompts of a condition, each followed by every partial response."""
-        encoded = [self.tokens(text) for text in prompts.all_prompts(*condition)]
-        prefixes = self.responses(condition.presentation.labels).prefixes
-        return [[*ids, *prefix] for ids in encoded for prefix in prefixes]
+        if condition.key not in self._sequences:
+            while len(self._sequences) >= _MAX_KEPT:
+                del self._sequences[next(iter(self._sequences))]
+            encoded = [self.tokens(text) for text in prompts.all_prompts(*condition)]
+            prefixes = self.responses(condition.presentation.labels).prefixes
+            every = [[*ids, *prefix] for ids in encoded for prefix in prefixes]
+            self._sequences[condition.key] = every
+        return self._sequences[condition.key]
 
     def longest(self, condition: Condition, points: Sequence[float]) -> Condition:
         """The condition with texts for payoffs whose tree has room for that of any such payoffs.
@@ -136,76 +164,98 @@ class Prompter:
                 return self._longest[key]
         raise UserError("env.payoff_draws: the model's tokenizer does not spell numbers by digits")
 
+    def room(self, conditions: Sequence[Condition], points: Sequence[float] = ()) -> Room:
+        """Sizes that have room for each of some conditions, and for other payoffs in them.
+
+        Args:
+          conditions: that are packed alike.
+          points: if given, there is room for every payoff among them.
+
+        Raises:
+          UserError: a prompt alone is too long.
+        """
+        asked = (tuple(condition.key for condition in conditions), tuple(points))
+        if asked not in self._rooms:
+            self._rooms[asked] = self._measure(conditions, points)
+        return self._rooms[asked]
+
+    def _measure(self, conditions: Sequence[Condition], points: Sequence[float]) -> Room:
+        shown = list(conditions)
+        if points:
+            alike = {(c.presentation, c.game.num_players): c for c in conditions}
+            shown += [self.longest(condition, points) for condition in alike.values()]
+        responses = [self.responses(condition.presentation.labels) for condition in shown]
+        sequences = [self.sequences(condition) for condition in shown]
+        widths = [len(spelled.prefixes) for spelled in responses]
+        rows = [len(branches) // width for branches, width in zip(sequences, widths, strict=True)]
+        total = math.gcd(*rows)
+        for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
+            trees = [
+                merge(chunk)[0]
+                for branches, width in zip(sequences, widths, strict=True)
+                for chunk in _chunks(branches, each * width)
+            ]
+            nodes = max(len(tree.tokens) for tree in trees)
+            if nodes <= self.max_nodes:
+                return Room(
+                    prompts=each,
+                    nodes=nodes,
+                    depth=max(int(tree.positions.max()) for tree in trees),
+                    longest=max(len(ids) for branches in sequences for ids in branches),
+                    responses=size_of([spelled.trie for spelled in responses]),
+                )
+        raise UserError(
+            f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
+        )
+
     def inputs(
-        self, groups: Sequence[Sequence[Condition]], points: Sequence[float] = ()
+        self, groups: Sequence[Sequence[Condition]], room: Room | None = None
     ) -> PromptInputs:
         """Packed prompts, a group of conditions on each place of a leading axis.
 
         A group's prompts follow each other; they are chunks on the second axis. Everything is
-        padded alike. The size of a group's trees depends on the length of its numbers.
+        padded alike: to the room there is, or to the largest.
 
         Args:
           groups: of as many conditions each.
-          points: if given, there is room for every payoff among them: conditions that differ in
-            those only have inputs of the same shapes.
+          room: of `room`, which conditions of one shape share.
         """
         conditions = [condition for group in groups for condition in group]
-        num_conditions = len(conditions)
-        if points:
-            alike = {(c.presentation, c.game.num_players): c for c in conditions}
-            conditions += [self.longest(condition, points) for condition in alike.values()]
-        responses = [self.responses(condition.presentation.labels) for condition in conditions]
-        widths = [len(spelled.prefixes) for spelled in responses]
-        sequences = [self.sequences(condition) for condition in conditions]
-        rows = [len(branches) // width for branches, width in zip(sequences, widths, strict=True)]
-        each, chunks, packed = self._split(sequences, widths)
-        per_chunk = [
-            spelled
-            for spelled, count in zip(responses, rows, strict=True)
-            for _ in range(count // each)
-        ]
-        nodes, tokens = [], []
-        for (_, last), spelled, branches in zip(packed, per_chunk, chunks, strict=True):
-            own = last.reshape(each, len(spelled.prefixes))
-            # What pads the rows is never reached; see `responses.stack`.
-            nodes.append(np.pad(own, ((0, 0), (0, max(widths) - own.shape[1])), mode="edge"))
-            tokens.append(branches[:: len(spelled.prefixes)])  # the first is the empty response
-        lengths = np.array([[len(ids) for ids in chunk] for chunk in tokens], np.int32)
-        padded = np.zeros((*lengths.shape, lengths.max()), np.int32)
-        for index in np.ndindex(*lengths.shape):
-            padded[index][: lengths[index]] = tokens[index[0]][index[1]]
-        inputs = PromptInputs(
-            tree=prompt_tree.stack([tree for tree, _ in packed], self.multiple),
-            nodes=np.stack(nodes),
-            trie=stack([spelled.trie for spelled in per_chunk]),
-            tokens=padded,
-            lengths=lengths,
-        )
-        num_chunks = sum(rows[:num_conditions]) // each
-        lead = (len(groups), num_chunks // len(groups))
-        return jax.tree.map(lambda leaf: leaf[:num_chunks].reshape(*lead, *leaf.shape[1:]), inputs)
+        room = room or self.room(conditions)
+        chunks = [chunk for condition in conditions for chunk in self._pack(condition, room)]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *chunks)
+        lead = (len(groups), len(chunks) // len(groups))
+        return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), stacked)
 
-    def _split(
-        self, sequences: Sequence[Sequence[Sequence[int]]], widths: Sequence[int]
-    ) -> tuple[int, list[Sequence[Sequence[int]]], list[tuple[PromptTree, np.ndarray]]]:
-        """The most prompts that divide every condition's and whose trees stay within the limit.
+    def _pack(self, condition: Condition, room: Room) -> list[PromptInputs]:
+        """A condition's prompts in chunks of the room's size."""
+        spelled = self.responses(condition.presentation.labels)
+        width, packed = len(spelled.prefixes), []
+        trie = pad(spelled.trie, room.responses)
+        for branches in _chunks(self.sequences(condition), room.prompts * width):
+            tree, last = merge(branches)
+            nodes = last.reshape(room.prompts, width)
+            prompts = branches[::width]  # the first of each is the empty response
+            tokens = np.zeros((room.prompts, room.longest), np.int32)
+            for row, ids in zip(tokens, prompts, strict=True):
+                row[: len(ids)] = ids
+            packed.append(
+                PromptInputs(
+                    tree=prompt_tree.pad(tree, room.nodes, room.depth, self.multiple),
+                    # What pads the rows is never reached; see `responses.pad`.
+                    nodes=np.pad(
+                        nodes, ((0, 0), (0, room.responses.prefixes - width)), mode="edge"
+                    ),
+                    trie=trie,
+                    tokens=tokens,
+                    lengths=np.array([len(ids) for ids in prompts], np.int32),
+                )
+            )
+        return packed
 
-        Returns:
-          That number, the conditions' sequences in chunks of it, and the tree of each.
-        """
-        total = math.gcd(*(len(s) // w for s, w in zip(sequences, widths, strict=True)))
-        for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
-            chunks = [
-                branches[start : start + each * width]
-                for branches, width in zip(sequences, widths, strict=True)
-                for start in range(0, len(branches), each * width)
-            ]
-            packed = [merge(branches) for branches in chunks]
-            if max(len(tree.tokens) for tree, _ in packed) <= self.max_nodes:
-                return each, chunks, packed
-        raise UserError(
-            f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
-        )
+
+def _chunks(branches: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
+    return [branches[start : start + size] for start in range(0, len(branches), size)]
 
 
 def random_labels(model: LoadedModel, num_tokens: int, seed: int) -> tuple[str, str]:

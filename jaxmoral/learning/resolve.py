@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxmoral.config import Config
+from jaxmoral.config import Config, MixtureConfig
 from jaxmoral.errors import UserError
+from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
 from jaxmoral.learning.agent import presentation_with
-from jaxmoral.learning.environments import LEARNER
-from jaxmoral.learning.lookup import find_game, find_opponent, training_game
+from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
+from jaxmoral.learning.mixture import num_choices
 from jaxmoral.world import opponents
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
 from jaxmoral.world.rewards import Reward, get_reward, reward_table
@@ -30,13 +31,19 @@ def resolve(config: Config) -> Config:
     else:
         opponent = find_opponent(config, config.env.opponent, game)
         _check_streams(config, opponent)
+    mixture = _resolved_mixture(config)
+    config = dataclasses.replace(config, mixture=mixture)
     rewards = [get_reward(config.reward.name)]
     if config.reward.then is not None:
         rewards.append(get_reward(config.reward.then, "reward.then"))
-    for reward in rewards:
-        reward_table(game, reward, config.reward.xi, config.reward.illegal)
-    if config.env.payoff_draws:
-        _check_draws(config, game, rewards)
+    games: Sequence[Game] = [game] if mixture.games is None else find_games(config, mixture.games)
+    for played in games:
+        if config.env.opponent != LEARNER:
+            find_opponent(config, config.env.opponent, played)
+        for reward in rewards:
+            reward_table(played, reward, config.reward.xi, config.reward.illegal)
+        if config.env.payoff_draws:
+            _check_draws(config, played, rewards)
     for name in config.evaluation.opponents:
         find_opponent(config, name, game)
     for name in config.evaluation.games:
@@ -53,6 +60,32 @@ def resolve(config: Config) -> Config:
         schedule = dataclasses.replace(schedule, switch_at=config.updates // 2)
     model = dataclasses.replace(config.model, dtype=dtype)
     return dataclasses.replace(config, model=model, reward=schedule)
+
+
+def _resolved_mixture(config: Config) -> MixtureConfig:
+    """The mixture with files read in; raises UserError if conditions cannot be drawn from it."""
+    mixture = config.mixture
+    if mixture.wordings is not None:
+        texts = [prompts.inline("mixture.wordings", w, prompts.WORDINGS) for w in mixture.wordings]
+        mixture = dataclasses.replace(mixture, wordings=tuple(texts))
+    if mixture.personas is not None:
+        texts = [prompts.inline("mixture.personas", p, prompts.PERSONAS) for p in mixture.personas]
+        mixture = dataclasses.replace(mixture, personas=tuple(texts))
+    for wording in mixture.wordings or ():
+        presentation_with(
+            dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, wording=wording)),
+            config.prompt.labels,
+        )
+    config = dataclasses.replace(config, mixture=mixture)
+    total = num_choices(config)
+    if mixture.conditions > total:
+        raise UserError(
+            f"mixture.conditions: {mixture.conditions} cannot be drawn, the mixture holds {total};"
+            " lower it or widen an axis"
+        )
+    if mixture.both_ways and mixture.labels is None:
+        raise UserError("mixture.both_ways: needs mixture.labels")
+    return mixture
 
 
 def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.config import Config
+from jaxmoral.config import Config, MixtureConfig
 from jaxmoral.devices.mesh import map_spread, place
 from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.experiment import OFTEN, on_cpu, packed_prompts
+from jaxmoral.learning.experiment import OFTEN, on_cpu, shown_to
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.population import environments, per_member
 from jaxmoral.learning.state import TrainState, per_player
@@ -27,23 +27,25 @@ from jaxmoral.world.rollout import Environment
 def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState], np.ndarray]:
     """A function from a state to each member's exact expected reward a round, `[num_members]`.
 
-    It counts what training counts, by the last reward of a schedule and in the game's own payoffs
-    where others are drawn; of two learners it is the first one's. It is compiled when it is used.
+    It counts what training counts, by the last reward of a schedule, in the game's own payoffs
+    where others are drawn, and of a mixture in the condition that `env` and `prompt` name; of two
+    learners it is the first one's. It is compiled when it is used.
 
     Args:
       members: as for `experiment.compile_update`, whose states are measured.
     """
-    plain = [
-        (dataclasses.replace(config, env=dataclasses.replace(config.env, payoff_draws=0)), agent)
-        for config, agent in members
-    ]
+    plain = [(_undrawn(config), agent) for config, agent in members]
     configs = [config for config, _ in plain]
     config, agent = plain[0]
     several, differ = len(plain) > 1, "prompts" in per_member(plain)
     memory = agent.presentation.remembers(training_game(config))
     everywhere = agent.layout.sharding()
     spread = agent.layout.sharding(agent.layout.lead_axes)
-    prompts = place(packed_prompts(plain, 0), spread if differ else everywhere)
+    prompts = agent.inputs(shown_to(plain, 0))
+    if differ:
+        fold = lambda leaf: leaf.reshape(len(plain), -1, *leaf.shape[1:])
+        prompts = jax.tree.map(fold, prompts)
+    prompts = place(prompts, spread if differ else everywhere)
     arena = place(environments(configs, config.updates - 1), spread if several else everywhere)
 
     def score(frozen, prompts, environment, trainable):
@@ -70,6 +72,12 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState]
         return jax.device_get(program(agent.frozen, prompts, arena, state.players.trainable))
 
     return scores_of
+
+
+def _undrawn(config: Config) -> Config:
+    """The configuration with nothing that differs from update to update but its reward."""
+    env = dataclasses.replace(config.env, payoff_draws=0)
+    return dataclasses.replace(config, env=env, mixture=MixtureConfig())
 
 
 def expected_reward(

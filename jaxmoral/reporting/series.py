@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
-from jaxmoral.learning.environments import LEARNER, environment, transition
+from jaxmoral.learning.environments import environment, transition
+from jaxmoral.learning.lookup import LEARNER
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.

@@ -1,0 +1,160 @@
+"""A mixture: conditions from which every update draws, so that an agent learns no single label.
+
+A condition is a game and how it is put into words. What the configuration's `mixture` leaves out
+has the one value it has anyway, so a run without a mixture is a mixture of one condition.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError
+from jaxmoral.language import prompts
+from jaxmoral.language.prompts import Condition, Presentation, check_labels
+from jaxmoral.learning.lookup import LEARNER, find_games, training_game
+from jaxmoral.world.games import Game, draw_payoffs, mirror
+
+_WORDS = re.compile(r"words\((\d{1,4})\)")
+_DRAWS, _PAIRS = 1, 2  # set random streams of one seed apart
+
+
+class Choice(NamedTuple):
+    """One value of each axis; None stands for what the agent is shown anyway."""
+
+    game: Game
+    labels: tuple[str, str] | None
+    wording: str | None
+    persona: str | None
+    table_order: str | None
+
+    def shown(self, presentation: Presentation) -> Presentation:
+        """The presentation with the values chosen."""
+        chosen = self._asdict()
+        del chosen["game"]
+        return presentation._replace(**{k: v for k, v in chosen.items() if v is not None})
+
+
+@cache
+def words() -> tuple[str, ...]:
+    """The words of which pairs of labels are drawn."""
+    return tuple((Path(prompts.__file__).parent / "labels.txt").read_text().split())
+
+
+def label_pairs(config: Config) -> list[tuple[str, str]] | None:
+    """The mixture's labels, spelled out; None if it has none.
+
+    Raises:
+      UserError: two labels of a pair cannot be told apart, or there are not so many words.
+    """
+    labels = config.mixture.labels
+    if labels is None:
+        return None
+    if isinstance(labels, str):
+        pairs = _drawn_pairs(labels, config.seed)
+    else:
+        pairs = [check_labels(pair, "mixture.labels") for pair in labels]
+    if config.mixture.both_ways:
+        pairs = [way for first, second in pairs for way in ((first, second), (second, first))]
+    return list(dict.fromkeys(pairs))
+
+
+def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
+    match, known = _WORDS.fullmatch(asked), words()
+    order = np.random.default_rng([seed, _PAIRS]).permutation(len(known))
+    pairs = [(known[a], known[b]) for a, b in order[: len(order) // 2 * 2].reshape(-1, 2)]
+    # "sea" and "seal" could not be told apart.
+    pairs = [(a, b) for a, b in pairs if not (a.startswith(b) or b.startswith(a))]
+    most = len(pairs) // 10 * 10
+    if not match or not 0 < int(match[1]) <= most:
+        raise UserError(
+            f"mixture.labels: {asked!r} is neither a list of pairs nor words(n) with n from 1 to"
+            f" {most}"
+        )
+    return pairs[: int(match[1])]
+
+
+def axes(config: Config) -> tuple[Sequence, ...]:
+    """The mixture's values by field of `Choice`.
+
+    Raises:
+      UserError: a name is unknown, a game is for another number of players, or labels collide.
+    """
+    mixture, own = config.mixture, training_game(config)
+    games: Sequence[Game] = [own]
+    if mixture.games is not None:
+        games = find_games(config, mixture.games)
+        for game in games:
+            if game.num_players != own.num_players:
+                raise UserError(
+                    f"mixture.games: {game.name} has {game.num_players} players, env.game ="
+                    f" {own.name} has {own.num_players}; take games of as many"
+                )
+    return (
+        games,
+        label_pairs(config) or [None],
+        mixture.wordings or [None],
+        mixture.personas or [None],
+        mixture.table_orders or [None],
+    )
+
+
+def num_choices(config: Config) -> int:
+    """How many conditions the mixture holds."""
+    return math.prod(map(len, axes(config)))
+
+
+def every_condition(config: Config, presentation: Presentation) -> list[Condition]:
+    """All that a learning player can be shown, but for drawn payoffs."""
+    choices = [Choice(*values) for values in itertools.product(*axes(config))]
+    conditions = [Condition(choice.game, choice.shown(presentation)) for choice in choices]
+    if config.env.opponent == LEARNER:
+        conditions += [c._replace(game=mirror(c.game)) for c in conditions]
+    return list({condition.key: condition for condition in conditions}.values())
+
+
+def drawn(config: Config, update: int) -> list[Choice]:
+    """The conditions of an update: different ones, all alike in their chance."""
+    values = axes(config)
+    sizes = [len(axis) for axis in values]
+    total, count = math.prod(sizes), config.mixture.conditions
+    chosen = [0]
+    if total > 1:
+        random = np.random.default_rng([config.seed, update, _DRAWS])
+        chosen = random.choice(total, count, replace=False).tolist()
+    places = np.stack(np.unravel_index(chosen, sizes), axis=1)
+    return [Choice(*(axis[at] for axis, at in zip(values, row, strict=True))) for row in places]
+
+
+def player_conditions(
+    config: Config, presentation: Presentation, update: int = 0
+) -> list[list[Condition]]:
+    """What each learning player is shown in an update: conditions, payoffs drawn if asked for."""
+    env, conditions = config.env, []
+    random = np.random.default_rng([config.seed, update])
+    for choice in drawn(config, update):
+        games = [choice.game]
+        if env.payoff_draws:
+            games = [
+                draw_payoffs(random, choice.game, *env.payoff_range)
+                for _ in range(env.payoff_draws)
+            ]
+        conditions += [Condition(game, choice.shown(presentation)) for game in games]
+    if env.opponent == LEARNER:
+        other = [condition._replace(game=mirror(condition.game)) for condition in conditions]
+        return [conditions, other]
+    return [conditions]
+
+
+def player_games(config: Config, update: int = 0) -> list[list[Game]]:
+    """The training games as each learning player sees them; drawn anew each update if asked for."""
+    return [
+        [condition.game for condition in conditions]
+        for conditions in player_conditions(config, Presentation(), update)
+    ]
