@@ -6,69 +6,97 @@ and its appendix.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from jaxmoral.errors import choose
+from jaxmoral.language import novelty
+from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import TABLE_ORDERS, Condition, Presentation
 from jaxmoral.world.games import Game, get_game
 
 Named = dict[str, Condition]
-Suite = Callable[[Presentation, tuple[str, str], Sequence[Game]], Named]
 
 
-def trained(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+class Subject(NamedTuple):
+    """Who is tested, on what.
+
+    Attributes:
+      shown: how the agent was shown games.
+      unseen: labels that are new to it.
+      games: of the suites that play several.
+      seen: all that training drew from.
+    """
+
+    shown: Presentation
+    unseen: tuple[str, str]
+    games: Sequence[Game]
+    seen: Seen
+
+
+Suite = Callable[[Subject], Named]
+
+
+def trained(subject: Subject) -> Named:
     """The games in the wording and with the labels of training (Fig. 20)."""
-    return {game.name: Condition(game, shown) for game in games}
+    return {game.name: Condition(game, subject.shown) for game in subject.games}
 
 
-def labels(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+def labels(subject: Subject) -> Named:
     """The games with labels never seen in training (Fig. 4 and 5, the main test)."""
-    renamed = shown._replace(labels=unseen)
-    return {game.name: Condition(game, renamed) for game in games}
+    renamed = subject.shown._replace(labels=subject.unseen)
+    return {game.name: Condition(game, renamed) for game in subject.games}
 
 
-def swapped(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+def swapped(subject: Subject) -> Named:
     """The games with the labels of training in each other's place (Fig. 21)."""
-    changed = shown._replace(labels=shown.labels[::-1])
-    return {game.name: Condition(game, changed) for game in games}
+    changed = subject.shown._replace(labels=subject.shown.labels[::-1])
+    return {game.name: Condition(game, changed) for game in subject.games}
 
 
-def orders(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+def orders(subject: Subject) -> Named:
     """The payoff table's four orders, with both pairs of labels (Fig. 22 and 23)."""
     return {
         f"{game.name} {order} {'/'.join(pair)}": Condition(
-            game, shown._replace(labels=pair, table_order=order)
+            game, subject.shown._replace(labels=pair, table_order=order)
         )
-        for pair in dict.fromkeys((unseen, shown.labels))
+        for pair in dict.fromkeys((subject.unseen, subject.shown.labels))
         for order in TABLE_ORDERS
-        for game in games
+        for game in subject.games
     }
 
 
-def _wordings(shown: Presentation, unseen: tuple[str, str], names: Sequence[str]) -> Named:
-    game = get_game("ipd")
-    return {name: Condition(game, shown._replace(wording=name, labels=unseen)) for name in names}
+def _wordings(subject: Subject, names: Sequence[str], persona: str | None = None) -> Named:
+    game, base = get_game("ipd"), subject.shown._replace(labels=subject.unseen)
+    if persona is not None:
+        base = base._replace(persona=persona)
+    return {name: Condition(game, base._replace(wording=name)) for name in names}
 
 
-def wordings(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+def wordings(subject: Subject) -> Named:
     """The Prisoner's Dilemma in four wordings (Fig. 17)."""
-    return _wordings(shown, unseen, ("structured", "unstructured", "story", "explicit"))
+    return _wordings(subject, ("structured", "unstructured", "story", "explicit"))
 
 
-def unrelated(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+def unrelated(subject: Subject) -> Named:
     """Three prompts without payoffs (Fig. 18 and 19)."""
-    return _wordings(shown, unseen, ("action", "action+game", "action+game+state"))
+    return _wordings(subject, ("action", "action+game", "action+game+state"))
 
 
-def personas(shown: Presentation, unseen: tuple[str, str], games: Sequence[Game]) -> Named:
+def personas(subject: Subject) -> Named:
     """The games and the other prompts behind a moral persona (Fig. 25)."""
     found: Named = {}
     for persona in ("deontological", "utilitarian"):
-        behind = shown._replace(persona=persona, labels=unseen)
-        found |= {f"{game.name} {persona}": Condition(game, behind) for game in games}
+        behind = subject.shown._replace(persona=persona, labels=subject.unseen)
+        found |= {f"{game.name} {persona}": Condition(game, behind) for game in subject.games}
         names = ("unstructured", "story", "explicit", "action", "action+game", "action+game+state")
-        for name, condition in _wordings(behind, unseen, names).items():
+        for name, condition in _wordings(subject, names, persona).items():
             found[f"{name} {persona}"] = condition
     return found
+
+
+def generalisation(subject: Subject) -> Named:
+    """What was trained on, each axis new alone, and all together; no figure of the paper."""
+    return novelty.generalisation(subject.shown, subject.games, subject.seen)
 
 
 # Suites in which the paper draws the remembered round anew every time (its section 8).
@@ -76,26 +104,25 @@ REDRAWN = ("wordings", "unrelated")
 
 SUITES: dict[str, Suite] = {
     suite.__name__: suite
-    for suite in (trained, labels, swapped, orders, wordings, unrelated, personas)
+    for suite in (trained, labels, swapped, orders, wordings, unrelated, personas, generalisation)
 }
+PAPERS = [name for name in SUITES if name != "generalisation"]
 
 
 def check_suites(names: Sequence[str]) -> list[str]:
-    """The suites' names, "all" spelled out; raises UserError for one that does not exist."""
+    """The suites' names, "all" standing for the paper's; raises UserError for an unknown one."""
     found: list[str] = []
     for name in names:
         if name != "all":
             choose("evaluation.suites", name, SUITES)
-        found += SUITES if name == "all" else [name]
+        found += PAPERS if name == "all" else [name]
     return list(dict.fromkeys(found))
 
 
-def conditions(
-    names: Sequence[str], shown: Presentation, labels: tuple[str, str], games: Sequence[Game]
-) -> dict[str, Named]:
+def conditions(names: Sequence[str], subject: Subject) -> dict[str, Named]:
     """Every chosen suite's conditions by name.
 
     Raises:
       UserError: a suite does not exist.
     """
-    return {name: SUITES[name](shown, labels, games) for name in check_suites(names)}
+    return {name: SUITES[name](subject) for name in check_suites(names)}

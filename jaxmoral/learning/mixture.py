@@ -17,6 +17,7 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompts
+from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Condition, Presentation, check_labels
 from jaxmoral.learning.lookup import LEARNER, find_games, training_game
 from jaxmoral.world.games import Game, draw_payoffs, mirror
@@ -150,6 +151,19 @@ def player_conditions(
         other = [condition._replace(game=mirror(condition.game)) for condition in conditions]
         return [conditions, other]
     return [conditions]
+
+
+def seen_in_training(config: Config, presentation: Presentation) -> Seen:
+    """All that training draws from, axis by axis."""
+    games, labels, wordings, personas, table_orders = axes(config)
+    own = lambda values, value: tuple(value if v is None else v for v in values)
+    return Seen(
+        games=tuple(games),
+        labels=own(labels, presentation.labels),
+        wordings=own(wordings, presentation.wording),
+        personas=own(personas, presentation.persona),
+        table_orders=own(table_orders, presentation.table_order),
+    )
 
 
 def player_games(config: Config, update: int = 0) -> list[list[Game]]:

@@ -20,10 +20,12 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import place
 from jaxmoral.errors import UserError
+from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
-from jaxmoral.language.suites import REDRAWN, conditions
-from jaxmoral.learning.agent import Agent, make_agent, settle
+from jaxmoral.language.suites import REDRAWN, Subject, conditions
+from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
+from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which, load_trained
 from jaxmoral.learning.trained import TrainedAgent
@@ -124,7 +126,13 @@ def chosen_conditions(
 ) -> dict[str, dict[str, Condition]]:
     """The conditions of the configuration's suites, by suite and name."""
     settings = config.evaluation
-    return conditions(settings.suites, presentation, settings.labels, _fitting_games(config))
+    subject = Subject(
+        shown=presentation,
+        unseen=settings.labels,
+        games=_fitting_games(config),
+        seen=seen_in_training(config, presentation),
+    )
+    return conditions(settings.suites, subject)
 
 
 def described(condition: Condition) -> dict[str, Any]:
@@ -232,16 +240,17 @@ def describe(
     Returns:
       `{"config", "policies", "opponents", "protocols", "episodes", "rounds", "xi", "r_illegal",
       "largest_gap", "suites": {suite: {condition: {"game", "wording", "persona", "labels",
-      "table_order", "policies": {policy: {"remembered": {"CC": {"C", "D", "illegal"}, ...},
-      "opponents": {opponent: {protocol: measures}}}}}}}}`; measures are those of
+      "table_order", "novelty", "policies": {policy: {"remembered": {"CC": {"C", "D", "illegal"},
+      ...}, "opponents": {opponent: {protocol: measures}}}}}}}}`; measures are those of
       `measures.describe_shares`. Remembered rounds name the agent's move first. "largest_gap" is
       the largest difference of a share between exact and sampled, or None; "config" the
-      configuration without what the suites tell.
+      configuration without what the suites tell; "novelty" is of `language.novelty.mark`.
     """
     settings = config.evaluation
     some = next(iter(measured.values()))
     names = ["base", "tuned"][: len(some.policies)]
     xi = xi_of(config)
+    seen = seen_in_training(config, presentation_with(config, config.prompt.labels))
     made = configs.to_dict(config)
     for key in ("suites", "games", "opponents", "protocols"):
         del made["evaluation"][key]
@@ -258,7 +267,8 @@ def describe(
                 found[policy] = _describe_policy(
                     config, condition, measured=own, tables=tables, redrawn=suite in REDRAWN
                 )
-            suites[suite][name] = described(condition) | {"policies": found}
+            new = {"novelty": mark(condition, seen)}
+            suites[suite][name] = described(condition) | new | {"policies": found}
     return {
         "config": made,
         "policies": names,

@@ -1,0 +1,111 @@
+"""What a condition shows that training did not: by construction, from the axes trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmoral.language.prompts import TABLE_ORDERS, Condition, Presentation
+from jaxmoral.world.games import Game
+
+_MOST_OF_AXIS = 8
+WORDINGS = ("structured", "story", "unstructured", "explicit")
+
+
+class Seen(NamedTuple):
+    """The values of each axis that training drew from, in order.
+
+    Attributes:
+      games: as the first player saw them.
+      labels: pairs of C's and D's.
+      wordings, personas, table_orders: as in `prompts.Presentation`.
+    """
+
+    games: tuple[Game, ...]
+    labels: tuple[tuple[str, str], ...]
+    wordings: tuple[str, ...]
+    personas: tuple[str, ...]
+    table_orders: tuple[str, ...]
+
+
+def novelty(condition: Condition, seen: Seen) -> list[str]:
+    """The axes on which a condition is new; "exchanged labels" are known ones, C's for D's."""
+    game, shown = condition
+    found = []
+    if game.name not in [known.name for known in seen.games]:
+        found.append("game")
+    if shown.labels not in seen.labels:
+        found.append("exchanged labels" if shown.labels[::-1] in seen.labels else "labels")
+    for axis, value, known in (
+        ("wording", shown.wording, seen.wordings),
+        ("persona", shown.persona, seen.personas),
+        ("table order", shown.table_order, seen.table_orders),
+    ):
+        if value not in known:
+            found.append(axis)
+    return found
+
+
+def mark(condition: Condition, seen: Seen) -> str:
+    """ "seen", or what is new: "new labels, new game"."""
+    new = novelty(condition, seen)
+    return ", ".join(f"new {axis}".replace("new exchanged", "exchanged") for axis in new) or "seen"
+
+
+def held_out_labels() -> list[tuple[str, str]]:
+    """Pairs that are in no list to train on: words, letters, digits, strings, other languages."""
+    lines = (Path(__file__).parent / "held_out.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(first, second) for first, second in pairs]
+
+
+def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> dict[str, Condition]:
+    """What was trained on, each axis new alone, and all of them new together.
+
+    Args:
+      shown: how the agent was shown games; its memory is kept.
+      games: among which those not trained on are new.
+      seen: of training.
+
+    Returns:
+      Conditions by name; `novelty` tells what each is for.
+    """
+    base = shown._replace(
+        labels=seen.labels[0],
+        wording=seen.wordings[0],
+        persona=seen.personas[0],
+        table_order=seen.table_orders[0],
+    )
+    own = seen.games[0]
+    known_games = [game.name for game in seen.games]
+    new_labels = [pair for pair in held_out_labels() if pair not in seen.labels]
+    exchanged = [pair[::-1] for pair in seen.labels if pair[::-1] not in seen.labels]
+    new_games = [game for game in games if game.name not in known_games]
+    new_wordings = [name for name in WORDINGS if name not in seen.wordings]
+    new_orders = [name for name in TABLE_ORDERS if name not in seen.table_orders]
+
+    every = [(own, {"labels": pair}) for pair in seen.labels[:_MOST_OF_AXIS]]
+    every += [(game, {}) for game in [*seen.games[1:_MOST_OF_AXIS], *new_games]]
+    every += [(own, {"labels": pair}) for pair in [*exchanged[:_MOST_OF_AXIS], *new_labels]]
+    every += [(own, {"wording": name}) for name in new_wordings]
+    every += [(own, {"table_order": name}) for name in new_orders]
+    for index, pair in enumerate(new_labels):
+        game = _in_turn(new_games or [own], index)
+        every.append((game, {"labels": pair}))
+        if index % max(len(new_labels) // _MOST_OF_AXIS, 1) == 0:
+            wording = _in_turn(new_wordings or [base.wording], index)
+            order = _in_turn(new_orders or [base.table_order], index)
+            every.append((game, {"labels": pair, "wording": wording, "table_order": order}))
+    conditions = [Condition(game, base._replace(**changes)) for game, changes in every]
+    return {_name(condition): condition for condition in conditions}
+
+
+def _in_turn(values: Sequence[Any], index: int) -> Any:
+    return values[index % len(values)]
+
+
+def _name(condition: Condition) -> str:
+    game, shown = condition
+    rest = [shown.wording.split("\n")[0][:20], shown.table_order]
+    usual = ["structured", "original"]
+    parts = [part for part, known in zip(rest, usual, strict=True) if part != known]
+    return " ".join([game.name, "/".join(shown.labels), *parts])
