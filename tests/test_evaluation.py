@@ -12,8 +12,9 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
+from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Presentation
-from jaxmoral.language.suites import conditions
+from jaxmoral.language.suites import Subject, conditions
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.experiment import first_states
 from jaxmoral.learning.resolve import resolve
@@ -317,7 +318,8 @@ def test_xi_at_test_time():
 def test_suites_have_the_conditions_of_the_paper():
     trained = Presentation()
     chosen = [GAMES[name] for name in ("ipd", "ish", "icn", "bos", "icd")]
-    found = conditions(["all"], trained, ("action3", "action4"), chosen)
+    seen = Seen((chosen[0],), (trained.labels,), ("structured",), ("none",), ("original",))
+    found = conditions(["all"], Subject(trained, ("action3", "action4"), chosen, seen))
     assert {suite: len(named) for suite, named in found.items()} == {
         "trained": 5,
         "labels": 5,

@@ -83,6 +83,7 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
     new_wordings = [name for name in WORDINGS if name not in seen.wordings]
     new_orders = [name for name in TABLE_ORDERS if name not in seen.table_orders]
 
+    every: list[tuple[Game, dict[str, Any]]]
     every = [(own, {"labels": pair}) for pair in seen.labels[:_MOST_OF_AXIS]]
     every += [(game, {}) for game in [*seen.games[1:_MOST_OF_AXIS], *new_games]]
     every += [(own, {"labels": pair}) for pair in [*exchanged[:_MOST_OF_AXIS], *new_labels]]

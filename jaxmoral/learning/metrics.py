@@ -192,7 +192,7 @@ def _scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:
         tag = group + name.replace("|", "_after_")
         if isinstance(value, dict):
             yield from _scalars(value, tag + "/")
-        else:
+        elif name != "conditions":
             yield tag, float(np.mean(value))
 
 

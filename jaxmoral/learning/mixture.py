@@ -41,6 +41,16 @@ class Choice(NamedTuple):
         del chosen["game"]
         return presentation._replace(**{k: v for k, v in chosen.items() if v is not None})
 
+    @property
+    def name(self) -> str:
+        """The values chosen, in a few words."""
+        parts = [
+            self.game.name,
+            "/".join(self.labels or ()),
+            *(value and value.split("\n")[0][:20] for value in self[2:]),
+        ]
+        return " ".join(filter(None, parts))
+
 
 @cache
 def words() -> tuple[str, ...]:

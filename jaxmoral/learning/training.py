@@ -20,6 +20,7 @@ from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.experiment import Step, compile_update
+from jaxmoral.learning.mixture import drawn, num_choices
 from jaxmoral.learning.population import check_population, member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
@@ -226,6 +227,7 @@ def _loop(
             record = metrics.to_record(
                 update, update * config.env.episodes, seconds, values, len(members)
             )
+            record |= _drawn(members, update - 1)
             bad = np.flatnonzero(~metrics.finite(values, len(members)))
             if len(bad) == len(members):
                 raise UserError(_diverged(update, keep))
@@ -248,6 +250,14 @@ def _loop(
             if stopped:
                 break
     return state, history, stopped or None
+
+
+def _drawn(members: Mapping[str, Config], update: int) -> dict[str, list]:
+    """What a record says of the conditions drawn, of several members a list each."""
+    if not any(num_choices(config) > 1 for config in members.values()):
+        return {}
+    names = [[choice.name for choice in drawn(own, update)] for own in members.values()]
+    return {"conditions": names[0] if len(names) == 1 else names}
 
 
 def _diverged(update: int, keep: _Keep | None) -> str:

@@ -1,0 +1,264 @@
+"""Mixtures: what is drawn, that nothing is made twice, and that one of one is a run alone."""
+
+import dataclasses
+import itertools
+import json
+import runpy
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral.errors import UserError
+from jaxmoral.language.novelty import Seen, held_out_labels, mark
+from jaxmoral.language.prompts import Condition, Presentation
+from jaxmoral.learning.agent import make_agent, policy_table
+from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
+from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.world.games import get_game
+
+TABULAR = ["--model.source", "tabular", "--updates", "6", "--env.episodes", "96"]
+TABULAR += ["--ppo.learning_rate", "0.3"]
+PAIRS = "[[X, Y], [Y, X], [A, B], [B, A]]"
+GAMES = "[ipd, icd, bos]"
+quiet = lambda line: None
+
+
+@pytest.fixture(scope="module")
+def tiny_flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    script = Path(__file__).parents[1] / "scripts" / "tiny_model.py"
+    runpy.run_path(str(script))["write"](folder)
+    return ["--model.source", str(folder), "--updates", "4", "--env.episodes", "96"]
+
+
+def settings(*flags):
+    return resolve(configs.load(None, [*TABULAR, *flags]))
+
+
+def leaves(trained):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(trained.state)]
+
+
+def plain(record):
+    return {name: value for name, value in record.items() if name not in ("seconds", "conditions")}
+
+
+def test_every_condition_is_drawn_as_often():
+    config = settings("--mixture.games", GAMES, "--mixture.labels", PAIRS)
+    choices = [choice for update in range(2400) for choice in drawn(config, update)]
+    found = Counter((choice.game.name, choice.labels) for choice in choices)
+    assert len(found) == 12
+    expected = 2400 / 12
+    assert sum((count - expected) ** 2 / expected for count in found.values()) < 35  # p < 0.0003
+
+
+def test_the_conditions_of_an_update_differ_from_each_other():
+    config = settings("--mixture.labels", PAIRS, "--mixture.conditions", "3")
+    for update in range(50):
+        assert len({choice.labels for choice in drawn(config, update)}) == 3
+
+
+def test_draws_belong_to_the_seed_and_the_update():
+    def labels(*flags):
+        config = settings("--mixture.labels", "words(50)", *flags)
+        return [choice.labels for update in range(20) for choice in drawn(config, update)]
+
+    assert labels() == labels()
+    assert labels() != labels("--seed", "1")
+
+
+def test_words_are_pairs_that_can_be_told_apart():
+    pairs = label_pairs(settings("--mixture.labels", "words(200)"))
+    assert len(pairs) == len(set(pairs)) == 200
+    used = [word for pair in pairs for word in pair]
+    assert len(set(used)) == 400
+    assert not any(a.startswith(b) or b.startswith(a) for a, b in pairs)
+    both = label_pairs(settings("--mixture.labels", "words(200)", "--mixture.both_ways", "true"))
+    assert set(both) == {*pairs, *((b, a) for a, b in pairs)}
+
+
+def test_held_out_labels_are_in_no_list():
+    held = held_out_labels()
+    assert len(held) == len(set(held)) >= 40
+    assert not {word for pair in held for word in pair} & set(words())
+    assert not any(a.startswith(b) or b.startswith(a) for a, b in held)
+
+
+def test_what_a_condition_shows_that_training_did_not():
+    ipd, bos = get_game("ipd"), get_game("bos")
+    seen = Seen(
+        (ipd,), (("X", "Y"), ("A", "B"), ("B", "A")), ("structured",), ("none",), ("original",)
+    )
+    shown = Presentation(labels=("A", "B"))
+    assert mark(Condition(ipd, shown), seen) == "seen"
+    assert mark(Condition(bos, shown), seen) == "new game"
+    assert mark(Condition(ipd, shown._replace(labels=("Y", "X"))), seen) == "exchanged labels"
+    strange = shown._replace(labels=("p", "q"), wording="story", table_order="reversed")
+    assert mark(Condition(bos, strange), seen) == (
+        "new game, new labels, new wording, new table order"
+    )
+
+
+ONE = ["--mixture.games", "[ipd]", "--mixture.labels", "[[X, Y]]", "--prompt.labels", "[X, Y]"]
+ONE += ["--mixture.wordings", "[structured]", "--mixture.table_orders", "[original]"]
+
+
+@pytest.mark.parametrize("opponent", ["tit-for-tat", "learner"])
+def test_a_mixture_of_one_is_the_run_without(tiny_flags, opponent):
+    flags = [*tiny_flags, "--env.opponent", opponent]
+    alone = train_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
+    mixed = train_agent(configs.load(None, [*flags, *ONE]), say=quiet)
+    for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [plain(r) for r in mixed.history] == [plain(r) for r in alone.history]
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--env.payoff_draws", "2", "--mixture.games", "[ipd, ish]"]]
+)
+def test_prompts_of_every_update_have_one_shape_and_their_own_reference(tiny_flags, flags):
+    """Labels of one token and of several, several wordings: as if the condition were alone."""
+    given = ["--prompt.labels", "[X, Y]", "--mixture.wordings", "[structured, story]"]
+    given += ["--mixture.labels", "[[X, Y], [A, B], [cat, dog]]", "--mixture.conditions", "2"]
+    config = resolve(configs.load(None, [*tiny_flags, *given, *flags]))
+    agent = make_agent(config)
+    members = [(config, agent)]
+    packed = packed_conditions(members)
+    shapes = set()
+    for update in range(6):
+        (group,) = shown_to(members, update)
+        prompts, reference = packed.stacked([group])
+        shapes.add(str(jax.tree.map(np.shape, (prompts, reference))))
+        table = lambda c: policy_table(agent, c, agent.policy.reference_parameters()).log_probs
+        alone = np.concatenate([table(condition) for condition in group])
+        np.testing.assert_allclose(reference[0], alone, atol=1e-5)
+    assert len(shapes) == 1
+
+
+def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags):
+    flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--mixture.labels", PAIRS]
+
+    def made(kept):
+        config = resolve(configs.load(None, [*flags, "--mixture.kept", str(kept)]))
+        agent, calls = make_agent(config), []
+        spied = agent._replace(inputs=lambda *a: calls.append(a) or agent.inputs(*a))
+        packed, seen = packed_conditions([(config, spied)]), []
+        for update in range(40):
+            groups = shown_to([(config, spied)], update)
+            packed.stacked(groups)
+            seen.append(groups[0][0].key)
+        return len(calls), seen
+
+    assert made(10)[0] == 4
+    calls, seen = made(1)
+    assert calls == 1 + sum(before != after for before, after in itertools.pairwise(seen))
+
+
+def test_nothing_is_compiled_after_the_first_update(tiny_flags):
+    flags = ["--mixture.games", GAMES, "--mixture.labels", PAIRS, "--mixture.conditions", "2"]
+    flags += ["--updates", "12", "--prompt.labels", "[X, Y]"]
+    config = resolve(configs.load(None, [*tiny_flags, *flags]))
+    state, step = compile_update([(config, make_agent(config))])
+    state, _ = step(state, 0)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    for update in range(1, 12):
+        state, metrics = step(state, update)
+    assert np.isfinite(metrics["loss"]).all()
+    assert not compiled
+
+
+def test_the_log_says_what_was_drawn_and_a_resumed_run_goes_on(tmp_path):
+    flags = [*TABULAR, "--mixture.games", GAMES, "--mixture.labels", PAIRS]
+    flags += ["--mixture.conditions", "2", "--checkpoint_every", "2"]
+    config = configs.load(None, flags)
+    whole = train_agent(config, tmp_path / "whole", say=quiet)
+    train_agent(config, tmp_path / "cut", say=quiet)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")
+    resumed = train_agent(config, tmp_path / "cut", resume=True, say=quiet)
+    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    ]
+    told = [[record["conditions"] for record in log] for log in logs]
+    assert told[0] == told[1]
+    resolved = resolve(config)
+    for update, names in enumerate(told[0]):
+        expected = [f"{c.game.name} {'/'.join(c.labels)}" for c in drawn(resolved, update)]
+        assert names == expected
+
+
+def test_members_of_a_population_draw_for_themselves(tmp_path):
+    flags = [*TABULAR, "--mixture.games", GAMES]
+    members = configs.load_members(None, [*flags, "--seed", "[0, 1]"])
+    together = train_population(members, tmp_path / "both", say=quiet)
+    for name, config in members.items():
+        alone = train_agent(config, say=quiet)
+        for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert [r["conditions"] for r in together[name].history] == [
+            r["conditions"] for r in alone.history
+        ]
+
+
+def test_several_games_are_the_mean_of_each():
+    """The exact estimator's reward of a mixture is that of its games, each as often."""
+    flags = ["--ppo.estimator", "exact", "--updates", "1"]
+    mixed = train_agent(
+        settings(*flags, "--mixture.games", GAMES, "--mixture.conditions", "3"), say=quiet
+    )
+    alone = [
+        train_agent(settings(*flags, "--env.game", name), say=quiet).history[0]["reward_mean"]
+        for name in ("ipd", "icd", "bos")
+    ]
+    assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mixture.games", "[]"], r"mixture\.games"),
+        (["--mixture.labels", "[]"], r"mixture\.labels"),
+        (["--mixture.labels", "[[A, A1]]"], r"mixture\.labels: .* cannot be told apart"),
+        (["--mixture.labels", "words(9999)"], r"mixture\.labels: .* words\(n\) with n from 1 to"),
+        (["--mixture.labels", "letters"], r"mixture\.labels: 'letters' is neither"),
+        (["--mixture.games", "['public-goods(3)']"], r"mixture\.games: .* has 3 players"),
+        (["--mixture.games", "[chess]"], "unknown name 'chess'"),
+        (["--mixture.wordings", "[nonsense]"], r"mixture\.wordings: unknown name 'nonsense'"),
+        (["--mixture.conditions", "2"], r"mixture\.conditions: 2 cannot be drawn, .* holds 1"),
+        (["--mixture.both_ways", "true"], r"mixture\.both_ways: needs mixture\.labels"),
+        (["--mixture.tables", "x"], r"unknown key 'mixture\.tables'"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        settings(*flags)
+
+
+def test_a_tree_that_is_too_large_is_refused_before_the_weights(tiny_flags):
+    flags = ["--mixture.wordings", "[structured, story]", "--model.max_nodes", "60"]
+    config = resolve(configs.load(None, [*tiny_flags, "--prompt.labels", "[X, Y]", *flags]))
+    with pytest.raises(UserError, match=r"model\.max_nodes: one prompt alone is longer"):
+        make_agent(config)
+
+
+def test_all_that_can_be_shown_is_known(tiny_flags):
+    flags = ["--mixture.labels", PAIRS, "--mixture.games", GAMES, "--env.opponent", "learner"]
+    config = settings(*flags)
+    shown = {condition.key for condition in every_condition(config, Presentation())}
+    member = dataclasses.replace(config, updates=50)
+    agent = make_agent(member)
+    for update in range(50):
+        for group in shown_to([(member, agent)], update):
+            assert {condition.key for condition in group} <= shown
