@@ -66,7 +66,7 @@ def evaluate_agent(
       UserError: there is no such run, game, opponent or suite, the checkpoint cannot be used, or
         the model cannot run a suite.
     """
-    config, agent, trained, made = _tested(source, update)
+    config, agent, trained, made = _read_source(source, update)
     overrides = {
         "games": games,
         "opponents": opponents,
@@ -105,7 +105,7 @@ def _check_fit(
             )
 
 
-def _tested(
+def _read_source(
     source: TrainedAgent | Path | str | Config, update: Which
 ) -> tuple[Config, Agent, PyTree | None, int | None]:
     """The settled configuration, the agent, what was trained and in how many updates, if it was."""
