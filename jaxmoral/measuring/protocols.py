@@ -90,15 +90,16 @@ def measure(
     num_conditions = len(jax.tree.leaves(tested.inputs)[0])
     opponents = jax.tree.map(jnp.asarray, tested.opponents)
     xs = (jax.random.split(tested.key, num_conditions), tested.inputs, opponents)
-    each = partial(_measure_condition, policy, tested, protocols)
+    each = partial(_measure_condition, policy=policy, tested=tested, protocols=protocols)
     return jax.tree.map(lambda x: constrain(x, layout), map_spread(each, xs, layout))
 
 
 def _measure_condition(
+    condition: tuple[jax.Array, PyTree, Opponent],
+    *,
     policy: Policy,
     tested: Tested,
     protocols: Protocols,
-    condition: tuple[jax.Array, PyTree, Opponent],
 ) -> Measured:
     """Every policy against every opponent in one condition: its key, inputs and opponents."""
     key, inputs, opponents = condition

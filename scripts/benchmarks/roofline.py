@@ -207,7 +207,7 @@ def whole_updates(
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
         with Checkpoints(Path(scratch), writable=True) as checkpoints:
-            checkpoints.save(1, state, {"": config}, [0.0])
+            checkpoints.save(1, state, members={configs.ALONE: config}, rewards=[0.0])
         saving = time.perf_counter() - start
     return times, compiling, saving
 
