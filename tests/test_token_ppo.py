@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from test_ppo import NONE, ONE, TABLE, alone, environment, tiny_policy
 from test_responses import PIECES, STOP
+from test_rollout import play_alone
 
 from jaxmoral import config as configs
 from jaxmoral.language.responses import outcome_log_probs, sample_answer, spell
@@ -142,7 +143,7 @@ def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs, trees):
     # What was played and said, from the same keys.
     keys = jax.random.split(jax.random.fold_in(seed_key, 0), 3)
     table, logits = policy.apply_with_logits(weights, inputs, trainable, None)
-    played = alone(ppo.play(keys[0], table.log_probs[None], arena, ONE, 4, 5, None))
+    played = play_alone(keys[0], table.log_probs, arena, ONE, 4, 5)
     prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
     answer_key = jax.random.split(keys[1], 1)[0]
     tokens = policy.write(weights, inputs, trainable, None, logits, answer_key, prompt, outcome)

@@ -403,8 +403,14 @@ def make_draws(members: Sequence[Config]) -> Callable[[int], Draws | None]:
         for streams, config in zip(each, members, strict=True):
             env = config.env
             fixed = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
-            sizes = (env.episodes, env.rounds, len(player_games(config)))
-            drawn.append(streams.draw(*sizes, fixed, env.opponent == "random"))
+            episodes = streams.draw(
+                env.episodes,
+                env.rounds,
+                num_players=len(player_games(config)),
+                remembered=fixed,
+                coin=env.opponent == "random",
+            )
+            drawn.append(episodes)
         return drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *x: np.stack(x), *drawn)
 
     def draw(update: int) -> Draws | None:

@@ -27,7 +27,7 @@ from jaxmoral.config import PPOConfig
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.world import chain as chains
 from jaxmoral.world.memory import NUM_ORDERS, Memory, after_matrix
-from jaxmoral.world.rollout import Draws, Environment, Trajectories, rollout, rollout_pair
+from jaxmoral.world.rollout import Draws, Environment, Trajectories, rollout
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
@@ -338,22 +338,22 @@ def exact_batch(
 
     def one(log_probs, values, others, rewards, opponent):
         if others is None:
-            chain = chains.against(memory, opponent, noise)
+            chain = chains.against(memory, opponent, noise=noise)
         else:
-            chain = chains.between(memory, chains.memory_policy(others), noise)
+            chain = chains.between(memory, chains.memory_policy(others), noise=noise)
         probs = jnp.exp(log_probs).reshape(-1, NUM_ORDERS, 3)
         policy = chains.by_state(memory, probs)
         rewards = chains.noisy_rewards(rewards, noise)
         visited, advantage = chains.expected_advantages(
             chain,
             policy,
-            rewards,
-            chains.by_state(memory, values.reshape(-1, NUM_ORDERS)),
-            num_rounds,
-            config.gamma,
-            config.gae_lambda,
+            rewards=rewards,
+            values=chains.by_state(memory, values.reshape(-1, NUM_ORDERS)),
+            num_rounds=num_rounds,
+            gamma=config.gamma,
+            lam=config.gae_lambda,
         )
-        shares = chains.visits(chain, policy.mean(1), num_rounds)
+        shares = chains.visits(chain, policy.mean(1), num_rounds=num_rounds)
         # What the prompt does not show is averaged over: it is all the same to the policy.
         seen = chains.by_shown(memory, visited)
         mean = chains.by_shown(memory, visited[:, None, None] * advantage)
@@ -389,23 +389,6 @@ def split_minibatches(key: jax.Array, batch: Batch, config: PPOConfig) -> Batch:
         order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
     order = order.reshape(config.epochs * config.minibatches, -1)
     return jax.tree.map(lambda field: field[order], batch)
-
-
-def play(
-    key: jax.Array,
-    log_probs: jax.Array,
-    environment: Environment,
-    memory: Memory,
-    num_episodes: int,
-    num_rounds: int,
-    draws: Draws | None,
-) -> Trajectories:
-    """One agent against a machine or two against each other, `[num_players, ...]` either way."""
-    sizes = (memory, num_episodes, num_rounds, draws)
-    if environment.opponent is None:
-        return rollout_pair(key, log_probs, environment, *sizes)
-    alone = rollout(key, log_probs[0], environment, *sizes)
-    return jax.tree.map(lambda x: x[None], alone)
 
 
 def step_players(
@@ -495,8 +478,14 @@ def make_update(
             return improve(carry, table, pullback, minibatch)
 
         def sampled(table):
-            trajectories = play(
-                rollout_key, table.log_probs, environment, memory, num_episodes, num_rounds, draws
+            trajectories = rollout(
+                rollout_key,
+                table.log_probs,
+                environment,
+                memory=memory,
+                num_episodes=num_episodes,
+                num_rounds=num_rounds,
+                draws=draws,
             )
             rewards, moments = trajectories.reward, state.moments
             if config.normalise_rewards:

@@ -26,14 +26,13 @@ from jaxmoral.learning.ppo import (
     gae,
     make_optimiser,
     per_player,
-    play,
     sampled_metrics,
     scale_rewards,
     step_players,
     whiten,
 )
 from jaxmoral.world.memory import Memory
-from jaxmoral.world.rollout import Draws, Environment
+from jaxmoral.world.rollout import Draws, Environment, rollout
 
 PyTree = Any
 
@@ -130,8 +129,14 @@ def make_update(
         behaving = (inputs, state.trainable, dropout_keys)
         apply = partial(policy.apply_with_logits, frozen)
         table, logits = per_player(apply, *behaving)
-        trajectories = play(
-            rollout_key, table.log_probs, environment, memory, num_episodes, num_rounds, draws
+        trajectories = rollout(
+            rollout_key,
+            table.log_probs,
+            environment,
+            memory=memory,
+            num_episodes=num_episodes,
+            num_rounds=num_rounds,
+            draws=draws,
         )
         flat = lambda field: field.reshape(num_players, -1).astype(jnp.int32)
         prompt, outcome = flat(trajectories.prompt), flat(trajectories.outcome)

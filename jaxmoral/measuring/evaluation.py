@@ -120,14 +120,23 @@ def measure(
         tables = jax.vmap(memory_policy)(log_probs)
         machines = jax.tree.map(lambda leaf: leaf[others], opponents)
         square = lambda shares: shares.reshape(num_policies, num_opponents, *shares.shape[1:])
-        shares = lambda p, o: visits(against(memory, o), by_state(memory, p), settings.rounds)
+        shares = lambda p, o: visits(
+            against(memory, o), by_state(memory, p), num_rounds=settings.rounds
+        )
         exact = jax.vmap(shares)(tables[players], machines)
 
         def play(xs):
             key, log_probs, opponent = xs
             arena = Environment(opponent, no_rewards)
-            sizes = (memory, settings.episodes, settings.rounds)
-            return sampled_visits(rollout(key, log_probs, arena, *sizes), memory)
+            played = rollout(
+                key,
+                log_probs[None],
+                arena,
+                memory=memory,
+                num_episodes=settings.episodes,
+                num_rounds=settings.rounds,
+            )
+            return sampled_visits(played, memory)
 
         sampled = paper = None
         if "sampled" in settings.protocols:
@@ -159,7 +168,15 @@ def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
     key, memory = jax.random.key(PAPER_SEED), make_memory()
     arena = Environment(get_opponent("random"), jnp.zeros((1, memory.num_previous, 3, 2)))
     num_rounds, num_episodes = draws.coin.shape
-    played = rollout(key, log_probs[-1], arena, memory, num_episodes, num_rounds, draws)
+    played = rollout(
+        key,
+        log_probs[-1:],
+        arena,
+        memory=memory,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
+        draws=draws,
+    )
     shares = []
     for index, others in enumerate(log_probs[:-1]):
         seen = others[played.prompt.astype(jnp.int32)]
@@ -524,7 +541,9 @@ def _describe_policy(
             shares["sampled"] = measured.sampled[policy, index]
         if "long-run" in settings.protocols:
             machine = machine_player(find_opponent(config, opponent, game))
-            shares["long-run"] = meet([agent_player(memory, table)], [machine], 1).long_run[0, 0]
+            shares["long-run"] = meet(
+                [agent_player(memory, table)], [machine], num_rounds=1
+            ).long_run[0, 0]
         opponents[opponent] = {
             protocol: describe_shares(found, tables, game) for protocol, found in shares.items()
         }

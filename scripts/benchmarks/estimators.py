@@ -27,7 +27,7 @@ from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.experiment import environment, resolve
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.world.games import get_game
-from jaxmoral.world.rollout import rollout
+from jaxmoral.world.rollout import Trajectories, rollout
 
 ROUNDS, DRAWS, WHOLE = 5, 512, 8
 LEARNING_RATE = 2e-4
@@ -79,6 +79,18 @@ SAMPLED: dict[str, Advantage] = {
 EXACT, TOKENS = "exact", "PPO, by tokens"
 
 
+def play(key: jax.Array, table: PolicyTable, setting: Setting, episodes: int) -> Trajectories:
+    """Sampled episodes against the opponent."""
+    return rollout(
+        key,
+        table.log_probs[None],
+        setting.arena,
+        memory=setting.memory,
+        num_episodes=episodes,
+        num_rounds=ROUNDS,
+    )
+
+
 def table_gradient(
     key: jax.Array, table: PolicyTable, setting: Setting, name: str, episodes: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -103,7 +115,7 @@ def table_gradient(
         weighted = batch.weight * batch.advantage
         by_prompt = weighted.reshape(-1, 3)
         return by_prompt, by_prompt.sum(-1), mean
-    played = rollout(key, table.log_probs, setting.arena, setting.memory, episodes, ROUNDS)
+    played = play(key, table, setting, episodes)
     prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
     reward = played.reward.ravel()
     gain = SAMPLED[name](reward, prompt, table.values) / reward.size
@@ -170,7 +182,7 @@ def token_noise(setting: Setting, products: np.ndarray, exact: np.ndarray) -> di
     def gradient(key, trainable, frozen, inputs):
         rollout_key, answer_key = jax.random.split(key)
         table, logits = policy.apply_with_logits(frozen, inputs, trainable, None)
-        played = rollout(rollout_key, table.log_probs, setting.arena, setting.memory, 1, ROUNDS)
+        played = play(rollout_key, table, setting, 1)
         prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
         tokens = policy.write(frozen, inputs, trainable, None, logits, answer_key, prompt, outcome)
         gain = (played.reward.ravel() - table.values[prompt]) / prompt.size
