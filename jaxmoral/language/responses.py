@@ -22,12 +22,12 @@ WHITESPACE = b" \t\n\r\x0b\x0c"
 class Trie(NamedTuple):
     """The legal responses as arrays; tries of several label pairs are stacked, padded alike.
 
-    Two numbers past the last edge have a meaning: `num_edges` is no edge, and `num_edges + 1` is an
-    edge that cannot be taken.
+    Paths are filled up with `no_edge`; those of padding are made of the number after it, the closed
+    edge, which cannot be taken.
 
     Attributes:
       edge_node, edge_token: `[num_edges]` int32; the continuations of inner nodes that stay legal.
-        Padding edges leave node `num_prefixes`, which does not exist.
+        Padding edges leave `no_node`.
       spelling_edges: `[num_spellings, budget]` int32 edges that make up each spelling.
       spelling_action: `[num_spellings]` int32, the action a spelling stands for (0 or 1).
       prefix_edges: `[num_prefixes, budget]` int32 edges that lead to each inner node.
@@ -38,6 +38,16 @@ class Trie(NamedTuple):
     spelling_edges: np.ndarray | jax.Array
     spelling_action: np.ndarray | jax.Array
     prefix_edges: np.ndarray | jax.Array
+
+    @property
+    def no_edge(self) -> int:
+        """Takes nothing; it follows the end of a path."""
+        return self.edge_node.shape[-1]
+
+    @property
+    def no_node(self) -> int:
+        """Does not exist; padding edges leave it."""
+        return self.prefix_edges.shape[-2]
 
 
 class Responses(NamedTuple):
@@ -134,9 +144,11 @@ def _as_arrays(complete: list[tuple[tuple[int, ...], int]], budget: int) -> Resp
     )
     edges = sorted({(prefixes.index(s[:i]), s[i]) for s in sequences for i in range(len(s))})
 
+    no_edge = len(edges)
+
     def path(sequence: tuple[int, ...]) -> list[int]:
         steps = [edges.index((prefixes.index(sequence[:i]), t)) for i, t in enumerate(sequence)]
-        return steps + [len(edges)] * (budget - len(steps))
+        return steps + [no_edge] * (budget - len(steps))
 
     trie = Trie(
         edge_node=np.array([node for node, _ in edges], np.int32),
@@ -150,28 +162,28 @@ def _as_arrays(complete: list[tuple[tuple[int, ...], int]], budget: int) -> Resp
 
 def stack(tries: Sequence[Trie]) -> Trie:
     """Stacks tries on a new leading axis; what pads one can neither be reached nor taken."""
-    num_edges = max(len(trie.edge_node) for trie in tries)
     num_spellings = max(len(trie.spelling_action) for trie in tries)
-    num_prefixes, budget = np.max([trie.prefix_edges.shape for trie in tries], axis=0)
+    no_edge = max(trie.no_edge for trie in tries)
+    closed_edge = no_edge + 1
+    no_node = max(trie.no_node for trie in tries)
+    budget = max(trie.prefix_edges.shape[1] for trie in tries)
 
     def pad(trie: Trie) -> Trie:
-        own_edges = len(trie.edge_node)
-
         def paths(edges: np.ndarray | jax.Array, rows: int) -> np.ndarray:
-            padded = np.full((rows, budget), num_edges, np.int32)
-            padded[len(edges) :] = num_edges + 1
-            padded[: len(edges), : edges.shape[1]] = np.where(edges < own_edges, edges, num_edges)
+            padded = np.full((rows, budget), no_edge, np.int32)
+            padded[len(edges) :] = closed_edge
+            padded[: len(edges), : edges.shape[1]] = np.where(edges < trie.no_edge, edges, no_edge)
             return padded
 
-        spare = (0, num_edges - own_edges)
+        spare = (0, no_edge - trie.no_edge)
         return Trie(
-            edge_node=np.pad(trie.edge_node, spare, constant_values=num_prefixes),
+            edge_node=np.pad(trie.edge_node, spare, constant_values=no_node),
             edge_token=np.pad(trie.edge_token, spare),
             spelling_edges=paths(trie.spelling_edges, num_spellings),
             spelling_action=np.pad(
                 trie.spelling_action, (0, num_spellings - len(trie.spelling_action))
             ),
-            prefix_edges=paths(trie.prefix_edges, num_prefixes),
+            prefix_edges=paths(trie.prefix_edges, no_node),
         )
 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, tries))
@@ -197,7 +209,7 @@ def legal_tokens(trie: Trie, vocab_size: int) -> jax.Array:
 
 def edge_sources(trie: Trie) -> jax.Array:
     """The inner node each edge leaves, `[num_edges]` int32; the last one of padding edges."""
-    return jnp.minimum(jnp.asarray(trie.edge_node), len(trie.prefix_edges) - 1)
+    return jnp.minimum(jnp.asarray(trie.edge_node), trie.no_node - 1)
 
 
 def follow(edges: chex.Array, outside: chex.Array, trie: Trie) -> Paths:
@@ -214,9 +226,10 @@ def follow(edges: chex.Array, outside: chex.Array, trie: Trie) -> Paths:
     own = jnp.where(node == jnp.arange(outside.shape[1])[:, None], edges[:, None], -jnp.inf)
     normaliser = jax.nn.logsumexp(jnp.concatenate([outside[..., None], own], -1), axis=-1)
 
-    no_edge, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
     taken = edges - normaliser[:, edge_sources(trie)]
-    taken = jnp.concatenate([taken, no_edge, never], -1)
+    # `no_edge` is sure to be taken, the closed edge never.
+    sure, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
+    taken = jnp.concatenate([taken, sure, never], -1)
     reaching = taken[:, trie.prefix_edges].sum(-1)
     return Paths(taken[:, trie.spelling_edges].sum(-1), reaching + outside - normaliser)
 
@@ -288,8 +301,8 @@ def sample_answer(
         jnp.asarray(trie.spelling_edges)[spelling],
         jnp.asarray(trie.prefix_edges)[prefix],
     )
-    known = jnp.sum(edges < len(trie.edge_token), axis=-1)
-    tokens = jnp.asarray(trie.edge_token)[jnp.minimum(edges, len(trie.edge_token) - 1)]
+    known = jnp.sum(edges < trie.no_edge, axis=-1)
+    tokens = jnp.asarray(trie.edge_token)[jnp.minimum(edges, trie.no_edge - 1)]
     place = jnp.arange(tokens.shape[1])
     wrong = (place == known[:, None]) & ~is_legal[:, None]
     tokens = jnp.where(wrong, outside[:, None], tokens)

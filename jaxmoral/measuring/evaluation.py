@@ -309,7 +309,9 @@ def _describe_policy(
             shares["sampled"] = measured.sampled[index]
         if "long-run" in settings.protocols:
             machine = machine_player(find_opponent(config, opponent, game))
-            shares["long-run"] = meet([agent_player(memory, table)], [machine], 1).long_run[0, 0]
+            shares["long-run"] = meet(
+                [agent_player(memory, table)], [machine], num_rounds=1
+            ).long_run[0, 0]
         opponents[opponent] = {
             protocol: describe_shares(found, tables, game) for protocol, found in shares.items()
         }

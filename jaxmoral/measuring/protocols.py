@@ -136,7 +136,8 @@ def exact_visits(
     table: jax.Array, opponent: Opponent, *, memory: Memory, num_rounds: int
 ) -> jax.Array:
     """Expected shares of each kind of round of a policy against a machine; see `chain.visits`."""
-    return visits(against(memory, opponent), by_state(memory, table), num_rounds)
+    policy = by_state(memory, table)
+    return visits(against(memory, opponent), policy, num_rounds=num_rounds)
 
 
 def _play(
@@ -150,7 +151,14 @@ def _play(
     key, log_probs, opponent = pair
     no_rewards = jnp.zeros((1, memory.num_previous, 3, memory.num_moves))
     arena = Environment(opponent, no_rewards)
-    played = rollout(key, log_probs, arena, memory, num_episodes, num_rounds)
+    played = rollout(
+        key,
+        log_probs[None],
+        arena,
+        memory=memory,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
+    )
     return sampled_visits(played, memory)
 
 
@@ -178,7 +186,15 @@ def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
     key, memory = jax.random.key(PAPER_SEED), make_memory()
     arena = Environment(get_opponent("random"), jnp.zeros((1, memory.num_previous, 3, 2)))
     num_rounds, num_episodes = draws.coin.shape
-    played = rollout(key, log_probs[-1], arena, memory, num_episodes, num_rounds, draws)
+    played = rollout(
+        key,
+        log_probs[-1:],
+        arena,
+        memory=memory,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
+        draws=draws,
+    )
     shares = []
     for index, others in enumerate(log_probs[:-1]):
         seen = others[played.prompt.astype(jnp.int32)]

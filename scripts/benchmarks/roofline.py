@@ -150,9 +150,15 @@ def stages(
     arena = jax.device_put(environment(config))
 
     def play(key, table, arena):
-        episodes = rollout(
-            key, table.log_probs, arena, memory, config.env.episodes, config.env.rounds
+        players = rollout(
+            key,
+            table.log_probs[None],
+            arena,
+            memory=memory,
+            num_episodes=config.env.episodes,
+            num_rounds=config.env.rounds,
         )
+        episodes = jax.tree.map(lambda field: field[0], players)
         batch = make_batch(table, episodes, episodes.reward, config.ppo)
         return batch, sampled_metrics(table, episodes, table.log_probs, memory)
 
