@@ -51,7 +51,8 @@ class Match:
         self._random = np.random.default_rng(seed)
         self._state = memory.start
         for _ in range(memory.opening):
-            self._state = memory.next_state[(self._state, *self._random.integers(0, 2, 2))]
+            own, other = self._random.integers(0, 2, 2)
+            self._state = memory.next_state[self._state, own, other]
 
     @property
     def history(self) -> History:
@@ -67,7 +68,8 @@ class Match:
         agents_points = users_points = 0.0
         if agents_move != ILLEGAL:
             agents_points, users_points = self.game.payoffs[:, agents_move, users_move].tolist()
-        self._state = self.memory.next_state[self._state, agents_move, users_move]
+        counted = self.memory.effective[self._state, agents_move]
+        self._state = self.memory.next_state[self._state, counted, users_move]
         return Round(prompt, agents_move, users_move, agents_points, users_points)
 
 

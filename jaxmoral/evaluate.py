@@ -1,7 +1,6 @@
 """The command `python -m jaxmoral.evaluate`: measure an agent on every game at once."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +74,18 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"a run's configuration is fixed; unknown flags {' '.join(flags)}")
     if run is None and update is not None:
         raise UserError("--update: an untrained model has no checkpoints; leave it out")
-    split: Callable = lambda text: split_outside(text, ",") if text else None
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
     cluster.start()
     use_compilation_cache()
     chosen = {
-        name: split(getattr(arguments, name))
+        name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
         for name in ("games", "opponents", "suites", "protocols")
     }
     if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
-        _evaluate_members(run, chosen, update)
+        _evaluate_members(run, chosen, update=update)
         return
     if output is None and run is not None:
         output = _file_of(run, update)
@@ -114,7 +112,7 @@ def _file_of(folder: Path, update: Which) -> Path:
     return path
 
 
-def _evaluate_members(home: Path, chosen: dict[str, Any], update: Which) -> None:
+def _evaluate_members(home: Path, chosen: dict[str, Any], *, update: Which) -> None:
     lines = []
     files = {name: _file_of(home / name, update) for name in member_names(home)}
     for folder, member in load_population(home, update):

@@ -87,7 +87,9 @@ def row(trained: jaxmoral.TrainedAgent) -> str:
     defects = values.argmax(-1)
     memory = make_memory(num_moves=arena.rewards.shape[-1])
     assert arena.opponent is not None
-    shares = visits(against(memory, arena.opponent), jnp.eye(3)[defects], config.env.rounds)
+    shares = visits(
+        against(memory, arena.opponent), jnp.eye(3)[defects], num_rounds=config.env.rounds
+    )
     best, worst = float((shares * arena.rewards).sum()), float(np.min(arena.rewards))
     mean = exact["rewards"][reward]
     share = mean / best if best > 0 else (mean - worst) / (best - worst)

@@ -65,9 +65,9 @@ def saved(monkeypatch):
     found = {}
     save = Checkpoints.save
 
-    def spy(self, update, state, members, rewards):
+    def spy(self, update, state, *, members, rewards):
         found[update] = np.array(state.players.trainable["logits"]), list(rewards)
-        return save(self, update, state, members, rewards)
+        return save(self, update, state, members=members, rewards=rewards)
 
     monkeypatch.setattr(Checkpoints, "save", spy)
     return found

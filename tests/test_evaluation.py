@@ -183,7 +183,9 @@ def test_base_stands_beside_tuned():
     assert result["policies"] == ["base", "tuned"]
     base = played(result, "ipd")["base"]["remembered"]["CD"]
     assert base == pytest.approx({"C": 1 / 3, "D": 1 / 3, "illegal": 1 / 3}, abs=1e-5)
-    shares = visits(against(make_memory(), get_opponent("random")), np.full((4, 3), 1 / 3), 5)
+    shares = visits(
+        against(make_memory(), get_opponent("random")), np.full((4, 3), 1 / 3), num_rounds=5
+    )
     kinds = exact(result, "ipd", policy="base")["action_types"]
     after_d = np.asarray(shares)[[1, 3]]  # CD and DD
     assert kinds["C|D"] == pytest.approx(float(after_d[:, 0].sum()), abs=1e-5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_rollout import play_alone
 
 from jaxmoral import config
 from jaxmoral.config import PPOConfig
@@ -18,7 +19,7 @@ from jaxmoral.world.games import get_game
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.opponents import get_opponent, machine, noisy
 from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
-from jaxmoral.world.rollout import Environment, rollout, rollout_pair
+from jaxmoral.world.rollout import Environment, rollout
 
 STICKY = machine([0.9, 0.2], [[0, 1, 0, 0], [1, 1, 0, 1]])  # states that prompts do not show
 
@@ -78,7 +79,7 @@ def test_it_is_the_mean_of_sampled_estimates(name):
 
     @jax.jit
     def sample(key):
-        played = rollout(key, table.log_probs, arena, memory, 50_000, 4)
+        played = play_alone(key, table.log_probs, arena, memory, 50_000, 4)
         batch = make_batch(table, played, played.reward, settings)
         by_previous = sampled_shares(played, memory)
         return estimate(table, batch, logits), by_previous, played.reward.mean()
@@ -113,7 +114,7 @@ def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
 
     @jax.jit
     def sample(key):
-        both = rollout_pair(key, log_probs, arena, memory, 50_000, 5)
+        both = rollout(key, log_probs, arena, memory=memory, num_episodes=50_000, num_rounds=5)
         played = jax.tree.map(lambda x: x[0], both)
         batch = make_batch(table, played, played.reward, settings)
         return estimate(table, batch, logits), played.reward.mean()
@@ -206,7 +207,7 @@ def test_without_discount_it_is_the_gradient_of_the_expected_reward():
 
     def expected(logits):
         policy = chain.by_state(memory, chain.memory_policy(jax.nn.log_softmax(logits)))
-        shares = chain.visits(chain.against(memory, opponent), policy, 5)
+        shares = chain.visits(chain.against(memory, opponent), policy, num_rounds=5)
         return jnp.sum(shares * rewards[0])
 
     gradient = estimate(table, batch, logits)

@@ -24,9 +24,9 @@ def test_a_walk_remembers_what_a_list_does(num_rounds, num_moves, blank):
             other = random.integers(num_moves)
             last = rounds[-1][0] if rounds else C
             own = last if outcome == ILLEGAL else outcome
-            assert machine.last_own[state] == last
+            assert machine.effective[state].tolist() == [C, D, last]
             rounds.append((own, other))
-            state = machine.next_state[state, outcome, other]
+            state = machine.next_state[state, machine.effective[state, outcome], other]
             assert machine.previous[state] == own * num_moves + other
             if len(rounds) >= machine.opening:
                 newest = rounds[max(len(rounds) - num_rounds, 0) :]
@@ -64,7 +64,32 @@ def test_a_blank_start_remembers_nothing_and_has_a_prompt_for_that(num_rounds, n
     assert machine.opening == 0
     assert machine.histories[machine.shown[machine.start]] == ()
     assert machine.previous[machine.start] == 2 * num_moves
-    assert machine.last_own[machine.start] == C
+    assert machine.effective[machine.start, ILLEGAL] == C
+
+
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.parametrize(("num_rounds", "num_moves"), SIZES)
+def test_the_rule_of_a_round_is_what_the_tables_say(num_rounds, num_moves, blank):
+    """In every state in which a round can be played, and from the start into it."""
+    machine = memory.make_memory(num_rounds, num_moves, blank)
+    state, outcome, other = np.indices((machine.num_playable, 3, num_moves)).astype(np.int32)
+    own = machine.counted(state, outcome)
+    np.testing.assert_array_equal(own, machine.effective[state, outcome])
+    following = machine.after(state, own, other)
+    np.testing.assert_array_equal(following, machine.next_state[state, np.asarray(own), other])
+    assert np.max(following) < machine.num_playable
+    np.testing.assert_array_equal(machine.newest(state), machine.previous[state])
+    for order in range(memory.NUM_ORDERS):
+        shown = machine.shown[state] * memory.NUM_ORDERS + order
+        prompt = machine.prompt(state, np.full_like(state, order))
+        np.testing.assert_array_equal(prompt, shown)
+        assert np.max(prompt) < machine.num_prompts
+    cells = [*itertools.product((C, D), range(num_moves))]
+    for number, rounds in enumerate(itertools.product(cells, repeat=machine.opening)):
+        state = np.int32(machine.start)
+        for own, other in rounds:
+            state = machine.after(state, np.int32(own), np.int32(other))
+        assert state == (machine.start if blank else number)
 
 
 def test_names_of_rounds_and_histories():

@@ -85,7 +85,7 @@ def players():
 @pytest.mark.parametrize("name", players())
 def test_a_meeting_is_what_simulation_gives(name):
     one, two = players()[name]
-    exact = pairs.meet([one], [two], 4).episode[0, 0]
+    exact = pairs.meet([one], [two], num_rounds=4).episode[0, 0]
     assert exact.sum() == pytest.approx(1)
     sampled = simulate(one, two, 4, 10_000, seed=0)
     np.testing.assert_allclose(exact, sampled, atol=5 * 0.5 / np.sqrt(10_000))
@@ -94,13 +94,15 @@ def test_a_meeting_is_what_simulation_gives(name):
 @pytest.mark.parametrize("name", players())
 def test_the_long_run_is_that_of_long_episodes(name):
     one, two = players()[name]
-    meeting = pairs.meet([one], [two], 20_000)
+    meeting = pairs.meet([one], [two], num_rounds=20_000)
     np.testing.assert_allclose(meeting.long_run, meeting.episode, atol=1e-3)
 
 
 def test_the_long_run_of_periodic_and_absorbing_chains():
     machine = lambda name: pairs.machine_player(get_opponent(name))
-    cooperation = lambda a, b: pairs.meet([machine(a)], [machine(b)], 1).long_run[0, 0, :, 0].sum()
+    cooperation = lambda a, b: (
+        pairs.meet([machine(a)], [machine(b)], num_rounds=1).long_run[0, 0, :, 0].sum()
+    )
     assert cooperation("tit-for-tat", "suspicious-tit-for-tat") == pytest.approx(0.5)  # in turns
     assert cooperation("alternator", "always-defect") == pytest.approx(0.5)
     assert cooperation("grim-trigger", "alternator") == pytest.approx(0, abs=1e-8)
@@ -111,17 +113,18 @@ def test_the_long_run_of_periodic_and_absorbing_chains():
 def test_it_equals_the_chain_that_training_uses(opponent):
     memory, policy = make_memory(), random_policy(4, 5)
     machine = get_opponent(opponent)
-    meeting = pairs.meet([pairs.agent_player(memory, policy)], [pairs.machine_player(machine)], 5)
-    found = chain.visits(chain.against(memory, machine), np.float32(policy), 5)
+    ours, theirs = pairs.agent_player(memory, policy), pairs.machine_player(machine)
+    meeting = pairs.meet([ours], [theirs], num_rounds=5)
+    found = chain.visits(chain.against(memory, machine), np.float32(policy), num_rounds=5)
     np.testing.assert_allclose(meeting.episode[0, 0], found, atol=1e-6)
 
 
 def test_groups_are_computed_as_each_pair_alone():
     ours = [pairs.agent_player(make_memory(), random_policy(4, seed)) for seed in range(3)]
     others = [pairs.machine_player(memory_one(p, 0.1, 0.8, p)) for p in (0.2, 0.9)]
-    together = pairs.meet(ours, others, 6)
+    together = pairs.meet(ours, others, num_rounds=6)
     for i, j in itertools.product(range(3), range(2)):
-        alone = pairs.meet([ours[i]], [others[j]], 6)
+        alone = pairs.meet([ours[i]], [others[j]], num_rounds=6)
         np.testing.assert_allclose(together.episode[i, j], alone.episode[0, 0], atol=1e-12)
         np.testing.assert_allclose(together.long_run[i, j], alone.long_run[0, 0], atol=1e-9)
     names = ["tit-for-tat", "anti-tit-for-tat", "grim-trigger", "random", "always-defect"]
@@ -149,12 +152,16 @@ def test_the_best_response_is_the_best_of_all_plans(name):
 
     player = pairs.machine_player(opponent)
     expected = search(int(opponent.start), 5) / 5
-    assert pairs.best_response(player, payoffs, 5) == pytest.approx(expected)
+    assert pairs.best_response(player, payoffs, num_rounds=5) == pytest.approx(expected)
 
 
 def test_known_best_responses():
     payoffs = get_game("ipd").payoffs[0].astype(float)
-    best = lambda name: pairs.best_response(pairs.machine_player(get_opponent(name)), payoffs, 100)
+
+    def best(name):
+        player = pairs.machine_player(get_opponent(name))
+        return pairs.best_response(player, payoffs, num_rounds=100)
+
     assert best("always-cooperate") == pytest.approx(4)
     assert best("always-defect") == pytest.approx(1)
     assert best("tit-for-tat") == pytest.approx((99 * 3 + 4) / 100)  # defect in the last round
@@ -162,7 +169,7 @@ def test_known_best_responses():
     mirror = np.eye(3)[[0, 1, 0, 1]]
     agent = pairs.agent_player(make_memory(), mirror)
     after_d = (0 + 98 * 3 + 4) / 100  # C at once brings co-operation back
-    assert pairs.best_response(agent, payoffs, 100) == pytest.approx(
+    assert pairs.best_response(agent, payoffs, num_rounds=100) == pytest.approx(
         0.5 * (99 * 3 + 4) / 100 + 0.5 * after_d
     )
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_rollout import play_alone
 
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
@@ -41,7 +42,7 @@ from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import Gemma
 from jaxmoral.world import chain, games, opponents, rewards
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.rollout import Environment, rollout, rollout_pair
+from jaxmoral.world.rollout import Environment, rollout
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -234,7 +235,7 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
     opt_state = optimiser.init(trainable)
     table = policy.bind((), NONE).table(trainable)
     rollout_key, order_key, _ = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
-    played = rollout(rollout_key, table.log_probs, arena, ONE, 64, 5)
+    played = play_alone(rollout_key, table.log_probs, arena, ONE, 64, 5)
     reward = np.asarray(played.reward)
     if normalised:
         reward = (reward - reward.mean()) / (reward.std(ddof=1) + 1e-6)
@@ -293,7 +294,7 @@ def test_two_learners_are_two_plain_loops(level):
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 3)
     log_probs = jax.nn.log_softmax(before["logits"])
-    both = rollout_pair(keys[0], log_probs, arena, ONE, 64, 5)
+    both = rollout(keys[0], log_probs, arena, memory=ONE, num_episodes=64, num_rounds=5)
     for player in (0, 1):
         trainable = jax.tree.map(lambda x, at=player: x[at], before)
         played = jax.tree.map(lambda x, at=player: x[at], both)
@@ -339,12 +340,13 @@ def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
         if learners != 1:
             machine = opponents.stack([machine, opponents.get_opponent("prober")])
         arena = Environment(machine, np.stack(tables), noise)
-        played = rollout(keys[2], log_probs[0], arena, memory, 200_000, 4)
+        played = play_alone(keys[2], log_probs[0], arena, memory, 200_000, 4)
         others, points = None, arena.rewards
     else:
         tables = [rewards.add_illegal_opponent(one, "zero", "game", -6.0) for one in tables]
         arena = Environment(None, np.stack([tables] * 2), noise)
-        both = rollout_pair(keys[2], log_probs, arena, memory, 200_000, 4)
+        sizes = {"num_episodes": 200_000, "num_rounds": 4}
+        both = rollout(keys[2], log_probs, arena, memory=memory, **sizes)
         played, others, points = alone(both), log_probs[1], arena.rewards[0]
     batch = make_batch(table, played, played.reward, config)
     exact, shares, reward = exact_batch(

@@ -11,7 +11,7 @@ import pytest
 from jaxmoral.measuring.protocols import sampled_visits
 from jaxmoral.world import chain, games, opponents, rewards
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.rollout import Environment, rollout, rollout_pair
+from jaxmoral.world.rollout import Environment, rollout
 
 COIN = np.array([0.25, 0.75], np.float32)
 # C after C; after a D of the agent's, C with probability 0.3.
@@ -70,6 +70,16 @@ def random_table(seed, memory=ONE):
     return jax.nn.log_softmax(jax.random.normal(jax.random.key(seed), shape))
 
 
+def only_player(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def play_alone(key, log_probs, arena, memory, num_episodes, num_rounds, draws=None):
+    """A rollout of one agent, without the axis of players."""
+    sizes = {"num_episodes": num_episodes, "num_rounds": num_rounds}
+    return only_player(rollout(key, log_probs[None], arena, memory=memory, **sizes, draws=draws))
+
+
 def table(name, game):
     return rewards.reward_table(games.get_game(game), rewards.get_reward(name), 2.5, -6.25)
 
@@ -122,8 +132,8 @@ def mean_policy(log_probs):
 def exact_visits(setting, log_probs, num_rounds):
     memory = setting.memory
     policy = chain.by_state(memory, chain.memory_policy(log_probs))
-    walk = chain.against(memory, setting.machine(), setting.environment().noise)
-    return chain.visits(walk, policy, num_rounds)
+    walk = chain.against(memory, setting.machine(), noise=setting.environment().noise)
+    return chain.visits(walk, policy, num_rounds=num_rounds)
 
 
 def check_visits(setting, num_rounds):
@@ -135,7 +145,7 @@ def check_visits(setting, num_rounds):
     np.testing.assert_allclose(exact.sum(), 1, rtol=1e-6)
 
     arena, memory = setting.environment(), setting.memory
-    played = rollout(jax.random.key(5), log_probs, arena, memory, 200_000, num_rounds)
+    played = play_alone(jax.random.key(5), log_probs, arena, memory, 200_000, num_rounds)
     sampled = sampled_visits(played, memory)
     # Rounds of an episode are correlated; each share has at most the error of 200,000 coins.
     np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(200_000))
@@ -158,7 +168,7 @@ def check_rounds(setting, name, num_episodes=300):
     opponent, arena, memory = setting.machine(), setting.environment(name), setting.memory
     num_moves, key = memory.num_moves, jax.random.key(0)
     log_probs = random_table(1, memory)
-    played = jax.device_get(rollout(key, log_probs, arena, memory, num_episodes, 7))
+    played = jax.device_get(play_alone(key, log_probs, arena, memory, num_episodes, 7))
     prompts = np.concatenate([played.prompt, played.last_prompt[None]])
     assert prompts.dtype == np.int16
     for episode in range(num_episodes):
@@ -196,7 +206,7 @@ def test_rounds_follow_the_rules_whatever_is_remembered(setting):
 def test_a_trembling_hand_turns_moves_over_but_no_illegal_answers():
     setting = Setting(noise=0.2, opponent="random")
     arena, log_probs = setting.environment(), random_table(1)
-    played = rollout(jax.random.key(0), log_probs, arena, setting.memory, 50_000, 3)
+    played = play_alone(jax.random.key(0), log_probs, arena, setting.memory, 50_000, 3)
     played = jax.device_get(played)
     happened = np.concatenate([played.prompt, played.last_prompt[None]])[1:] // 8
     for outcome in (0, 1):
@@ -214,7 +224,7 @@ def test_several_games_are_played_side_by_side():
     tables = np.stack([table("game", name) for name in ("ipd", "bos", "icn")])
     arena = Environment(MACHINES["random"], tables)
     log_probs = jnp.concatenate([random_table(seed) for seed in range(3)])
-    played = rollout(jax.random.key(0), log_probs, arena, ONE, 60_000, 2)
+    played = play_alone(jax.random.key(0), log_probs, arena, ONE, 60_000, 2)
     game = np.arange(60_000) % 3
     np.testing.assert_array_equal(played.prompt // 16, np.tile(game, (2, 1)))
     np.testing.assert_array_equal(played.last_prompt // 16, game)
@@ -234,7 +244,7 @@ def test_each_game_has_a_machine_of_its_own(num_rounds):
     machines = opponents.stack([MACHINES[name] for name in names])
     arena = Environment(machines, np.stack([table("game", "ipd")] * 3))
     log_probs = jnp.concatenate([random_table(seed) for seed in range(3)])
-    played = rollout(jax.random.key(0), log_probs, arena, ONE, 60_000, num_rounds)
+    played = play_alone(jax.random.key(0), log_probs, arena, ONE, 60_000, num_rounds)
     for index, name in enumerate(names):
         own = jax.tree.map(lambda x, at=index: x[..., at::3], played)
         exact = exact_visits(Setting(opponent=name), random_table(index), num_rounds)
@@ -246,21 +256,21 @@ def test_as_many_prompts_as_a_configuration_allows_are_numbered_apart():
     num_games = 2**15 // 16
     tables = np.zeros((num_games, 5, 3, 2), np.float32)
     log_probs, arena = jnp.tile(random_table(0), (num_games, 1)), Environment(GENEROUS, tables)
-    played = rollout(jax.random.key(0), log_probs, arena, ONE, num_games, 2)
+    played = play_alone(jax.random.key(0), log_probs, arena, ONE, num_games, 2)
     for prompt in (*played.prompt, played.last_prompt):
         np.testing.assert_array_equal(prompt // 16, np.arange(num_games))
 
 
 def test_rewards_keep_their_fractions():
     arena = Setting(opponent="random").environment()
-    played = rollout(jax.random.key(0), random_table(0), arena, ONE, 100, 3)
+    played = play_alone(jax.random.key(0), random_table(0), arena, ONE, 100, 3)
     assert played.reward.dtype == jnp.float32
     assert -6.25 in np.asarray(played.reward)
 
 
 def test_presentations_are_uniform_and_independent():
     arena = Setting().environment()
-    played = rollout(jax.random.key(2), random_table(0), arena, ONE, 50_000, 6)
+    played = play_alone(jax.random.key(2), random_table(0), arena, ONE, 50_000, 6)
     orders = np.asarray(played.prompt) % 4
     counts = np.bincount(orders.ravel(), minlength=4) / orders.size
     np.testing.assert_allclose(counts, 0.25, atol=0.005)
@@ -274,7 +284,7 @@ def test_the_two_sides_moves_are_independent(game):
     setting = Setting(game=game, opponent="random(0.37)")
     memory, chances = setting.memory, np.asarray(setting.machine().opening)
     log_probs = jnp.log(jnp.broadcast_to(jnp.array([0.5, 0.3, 0.2]), random_table(0, memory).shape))
-    played = rollout(jax.random.key(7), log_probs, setting.environment(), memory, 200_000, 1)
+    played = play_alone(jax.random.key(7), log_probs, setting.environment(), memory, 200_000, 1)
     cell = np.asarray(played.outcome * len(chances) + played.other_action)
     joint = np.bincount(cell.ravel(), minlength=3 * len(chances))
     others = [0.37, 0.63] if game == "ipd" else [0.37**2, 2 * 0.37 * 0.63, 0.63**2]
@@ -286,7 +296,7 @@ def test_machines_vmap():
     stacked = opponents.stack(list(MACHINES.values()))
     stacked = jax.tree.map(jnp.asarray, stacked)
     policy = chain.by_state(ONE, chain.memory_policy(random_table(3)))
-    shares = lambda opponent: chain.visits(chain.against(ONE, opponent), policy, 3)
+    shares = lambda opponent: chain.visits(chain.against(ONE, opponent), policy, num_rounds=3)
     for found, opponent in zip(jax.vmap(shares)(stacked), MACHINES.values(), strict=True):
         np.testing.assert_allclose(found, shares(opponent), atol=1e-6)
 
@@ -314,7 +324,9 @@ def test_two_agents_follow_the_rules(rule, setting):
     """Mirrored memories, each one's own points, and the rule for an illegal opponent."""
     memory, arena = setting.memory, Environment(None, pair_rewards(rule))
     log_probs = jnp.stack([random_table(1, memory), random_table(2, memory)])
-    played = jax.device_get(rollout_pair(jax.random.key(0), log_probs, arena, memory, 200, 6))
+    played = jax.device_get(
+        rollout(jax.random.key(0), log_probs, arena, memory=memory, num_episodes=200, num_rounds=6)
+    )
     payoffs = games.get_game("bos").payoffs
     prompts = np.concatenate([played.prompt, played.last_prompt[:, None]], axis=1)
     for episode in range(200):
@@ -390,14 +402,16 @@ def test_the_chain_of_two_agents_equals_enumeration_and_sampling(setting):
     log_probs = jnp.stack([random_table(1, memory), random_table(2, memory)])
     own, other = (chain.memory_policy(table) for table in log_probs)
     noise = setting.environment().noise
-    walk = chain.between(memory, other, noise)
-    exact = chain.visits(walk, chain.by_state(memory, own), 3)
+    walk = chain.between(memory, other, noise=noise)
+    exact = chain.visits(walk, chain.by_state(memory, own), num_rounds=3)
     expected = pair_visits_by_enumeration([mean_policy(t) for t in log_probs], setting, 3)
     np.testing.assert_allclose(exact, expected, atol=1e-6)
 
     arena = Environment(None, pair_rewards("zero"), noise)
-    played = rollout_pair(jax.random.key(0), log_probs, arena, memory, 200_000, 3)
-    first = jax.tree.map(lambda x: x[0], played)
+    played = rollout(
+        jax.random.key(0), log_probs, arena, memory=memory, num_episodes=200_000, num_rounds=3
+    )
+    first = only_player(played)
     cells = (np.asarray(first.previous, int) * 3 + first.outcome) * 3 + first.other_action
     sampled = np.bincount(cells.ravel(), minlength=45).reshape(5, 3, 3) / cells.size
     np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(200_000))
@@ -411,7 +425,121 @@ def test_an_agent_that_plays_tit_for_tat_is_the_machine():
     legal = jax.nn.log_softmax(random_table(4).at[:, 2].set(-50.0))
     log_probs = jnp.stack([legal, mirror.reshape(16, 3)])
     arena = Environment(None, pair_rewards("zero"))
-    played = rollout_pair(jax.random.key(3), log_probs, arena, ONE, 200_000, 5)
-    sampled = sampled_visits(jax.tree.map(lambda x: x[0], played), ONE)
+    played = rollout(
+        jax.random.key(3), log_probs, arena, memory=ONE, num_episodes=200_000, num_rounds=5
+    )
+    sampled = sampled_visits(only_player(played), ONE)
     exact = exact_visits(Setting(opponent="tit-for-tat"), legal, 5)
     np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(200_000))
+
+
+def draw_numbers(key, shape):
+    """A number in [0, 1) and a label order for every player and episode."""
+    bits = np.asarray(jax.random.bits(key, (np.prod(shape),))).reshape(shape)
+    return (bits >> 8) / 2**24, bits % 4
+
+
+def choose(number, probs):
+    """What a number stands for in a distribution, and how far into its share it lies."""
+    edges = np.concatenate([[0], np.cumsum(np.asarray(probs, float))])
+    choice = int((number >= edges[1:-1]).sum())
+    return choice, (number - edges[choice]) / (edges[choice + 1] - edges[choice])
+
+
+def rollout_by_hand(key, log_probs, setting, num_episodes, num_rounds):
+    """Prompts, outcomes and the other's moves, one episode after the other.
+
+    Two agents if there are two tables, else one and the setting's machine.
+    """
+    probs, opponent, noise = np.exp(np.asarray(log_probs, float)), setting.machine(), setting.noise
+    players = range(len(probs))
+    shape = (len(probs), num_episodes)
+    start_key, rounds_key = jax.random.split(key)
+    begin = [jax.random.fold_in(start_key, i) if i else start_key for i in range(setting.opening)]
+    remembered = [draw_numbers(key, shape) for key in begin]
+    drawn = [draw_numbers(key, shape) for key in jax.random.split(rounds_key, num_rounds + 1)]
+    seen = np.zeros((3, len(probs), num_rounds, num_episodes), int)
+    last_prompt = np.zeros(shape, int)
+    for episode in range(num_episodes):
+        rounds, state = [[] for _ in players], int(opponent.start)
+        for index, (numbers, orders) in enumerate(remembered):
+            moves = orders[:, episode] % 2
+            other = moves[::-1]
+            if len(probs) == 1:
+                other = [choose(numbers[0, episode], opponent.moves[state])[0]]
+                if index == 0:
+                    other = [choose(numbers[0, episode], opponent.opening)[0]]
+                state = opponent.next_state[state, other[0], moves[0]]
+            for player in players:
+                rounds[player].append((moves[player], other[player]))
+        for t, (numbers, orders) in enumerate(drawn):
+            prompts = [4 * setting.shown(rounds[p]) + orders[p, episode] for p in players]
+            if t == num_rounds:
+                last_prompt[:, episode] = prompts
+                break
+            rest = list(numbers[:, episode])
+            if len(probs) == 1:
+                other, rest[0] = choose(rest[0], opponent.moves[state])
+            outcomes, happened, moves = [], [], []
+            for player in players:
+                outcome, left = choose(rest[player], probs[player, prompts[player]])
+                turned = 1 - outcome if outcome < 2 and left < (noise or 0) else outcome
+                last = rounds[player][-1][0] if rounds[player] else 0
+                outcomes.append(outcome)
+                happened.append(turned)
+                moves.append(last if turned == 2 else turned)
+            others, counted = happened[::-1], moves[::-1]
+            if len(probs) == 1:
+                others = counted = [other]
+                state = opponent.next_state[state, other, moves[0]]
+            seen[:, :, t, episode] = prompts, outcomes, others
+            for player in players:
+                rounds[player].append((moves[player], counted[player]))
+    return (*seen, last_prompt)
+
+
+ALONE = [(setting, 1) for setting in [Setting(), *SETTINGS, *NOISY]]
+PAIRS = [(setting, 2) for setting, _ in ALONE if setting.game == "ipd"]
+
+
+@pytest.mark.parametrize(("setting", "num_players"), [*ALONE, *PAIRS], ids=str)
+def test_a_rollout_is_a_plain_loop_over_the_same_random_numbers(setting, num_players):
+    """So that runs that go on from a checkpoint stay in the stream that they began in."""
+    memory, arena = setting.memory, setting.environment()
+    if num_players == 2:
+        arena = Environment(None, pair_rewards("zero"), arena.noise)
+    log_probs = jnp.stack([random_table(seed, memory) for seed in range(num_players)])
+    key = jax.random.key(9)
+    played = rollout(key, log_probs, arena, memory=memory, num_episodes=40, num_rounds=5)
+    by_hand = rollout_by_hand(key, log_probs, setting, 40, 5)
+    names = ("prompt", "outcome", "other_action", "last_prompt")
+    for name, expected in zip(names, by_hand, strict=True):
+        np.testing.assert_array_equal(getattr(played, name), expected, err_msg=name)
+
+
+def test_two_agents_play_several_games_side_by_side():
+    """Each by every third episode; each player has its own rewards in each."""
+    tables = np.concatenate(
+        [pair_rewards("penalty", game=name) for name in ("ipd", "bos", "icn")], 1
+    )
+    log_probs = jnp.stack(
+        [jnp.concatenate([random_table(3 * player + i) for i in range(3)]) for player in (0, 1)]
+    )
+    arena = Environment(None, tables)
+    played = rollout(
+        jax.random.key(0), log_probs, arena, memory=ONE, num_episodes=60_000, num_rounds=2
+    )
+    game = np.arange(60_000) % 3
+    np.testing.assert_array_equal(played.prompt // 16, np.tile(game, (2, 2, 1)))
+    np.testing.assert_array_equal(played.last_prompt // 16, np.tile(game, (2, 1)))
+    for player in (0, 1):
+        own = jax.tree.map(lambda x, at=player: x[at], played)
+        expected = tables[player, game, own.previous, own.outcome, own.other_action]
+        np.testing.assert_array_equal(own.reward, expected)
+        for index in range(3):
+            probs = mean_policy(random_table(3 * player + index))
+            for previous in range(4):
+                there = (own.previous == previous) & (game == index)
+                shares = np.bincount(own.outcome[there], minlength=3) / there.sum()
+                error = 5 * 0.5 / np.sqrt(there.sum())
+                np.testing.assert_allclose(shares, probs[previous], atol=error)

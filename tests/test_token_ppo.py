@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel
 from test_ppo import NONE, ONE, TABLE, alone, environment, inputs_of, tiny_policy
 from test_responses import PIECES, STOP
+from test_rollout import play_alone
 
 from jaxmoral import config as configs
 from jaxmoral.language.responses import index_pieces, outcome_log_probs, sample_answer, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.batches import make_token_batch, token_rewards
-from jaxmoral.learning.collect import Setup, play
 from jaxmoral.learning.losses import exact_entropy
 from jaxmoral.learning.state import init_state, make_optimiser
 from jaxmoral.models.huggingface import LINEAR_NAMES
@@ -160,9 +160,8 @@ def test_an_update_equals_the_papers_formulas(tiny, tmp_path, epochs, trees):
 
     # What was played and said, from the same keys.
     keys = jax.random.split(jax.random.fold_in(seed_key, 0), 3)
-    given, setup = inputs_of(config, arena), Setup(policy, config, ONE, 10, 4, 5)
     table, logits = policy.bind(weights, inputs).table_and_logits(trainable)
-    played = alone(play(keys[0], table.log_probs[None], given, setup))
+    played = play_alone(keys[0], table.log_probs, arena, ONE, 4, 5)
     prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
     answer_key = jax.random.split(keys[1], 1)[0]
     tokens = policy.bind(weights, inputs).write(

@@ -88,10 +88,10 @@ class StopAfter:
     def __init__(self, monkeypatch, update, number):
         to_record = metrics.to_record
 
-        def spy(current, *rest):
+        def spy(current, *rest, **named):
             if current == update:
                 os.kill(os.getpid(), number)
-            return to_record(current, *rest)
+            return to_record(current, *rest, **named)
 
         monkeypatch.setattr(metrics, "to_record", spy)
 
@@ -346,9 +346,9 @@ def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
     at_update = {}
     to_record = metrics.to_record
 
-    def spy(current, *rest):
+    def spy(current, *rest, **named):
         at_update[current] = len(compiled)
-        return to_record(current, *rest)
+        return to_record(current, *rest, **named)
 
     monkeypatch.setattr(metrics, "to_record", spy)
     try:

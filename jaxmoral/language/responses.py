@@ -23,12 +23,12 @@ WHITESPACE = b" \t\n\r\x0b\x0c"
 class Trie(NamedTuple):
     """The legal responses as arrays; tries of several label pairs are stacked, padded alike.
 
-    Two numbers past the last edge have a meaning: `num_edges` is no edge, and `num_edges + 1` is an
-    edge that cannot be taken.
+    Paths are filled up with `no_edge`; those of padding are made of the number after it, the closed
+    edge, which cannot be taken.
 
     Attributes:
       edge_node, edge_token: `[num_edges]` int32; the continuations of inner nodes that stay legal.
-        Padding edges leave node `num_prefixes`, which does not exist.
+        Padding edges leave `no_node`.
       spelling_edges: `[num_spellings, budget]` int32 edges that make up each spelling.
       spelling_action: `[num_spellings]` int32, the action a spelling stands for (0 or 1).
       prefix_edges: `[num_prefixes, budget]` int32 edges that lead to each inner node.
@@ -39,6 +39,16 @@ class Trie(NamedTuple):
     spelling_edges: np.ndarray | jax.Array
     spelling_action: np.ndarray | jax.Array
     prefix_edges: np.ndarray | jax.Array
+
+    @property
+    def no_edge(self) -> int:
+        """Takes nothing; it follows the end of a path."""
+        return self.edge_node.shape[-1]
+
+    @property
+    def no_node(self) -> int:
+        """Does not exist; padding edges leave it."""
+        return self.prefix_edges.shape[-2]
 
 
 class Responses(NamedTuple):
@@ -159,9 +169,11 @@ def _as_arrays(complete: list[tuple[tuple[int, ...], int]], budget: int) -> Resp
     )
     edges = sorted({(prefixes.index(s[:i]), s[i]) for s in sequences for i in range(len(s))})
 
+    no_edge = len(edges)
+
     def path(sequence: tuple[int, ...]) -> list[int]:
         steps = [edges.index((prefixes.index(sequence[:i]), t)) for i, t in enumerate(sequence)]
-        return steps + [len(edges)] * (budget - len(steps))
+        return steps + [no_edge] * (budget - len(steps))
 
     trie = Trie(
         edge_node=np.array([node for node, _ in edges], np.int32),
@@ -185,30 +197,31 @@ class TrieSize(NamedTuple):
 def size_of(tries: Sequence[Trie]) -> TrieSize:
     """The size that has room for each of some tries."""
     sizes = [
-        TrieSize(len(t.edge_node), len(t.spelling_action), *t.prefix_edges.shape) for t in tries
+        TrieSize(trie.no_edge, len(trie.spelling_action), *trie.prefix_edges.shape)
+        for trie in tries
     ]
     return TrieSize(*map(max, zip(*sizes, strict=True)))
 
 
 def pad(trie: Trie, size: TrieSize) -> Trie:
     """A trie of a size; what pads it can neither be reached nor taken."""
-    own_edges = len(trie.edge_node)
+    no_edge, closed_edge, no_node = size.edges, size.edges + 1, size.prefixes
 
     def paths(edges: np.ndarray | jax.Array, rows: int) -> np.ndarray:
-        padded = np.full((rows, size.budget), size.edges, np.int32)
-        padded[len(edges) :] = size.edges + 1
-        padded[: len(edges), : edges.shape[1]] = np.where(edges < own_edges, edges, size.edges)
+        padded = np.full((rows, size.budget), no_edge, np.int32)
+        padded[len(edges) :] = closed_edge
+        padded[: len(edges), : edges.shape[1]] = np.where(edges < trie.no_edge, edges, no_edge)
         return padded
 
-    spare = (0, size.edges - own_edges)
+    spare = (0, no_edge - trie.no_edge)
     return Trie(
-        edge_node=np.pad(trie.edge_node, spare, constant_values=size.prefixes),
+        edge_node=np.pad(trie.edge_node, spare, constant_values=no_node),
         edge_token=np.pad(trie.edge_token, spare),
         spelling_edges=paths(trie.spelling_edges, size.spellings),
         spelling_action=np.pad(
             trie.spelling_action, (0, size.spellings - len(trie.spelling_action))
         ),
-        prefix_edges=paths(trie.prefix_edges, size.prefixes),
+        prefix_edges=paths(trie.prefix_edges, no_node),
     )
 
 
@@ -238,7 +251,7 @@ def legal_tokens(trie: Trie, vocab_size: int) -> jax.Array:
 
 def edge_sources(trie: Trie) -> jax.Array:
     """The inner node each edge leaves, `[num_edges]` int32; the last one of padding edges."""
-    return jnp.minimum(jnp.asarray(trie.edge_node), len(trie.prefix_edges) - 1)
+    return jnp.minimum(jnp.asarray(trie.edge_node), trie.no_node - 1)
 
 
 def follow(edges: chex.Array, outside: chex.Array, trie: Trie) -> Paths:
@@ -255,9 +268,10 @@ def follow(edges: chex.Array, outside: chex.Array, trie: Trie) -> Paths:
     own = jnp.where(node == jnp.arange(outside.shape[1])[:, None], edges[:, None], -jnp.inf)
     normaliser = jax.nn.logsumexp(jnp.concatenate([outside[..., None], own], -1), axis=-1)
 
-    no_edge, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
     taken = edges - normaliser[:, edge_sources(trie)]
-    taken = jnp.concatenate([taken, no_edge, never], -1)
+    # `no_edge` is sure to be taken, the closed edge never.
+    sure, never = jnp.zeros((len(edges), 1)), jnp.full((len(edges), 1), -jnp.inf)
+    taken = jnp.concatenate([taken, sure, never], -1)
     reaching = taken[:, trie.prefix_edges].sum(-1)
     return Paths(taken[:, trie.spelling_edges].sum(-1), reaching + outside - normaliser)
 
@@ -329,8 +343,8 @@ def sample_answer(
         jnp.asarray(trie.spelling_edges)[spelling],
         jnp.asarray(trie.prefix_edges)[prefix],
     )
-    known = jnp.sum(edges < len(trie.edge_token), axis=-1)
-    tokens = jnp.asarray(trie.edge_token)[jnp.minimum(edges, len(trie.edge_token) - 1)]
+    known = jnp.sum(edges < trie.no_edge, axis=-1)
+    tokens = jnp.asarray(trie.edge_token)[jnp.minimum(edges, trie.no_edge - 1)]
     place = jnp.arange(tokens.shape[1])
     wrong = (place == known[:, None]) & ~is_legal[:, None]
     tokens = jnp.where(wrong, outside[:, None], tokens)

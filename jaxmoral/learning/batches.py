@@ -196,23 +196,23 @@ def _expected_game(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """`[num_prompts, 3]` weights and advantages, shares and mean reward of one game."""
     if opponent is not None:
-        chain = chains.against(memory, opponent, noise)
+        chain = chains.against(memory, opponent, noise=noise)
     else:
         assert others_log_probs is not None
-        chain = chains.between(memory, chains.memory_policy(others_log_probs), noise)
+        chain = chains.between(memory, chains.memory_policy(others_log_probs), noise=noise)
     probs = jnp.exp(table.log_probs).reshape(-1, NUM_ORDERS, 3)
     policy = chains.by_state(memory, probs)
     rewards = chains.noisy_rewards(rewards, noise)
     visited, advantage = chains.expected_advantages(
         chain,
         policy,
-        rewards,
-        chains.by_state(memory, table.values.reshape(-1, NUM_ORDERS)),
-        num_rounds,
-        config.gamma,
-        config.gae_lambda,
+        rewards=rewards,
+        values=chains.by_state(memory, table.values.reshape(-1, NUM_ORDERS)),
+        num_rounds=num_rounds,
+        gamma=config.gamma,
+        lam=config.gae_lambda,
     )
-    shares = chains.visits(chain, policy.mean(1), num_rounds)
+    shares = chains.visits(chain, policy.mean(1), num_rounds=num_rounds)
     # What the prompt does not show is averaged over: it is all the same to the policy.
     seen = chains.by_shown(memory, visited)
     mean = chains.by_shown(memory, visited[:, None, None] * advantage)

@@ -85,7 +85,7 @@ def changed_keys(config: Config, saved: Config) -> list[str]:
 class Checkpoints:
     """The checkpoints of one run folder, numbered by update."""
 
-    def __init__(self, run_folder: Path, kept: Sequence[int] = (), writable: bool = False):
+    def __init__(self, run_folder: Path, kept: Sequence[int] = (), *, writable: bool = False):
         """Opens the folder.
 
         Args:
@@ -169,6 +169,7 @@ class Checkpoints:
         self,
         update: int,
         state: TrainState,
+        *,
         members: Mapping[str, Config],
         rewards: Iterable[float],
     ) -> None:
@@ -206,6 +207,7 @@ class Checkpoints:
         self,
         like: TrainState,
         members: Mapping[str, Config],
+        *,
         update: int | None = None,
         set_aside: bool = False,
         say: Callable[[str], None] = print,
@@ -235,10 +237,10 @@ class Checkpoints:
                 raise UserError(
                     f"no checkpoint of update {update} in {self._folder}; there are {shown}"
                 )
-            return self._read(update, like, members, say)
+            return self._read(update, like, members=members, say=say)
         for index in reversed(range(len(known))):
             try:
-                state = self._read(known[index], like, members, say)
+                state = self._read(known[index], like, members=members, say=say)
             except _Damaged as error:
                 if index == 0:
                     raise UserError(f"{error}; there is no other one") from error
@@ -253,6 +255,7 @@ class Checkpoints:
         self,
         update: int,
         like: TrainState,
+        *,
         members: Mapping[str, Config],
         say: Callable[[str], None],
     ) -> TrainState:
@@ -406,8 +409,10 @@ def _seal(config: Mapping[str, Any], about: Mapping[str, Any]) -> int:
 def _shapes(tree: Any) -> dict[str, tuple]:
     """Names of a pytree's arrays to their shapes and types."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
-    return {name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(leaf.shape), str(leaf.dtype))
+        for path, leaf in leaves
+    }
 
 
 def shown_members(names: Iterable[str]) -> str:

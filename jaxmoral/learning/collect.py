@@ -28,7 +28,7 @@ from jaxmoral.learning.losses import Metrics, ppo_loss, token_loss
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.state import Moments, TrainState, UpdateInputs, per_player
 from jaxmoral.world.memory import Memory
-from jaxmoral.world.rollout import Trajectories, rollout, rollout_pair
+from jaxmoral.world.rollout import Trajectories, rollout
 
 PyTree = Any
 
@@ -227,13 +227,16 @@ def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: 
 
 
 def play(key: jax.Array, log_probs: jax.Array, inputs: UpdateInputs, setup: Setup) -> Trajectories:
-    """One agent against a machine or two against each other, `[num_players, ...]` either way."""
-    environment = inputs.environment
-    sizes = setup.memory, setup.num_episodes, setup.num_rounds, inputs.draws
-    if environment.opponent is None:
-        return rollout_pair(key, log_probs, environment, *sizes)
-    alone = rollout(key, log_probs[0], environment, *sizes)
-    return jax.tree.map(lambda x: x[None], alone)
+    """An update's episodes, given the players' `[num_players, num_prompts, 3]`."""
+    return rollout(
+        key,
+        log_probs,
+        inputs.environment,
+        memory=setup.memory,
+        num_episodes=setup.num_episodes,
+        num_rounds=setup.num_rounds,
+        draws=inputs.draws,
+    )
 
 
 def read_tables(

@@ -70,13 +70,19 @@ def paper_draws(config: Config) -> Callable[[int], Draws | None]:
         return lambda update: None
     streams, made = Streams(config.seed), -1
     newest: Draws | None = None
-    sizes = env.episodes, env.rounds, len(player_games(config))
+    num_players = len(player_games(config))
     remembered = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
 
     def draw(update: int) -> Draws | None:
         nonlocal made, newest
         while made < update:
-            newest = streams.draw(*sizes, remembered, env.opponent == "random")
+            newest = streams.draw(
+                env.episodes,
+                env.rounds,
+                num_players=num_players,
+                remembered=remembered,
+                coin=env.opponent == "random",
+            )
             made += 1
         return newest
 

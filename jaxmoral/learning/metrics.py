@@ -20,17 +20,17 @@ ACTION_TYPES = tuple(f"{outcome}|{other}" for outcome in OUTCOMES for other in "
 
 
 def to_record(
-    update: int, episodes: int, seconds: float, metrics: dict[str, Any], num_members: int = 1
+    update: int, metrics: dict[str, Any], *, episodes: int, seconds: float, num_members: int = 1
 ) -> dict:
     """Plain numbers from an update's metrics.
 
     Args:
       update: how many updates were made, this one included.
-      episodes: how many episodes were played so far, by each member.
-      seconds: the wall time of this update.
       metrics: `[num_players]` each, "action_types" `[num_players, 3 (outcome), 2 or 3 (opponent's
         previous move)]`; of a population with a leading axis of members. A second player's are
         found under "opponent".
+      episodes: how many episodes were played so far, by each member.
+      seconds: the wall time of this update.
       num_members: with more than one, every number is a list of the members' numbers.
     """
     players: list[dict] = []

@@ -16,6 +16,7 @@ from jaxmoral.models.load import same_base
 def go_on(
     folder: Path,
     members: Mapping[str, Config],
+    *,
     extend: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Config] | None:
@@ -53,7 +54,7 @@ def go_on(
             f"the checkpoint in {folder} belongs to another configuration; it differs in"
             f" {', '.join(dict.fromkeys(changed))}"
         )
-    _check_length(folder, found, saved, extend, say)
+    _check_length(folder, found, saved=saved, extend=extend, say=say)
     return found
 
 
@@ -90,6 +91,7 @@ def changed_before(config: Config, saved: Config) -> list[str]:
 def _check_length(
     folder: Path,
     members: Mapping[str, Config],
+    *,
     saved: Mapping[str, Config],
     extend: bool,
     say: Callable[[str], None],

@@ -121,5 +121,5 @@ def _restore(
         held: tuple[int | None, TrainState] | None = None
         for index, number in zip(wanted, chosen, strict=True):
             if held is None or held[0] != number:
-                held = number, checkpoints.restore(fresh, members, number)
+                held = number, checkpoints.restore(fresh, members, update=number)
             yield held[1] if len(members) == 1 else member_state(held[1], index)

@@ -95,8 +95,8 @@ def expected_reward(
     noise = environment.noise
     rewards = jnp.asarray(environment.rewards)
     if environment.opponent is None:
-        chain, (rewards,) = chains.between(memory, policies[1], noise), rewards[0]
+        chain, (rewards,) = chains.between(memory, policies[1], noise=noise), rewards[0]
     else:
-        chain, (rewards,) = chains.against(memory, environment.opponent, noise), rewards
-    shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds)
+        chain, (rewards,) = chains.against(memory, environment.opponent, noise=noise), rewards
+    shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds=num_rounds)
     return jnp.sum(shares * chains.noisy_rewards(rewards, noise))

@@ -97,7 +97,7 @@ def _train(
         say = _say_nothing
     resolved = {name: resolve(config) for name, config in members.items()}
     check_population(list(resolved.values()))
-    begun = go_on(folder, members, extend, say) if folder and resume else None
+    begun = go_on(folder, members, extend=extend, say=say) if folder and resume else None
     started = time.perf_counter()
     settled, agents = _make_agents(begun or resolved, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
@@ -184,7 +184,7 @@ def _loop_in(
         if resumed:
             state = checkpoints.restore(state, members, set_aside=True, say=say)
         else:
-            checkpoints.save(0, state, members, score(state))
+            checkpoints.save(0, state, members=members, rewards=score(state))
         with _open_log(folder, int(state.update)) as log:
             if resumed:  # it may be longer now
                 on_first(lambda: write_configs(members, folder))
@@ -225,7 +225,11 @@ def _loop(
             values = jax.device_get(values)
             seconds = time.perf_counter() - began
             record = metrics.to_record(
-                update, update * config.env.episodes, seconds, values, len(members)
+                update,
+                values,
+                episodes=update * config.env.episodes,
+                seconds=seconds,
+                num_members=len(members),
             )
             record |= _drawn(members, update - 1)
             bad = np.flatnonzero(~metrics.finite(values, len(members)))
@@ -246,7 +250,7 @@ def _loop(
             if keep and (due or update in switches(members)):
                 if keep.log:
                     keep.log.sync()  # a checkpoint never knows more than the metrics do
-                keep.checkpoints.save(update, state, members, keep.score(state))
+                keep.checkpoints.save(update, state, members=members, rewards=keep.score(state))
             if stopped:
                 break
     return state, history, stopped or None

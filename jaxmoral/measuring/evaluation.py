@@ -68,7 +68,7 @@ def evaluate_agent(
       UserError: there is no such run, game, opponent or suite, the checkpoint cannot be used, or
         the model cannot run a suite.
     """
-    config, agent, trained, made = _tested(source, update)
+    config, agent, trained, made = _read_source(source, update)
     overrides = {
         "games": games,
         "opponents": opponents,
@@ -80,13 +80,15 @@ def evaluate_agent(
     config = configs.parse(tree)
     resolve(config)
     chosen = chosen_conditions(config, agent.presentation)
-    _check_fit(config, agent, chosen)
+    _check_fit(agent, config, chosen=chosen)
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
     return {"update": made} | describe(config, chosen, measured=measured)
 
 
-def _check_fit(config: Config, agent: Agent, chosen: dict[str, dict[str, Condition]]) -> None:
+def _check_fit(
+    agent: Agent, config: Config, *, chosen: Mapping[str, Mapping[str, Condition]]
+) -> None:
     """Raises UserError if the agent cannot be measured by a protocol or in a suite."""
     memory = agent.presentation.remembers(training_game(config))
     usual = config.env.memory == 1 and not config.env.blank_start and memory.num_moves == 2
@@ -105,7 +107,7 @@ def _check_fit(config: Config, agent: Agent, chosen: dict[str, dict[str, Conditi
             )
 
 
-def _tested(
+def _read_source(
     source: TrainedAgent | Path | str | Config, update: Which
 ) -> tuple[Config, Agent, PyTree | None, int | None]:
     """The settled configuration, the agent, what was trained and in how many updates, if it was."""
@@ -249,7 +251,6 @@ def describe(
     settings = config.evaluation
     some = next(iter(measured.values()))
     names = ["base", "tuned"][: len(some.policies)]
-    xi = xi_of(config)
     seen = seen_in_training(config, presentation_with(config, config.prompt.labels))
     made = configs.to_dict(config)
     for key in ("suites", "games", "opponents", "protocols"):
@@ -260,7 +261,7 @@ def describe(
     suites: dict[str, dict[str, Any]] = {suite: {} for suite in chosen}
     for suite, named in chosen.items():
         for name, condition in named.items():
-            tables = reward_tables(config, condition.game, xi)
+            tables = reward_tables(config, condition.game)
             found = {}
             for index, policy in enumerate(names):
                 own = jax.tree.map(itemgetter(index), measured[condition.key])
@@ -276,19 +277,19 @@ def describe(
         "protocols": list(settings.protocols),
         "episodes": settings.episodes,
         "rounds": settings.rounds,
-        "xi": xi,
+        "xi": xi_of(config),
         "r_illegal": config.reward.illegal,
         "largest_gap": gap,
         "suites": suites,
     }
 
 
-def reward_tables(config: Config, game: Game, xi: float) -> dict[str, np.ndarray]:
+def reward_tables(config: Config, game: Game) -> dict[str, np.ndarray]:
     """Tables of the paper's rewards, of all simple ones, and of those the run was trained with."""
     own = [config.reward.name, config.reward.then]
     names = dict.fromkeys([*PAPER_REWARDS, *REWARDS, *(name for name in own if name)])
-    illegal = config.reward.illegal
-    return {name: reward_table(game, get_reward(name), xi, illegal) for name in names}
+    points = xi_of(config), config.reward.illegal
+    return {name: reward_table(game, get_reward(name), *points) for name in names}
 
 
 def _describe_policy(
@@ -318,7 +319,9 @@ def _describe_policy(
             shares["sampled"] = measured.sampled[index]
         if "long-run" in settings.protocols:
             machine = machine_player(find_opponent(config, opponent, game))
-            shares["long-run"] = meet([agent_player(memory, table)], [machine], 1).long_run[0, 0]
+            shares["long-run"] = meet(
+                [agent_player(memory, table)], [machine], num_rounds=1
+            ).long_run[0, 0]
         opponents[opponent] = {
             protocol: describe_shares(found, tables, game) for protocol, found in shares.items()
         }

@@ -101,4 +101,4 @@ def fingerprint(policy: np.ndarray, rates: np.ndarray) -> np.ndarray:
     """
     agent = agent_player(make_memory(), policy)
     others = [machine_player(memoryless(float(rate))) for rate in rates]
-    return meet([agent], others, 1).long_run[0].sum((1, 3))[:, 0]
+    return meet([agent], others, num_rounds=1).long_run[0].sum((1, 3))[:, 0]

@@ -90,15 +90,16 @@ def measure(
     num_conditions = len(jax.tree.leaves(tested.inputs)[0])
     opponents = jax.tree.map(jnp.asarray, tested.opponents)
     xs = (jax.random.split(tested.key, num_conditions), tested.inputs, opponents)
-    each = partial(_measure_condition, policy, tested, protocols)
+    each = partial(_measure_condition, policy=policy, tested=tested, protocols=protocols)
     return jax.tree.map(lambda x: constrain(x, layout), map_spread(each, xs, layout))
 
 
 def _measure_condition(
+    condition: tuple[jax.Array, PyTree, Opponent],
+    *,
     policy: Policy,
     tested: Tested,
     protocols: Protocols,
-    condition: tuple[jax.Array, PyTree, Opponent],
 ) -> Measured:
     """Every policy against every opponent in one condition: its key, inputs and opponents."""
     key, inputs, opponents = condition
@@ -135,7 +136,8 @@ def exact_visits(
     table: jax.Array, opponent: Opponent, *, memory: Memory, num_rounds: int
 ) -> jax.Array:
     """Expected shares of each kind of round of a policy against a machine; see `chain.visits`."""
-    return visits(against(memory, opponent), by_state(memory, table), num_rounds)
+    policy = by_state(memory, table)
+    return visits(against(memory, opponent), policy, num_rounds=num_rounds)
 
 
 def _play(
@@ -149,7 +151,14 @@ def _play(
     key, log_probs, opponent = pair
     no_rewards = jnp.zeros((1, memory.num_previous, 3, memory.num_moves))
     arena = Environment(opponent, no_rewards)
-    played = rollout(key, log_probs, arena, memory, num_episodes, num_rounds)
+    played = rollout(
+        key,
+        log_probs[None],
+        arena,
+        memory=memory,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
+    )
     return sampled_visits(played, memory)
 
 
@@ -177,7 +186,15 @@ def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:
     key, memory = jax.random.key(PAPER_SEED), make_memory()
     arena = Environment(get_opponent("random"), jnp.zeros((1, memory.num_previous, 3, 2)))
     num_rounds, num_episodes = draws.coin.shape
-    played = rollout(key, log_probs[-1], arena, memory, num_episodes, num_rounds, draws)
+    played = rollout(
+        key,
+        log_probs[-1:],
+        arena,
+        memory=memory,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
+        draws=draws,
+    )
     shares = []
     for index, others in enumerate(log_probs[:-1]):
         seen = others[played.prompt.astype(jnp.int32)]

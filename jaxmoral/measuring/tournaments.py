@@ -90,7 +90,7 @@ def entrant(
     policies = _policies(agent.policy, agent.frozen, inputs, trainable)
     memory = agent.presentation.remembers(games[0])
     try:
-        players = [agent_player(memory, policy, noise) for policy in np.asarray(policies)]
+        players = [agent_player(memory, policy, noise=noise) for policy in np.asarray(policies)]
     except UserError as error:
         raise UserError(f"agents: {name}: {error}") from None
     keys = [(game.name, second) for game in games for second in (False, True)]
@@ -218,13 +218,17 @@ def hold(
             for span in ("episode", "long_run")
         }
         exploited = [
-            best_response(one.players[game.name, True], game.payoffs[0].astype(float), num_rounds)
-            for one in entrants
+            best_response(
+                entrant.players[game.name, True],
+                game.payoffs[0].astype(float),
+                num_rounds=num_rounds,
+            )
+            for entrant in entrants
         ]
         prints = np.zeros((len(names), len(RATES)))
         players = [one.players[game.name, False] for one in entrants]
         for rows in group_players(players):
-            meeting = meet([players[row] for row in rows], machines, 1)
+            meeting = meet([players[row] for row in rows], machines, num_rounds=1)
             prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
         payoffs = np.array(measured["long_run"]["game"])
         start = np.full(len(names), 1 / len(names), np.float32)
@@ -275,7 +279,9 @@ def _side(
     }
     for rows in group_players(ours):
         for columns in group_players(theirs):
-            meeting = meet([ours[i] for i in rows], [theirs[j] for j in columns], num_rounds)
+            meeting = meet(
+                [ours[i] for i in rows], [theirs[j] for j in columns], num_rounds=num_rounds
+            )
             place = np.ix_(rows, columns)
             for span, shares in zip(found, meeting, strict=True):
                 outcomes, others = shares.shape[-2:]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, playable
+from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory
 from jaxmoral.world.opponents import Opponent
 
 
@@ -45,12 +45,6 @@ def _one_hot(index: np.ndarray, size: int) -> np.ndarray:
     return np.eye(size, dtype=np.float32)[index]
 
 
-def _own_effect(memory: Memory) -> np.ndarray:
-    effect = np.tile(np.eye(3, 2, dtype=np.float32), (len(memory.previous), 1, 1))
-    effect[:, ILLEGAL] = _one_hot(memory.last_own, 2)
-    return effect
-
-
 def _trembling(effect: chex.Array, noise: chex.Array | None) -> jax.Array:
     """`[h, 3, 2]` with the legal outcomes' effects blurred."""
     effect = jnp.asarray(effect)
@@ -60,15 +54,16 @@ def _trembling(effect: chex.Array, noise: chex.Array | None) -> jax.Array:
     return effect.at[:, :ILLEGAL].set(blurred)
 
 
-def _arrive(memory: Memory, size: int) -> np.ndarray:
-    return _one_hot(memory.next_state[:size, :ILLEGAL], len(memory.previous))[..., :size]
+def _follows(memory: Memory) -> np.ndarray:
+    """`[num_states, e, f, num_states]`, 1 for the state that follows."""
+    return _one_hot(memory.next_state, len(memory.previous))
 
 
-def _kind(memory: Memory, size: int) -> np.ndarray:
-    return _one_hot(memory.previous[:size], memory.num_previous)
+def _kind(memory: Memory) -> np.ndarray:
+    return _one_hot(memory.previous[: memory.num_playable], memory.num_previous)
 
 
-def against(memory: Memory, opponent: Opponent, noise: chex.Array | None = None) -> Chain:
+def against(memory: Memory, opponent: Opponent, *, noise: chex.Array | None = None) -> Chain:
     """The chain of an agent that meets a machine.
 
     Args:
@@ -76,13 +71,12 @@ def against(memory: Memory, opponent: Opponent, noise: chex.Array | None = None)
       opponent: who is played.
       noise: see `rollout.Environment`.
     """
-    size = playable(memory)
+    size, follows = memory.num_playable, _follows(memory)
     moves = jnp.asarray(opponent.moves)
     chex.assert_shape(moves, (None, memory.num_moves))
     machine = jax.nn.one_hot(opponent.next_state, len(moves))
     here = jax.nn.one_hot(memory.start, len(memory.previous))
     distribution = here[:, None] * jax.nn.one_hot(opponent.start, len(moves))
-    follows = _one_hot(memory.next_state[:, :ILLEGAL], len(memory.previous))
     for index in range(memory.opening):
         chances = moves if index else jnp.broadcast_to(opponent.opening, moves.shape)
         rounds = 0.5 * jnp.einsum("hs,sf->hfs", distribution, chances)
@@ -90,15 +84,15 @@ def against(memory: Memory, opponent: Opponent, noise: chex.Array | None = None)
     return Chain(
         start=distribution[:size],
         moves=jnp.broadcast_to(moves, (size, *moves.shape)),
-        own_effect=_trembling(_own_effect(memory)[:size], noise),
+        own_effect=_trembling(_one_hot(memory.effective[:size], 2), noise),
         other_effect=jnp.broadcast_to(jnp.eye(memory.num_moves), (size, *[memory.num_moves] * 2)),
         machine=machine,
-        arrive=_arrive(memory, size),
-        kind=_kind(memory, size),
+        arrive=follows[:size, ..., :size],
+        kind=_kind(memory),
     )
 
 
-def between(memory: Memory, others_policy: jax.Array, noise: chex.Array | None = None) -> Chain:
+def between(memory: Memory, others_policy: jax.Array, *, noise: chex.Array | None = None) -> Chain:
     """The chain of an agent that meets another one.
 
     Args:
@@ -106,14 +100,13 @@ def between(memory: Memory, others_policy: jax.Array, noise: chex.Array | None =
       others_policy: `[num_histories, 3]` of the other, by what it remembers itself.
       noise: of both.
     """
-    size = playable(memory)
-    mirrored = jnp.asarray(_mirror(memory))
-    effect = _own_effect(memory)
-    policy = others_policy[jnp.asarray(memory.shown)[mirrored[:size]]]
+    size, follows = memory.num_playable, _follows(memory)
+    mirrored = _mirror(memory)[:size]
+    effect = _one_hot(memory.effective, 2)
+    policy = others_policy[memory.shown[mirrored]]
     if noise is not None:
         flipped = policy.at[:, :ILLEGAL].set(policy[:, ILLEGAL - 1 :: -1])
         policy = (1 - noise) * policy + noise * flipped
-    follows = _one_hot(memory.next_state[:, :ILLEGAL], len(memory.previous))
     distribution = jax.nn.one_hot(memory.start, len(memory.previous))
     for _ in range(memory.opening):
         distribution = 0.25 * jnp.einsum("h,hefg->g", distribution, follows)
@@ -121,10 +114,10 @@ def between(memory: Memory, others_policy: jax.Array, noise: chex.Array | None =
         start=distribution[:size, None],
         moves=policy[:, None],
         own_effect=_trembling(effect[:size], noise),
-        other_effect=jnp.asarray(effect)[mirrored[:size]],
+        other_effect=jnp.asarray(effect[mirrored]),
         machine=jnp.ones((1, 2, 2, 1)),
-        arrive=_arrive(memory, size),
-        kind=_kind(memory, size),
+        arrive=follows[:size, ..., :size],
+        kind=_kind(memory),
     )
 
 
@@ -157,9 +150,9 @@ def memory_policy(log_probs: jax.Array) -> jax.Array:
 
 def by_state(memory: Memory, values: jax.Array) -> jax.Array:
     """`[num_histories, ...]` by what the prompt shows to `[h, ...]` by the agent's history."""
-    if len(values) == playable(memory):  # it shows all there is
+    if len(values) == memory.num_playable:  # it shows all there is
         return values
-    return values[jnp.asarray(memory.shown)[: playable(memory)]]
+    return values[jnp.asarray(memory.shown)[: memory.num_playable]]
 
 
 def by_shown(memory: Memory, values: jax.Array) -> jax.Array:
@@ -170,7 +163,7 @@ def by_shown(memory: Memory, values: jax.Array) -> jax.Array:
     return jnp.zeros((len(memory.histories), *values.shape[1:])).at[shown].add(values)
 
 
-def distributions(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array:
+def distributions(chain: Chain, policy: jax.Array, *, num_rounds: int) -> jax.Array:
     """Where episodes are before each round, `[num_rounds, h, s]`, given `[h, o]` probabilities."""
 
     def step(distribution, _):
@@ -182,12 +175,7 @@ def distributions(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array
     return jax.lax.scan(step, chain.start, None, num_rounds)[1]
 
 
-def kinds(chain: Chain, policy: jax.Array, distribution: jax.Array) -> jax.Array:
-    """Shares of each kind of round, `[num_previous, 3 (outcome as chosen), b]`, from `[h, s]`."""
-    return jnp.einsum("hs,ho,hsb,hp->pob", distribution, policy, chain.moves, chain.kind)
-
-
-def visits(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array:
+def visits(chain: Chain, policy: jax.Array, *, num_rounds: int) -> jax.Array:
     """How often each kind of round happens in an episode, as shares that add up to 1.
 
     Args:
@@ -200,7 +188,8 @@ def visits(chain: Chain, policy: jax.Array, num_rounds: int) -> jax.Array:
       `rewards.reward_table`, so a mean reward is the sum of their product.
     """
     chex.assert_shape(policy, (len(chain.start), 3))
-    return kinds(chain, policy, distributions(chain, policy, num_rounds).mean(0))
+    before = distributions(chain, policy, num_rounds=num_rounds).mean(0)
+    return jnp.einsum("hs,ho,hsb,hp->pob", before, policy, chain.moves, chain.kind)
 
 
 def noisy_rewards(rewards: chex.Array, noise: chex.Array | None) -> jax.Array:
@@ -215,6 +204,7 @@ def noisy_rewards(rewards: chex.Array, noise: chex.Array | None) -> jax.Array:
 def expected_advantages(
     chain: Chain,
     policy: jax.Array,
+    *,
     rewards: jax.Array,
     values: jax.Array,
     num_rounds: int,
@@ -237,7 +227,7 @@ def expected_advantages(
     """
     mean_policy, mean_value = policy.mean(1), values.mean(1)
     immediate = jnp.einsum("hp,pob,hsb->hso", chain.kind, rewards, chain.moves)
-    before = distributions(chain, mean_policy, num_rounds)
+    before = distributions(chain, mean_policy, num_rounds=num_rounds)
 
     def back(later, distribution):
         # `later` is [h', s']: the mean advantage of the round after.

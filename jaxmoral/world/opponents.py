@@ -68,6 +68,19 @@ def machine(
     return Opponent(moves, next_state, np.array(first, np.int32), moves[first])
 
 
+def watcher(states: Mapping[str, tuple[str, str, str]]) -> Opponent:
+    """A machine for two players that goes by the agent's moves alone.
+
+    Args:
+      states: by name, its first one first; of each what it plays, "C" or "D", and the names of the
+        states it goes to after the agent's C and after the agent's D.
+    """
+    numbers = {name: number for number, name in enumerate(states)}
+    cooperate = [float(move == "C") for move, _, _ in states.values()]
+    after = [[numbers[after_c], numbers[after_d]] for _, after_c, after_d in states.values()]
+    return machine(cooperate, [row * 2 for row in after])  # the same after its own C and D
+
+
 def memoryless(p_cooperate: float) -> Opponent:
     """Plays C with one probability, whatever happened."""
     return machine([p_cooperate], [[0, 0, 0, 0]])
@@ -87,13 +100,31 @@ def memory_one(cc: float, cd: float, dc: float, dd: float, first: float = 1.0) -
 def noisy(opponent: Opponent, noise: float) -> Opponent:
     """A trembling hand: each move comes out as the other one with probability `noise`."""
     noise = check_number("noise", noise, 0.0, 1.0)
-    tremble = lambda moves: ((1 - noise) * moves + noise * moves[..., ::-1]).astype(np.float32)
-    return opponent._replace(moves=tremble(opponent.moves), opening=tremble(opponent.opening))
+    moves, opening = (
+        ((1 - noise) * chances + noise * chances[..., ::-1]).astype(np.float32)
+        for chances in (opponent.moves, opponent.opening)
+    )
+    return opponent._replace(moves=moves, opening=opening)
+
+
+# Of machines with a state for each move that they play next.
+_C, _D = 0, 1
+
+
+def next_move(after: Sequence[int], first: int = _C) -> Opponent:
+    """A machine whose state is the move that it plays next.
+
+    Args:
+      after: what it plays after (its own move, the agent's) = CC, CD, DC, DD.
+      first: what it plays first.
+    """
+    return machine([1, 0], [after, after], first)
 
 
 def tit_for_tat() -> Opponent:
     """Repeats the agent's last legal move; it begins with C, but remembers a coin."""
-    return machine([1, 0], [[0, 1, 0, 1]] * 2)._replace(opening=np.array([0.5, 0.5], np.float32))
+    coin = np.array([0.5, 0.5], np.float32)
+    return next_move([_C, _D, _C, _D])._replace(opening=coin)
 
 
 def generous_tit_for_tat(generosity: float = 1 / 3) -> Opponent:
@@ -144,42 +175,60 @@ OPPONENTS: dict[str, Opponent] = {
     "always-cooperate": memoryless(1.0),
     "always-defect": memoryless(0.0),
     # Tit-for-tat that begins with D (Boyd & Lorberbaum 1987).
-    "suspicious-tit-for-tat": machine([1, 0], [[0, 1, 0, 1]] * 2, start=1),
+    "suspicious-tit-for-tat": next_move([_C, _D, _C, _D], first=_D),
     # D only after two D in a row (Axelrod 1984).
-    "tit-for-two-tats": machine([1, 1, 0], [[0, 1, 0, 1], [0, 2, 0, 2], [0, 2, 0, 2]]),
+    "tit-for-two-tats": watcher(
+        {
+            "content": ("C", "content", "warned"),
+            "warned": ("C", "content", "hit twice"),
+            "hit twice": ("D", "content", "hit twice"),
+        }
+    ),
     # Two D for each D (Axelrod 1984).
-    "two-tits-for-tat": machine([1, 0, 0], [[0, 2, 0, 2], [0, 2, 0, 2], [1, 2, 1, 2]]),
+    "two-tits-for-tat": watcher(
+        {
+            "content": ("C", "content", "first tit"),
+            "second tit": ("D", "content", "first tit"),
+            "first tit": ("D", "second tit", "first tit"),
+        }
+    ),
     # D for ever after one D (Friedman 1971).
-    "grim-trigger": machine([1, 0], [[0, 1, 0, 1], [1, 1, 1, 1]]),
+    "grim-trigger": watcher(
+        {"trusts": ("C", "trusts", "triggered"), "triggered": ("D", "triggered", "triggered")}
+    ),
     # Pavlov: repeats its move if the agent played C, else changes it (Nowak & Sigmund 1993).
-    "win-stay-lose-shift": machine([1, 0], [[0, 1, 1, 0]] * 2),
+    "win-stay-lose-shift": next_move([_C, _D, _D, _C]),
     # C, D, C, D, ... from its own last move.
-    "alternator": machine([1, 0], [[1, 1, 0, 0]] * 2),
+    "alternator": next_move([_D, _D, _C, _C]),
     # The opposite of the agent's last move (Axelrod library's AntiTitForTat).
-    "anti-tit-for-tat": machine([1, 0], [[1, 0, 1, 0]] * 2),
+    "anti-tit-for-tat": next_move([_D, _C, _D, _C]),
     # Begins with D, then the opposite of the agent's last move (Nachbar 1992).
-    "bully": machine([1, 0], [[1, 0, 1, 0]] * 2, start=1),
+    "bully": next_move([_D, _C, _D, _C], first=_D),
     # Tit-for-tat that takes advantage one time in ten (Joss in Axelrod 1980).
     "joss": memory_one(0.9, 0, 0.9, 0),
     # D after C met D; C again, two times in three, after both played D (Frean 1994).
     "firm-but-fair": memory_one(1, 0, 1, 2 / 3),
     # C, D opens a handshake; who played the same meets C for ever, others D (Robson 1990).
-    "handshake": machine(
-        [1, 0, 0, 1, 0],
-        [[1, 2, 1, 2], [4, 3, 4, 3], [4, 4, 4, 4], [3, 3, 3, 3], [4, 4, 4, 4]],
+    "handshake": watcher(
+        {
+            "offers": ("C", "shakes", "offended"),
+            "shakes": ("D", "foe", "friend"),
+            "offended": ("D", "foe", "foe"),
+            "friend": ("C", "friend", "friend"),
+            "foe": ("D", "foe", "foe"),
+        }
     ),
     # D, C, C, then D for ever if the agent's last two moves are C, else tit-for-tat (Li 2011).
-    "prober": machine(
-        [0, 1, 1, 1, 0, 1, 0],
-        [
-            [1, 1, 1, 1],
-            [2, 3, 2, 3],
-            [4, 6, 4, 6],
-            [5, 6, 5, 6],
-            [4, 4, 4, 4],
-            [5, 6, 5, 6],
-            [5, 6, 5, 6],
-        ],
+    "prober": watcher(
+        {
+            "probes": ("D", "waits", "waits"),
+            "waits": ("C", "saw C", "saw D"),
+            "saw C": ("C", "exploits", "answers D"),
+            "saw D": ("C", "answers C", "answers D"),
+            "exploits": ("D", "exploits", "exploits"),
+            "answers C": ("C", "answers C", "answers D"),
+            "answers D": ("D", "answers C", "answers D"),
+        }
     ),
 }
 
@@ -214,8 +263,11 @@ def noisy_contributor(num_players: int, name: str, noise: float) -> Contributor:
     """Another kind of contributor with a trembling hand."""
     plain = _get_contributor(num_players, name)
     noise = check_number("noise", noise, 0.0, 1.0)
-    tremble = lambda p: (1 - noise) * p + noise * (1 - p)
-    return Contributor(tremble(plain.cooperate), tremble(plain.first))
+    turned = Contributor(1 - plain.cooperate, 1 - plain.first)
+    return Contributor(
+        cooperate=(1 - noise) * plain.cooperate + noise * turned.cooperate,
+        first=(1 - noise) * plain.first + noise * turned.first,
+    )
 
 
 # What the others do in a game of more than two players (after Fischbacher et al. 2001).

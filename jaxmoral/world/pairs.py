@@ -7,13 +7,13 @@ float64. Players that differ in their probabilities only share the chain's shape
 are computed at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxmoral.errors import UserError
-from jaxmoral.world.memory import ILLEGAL, Memory
+from jaxmoral.world.memory import Memory
 from jaxmoral.world.opponents import Opponent
 
 # The long run is the limit of the mean over ever more rounds, here as a discounted mean: of an
@@ -40,7 +40,8 @@ class Structure(NamedTuple):
     def key(self) -> tuple:
         """Equal for equal structures."""
         arrays = (self.effective, self.next_state)
-        return (*((x.shape, np.ascontiguousarray(x).tobytes()) for x in arrays), *self[2:])
+        written = ((x.shape, np.ascontiguousarray(x).tobytes()) for x in arrays)
+        return (*written, self.start, self.tosses)
 
 
 class Player(NamedTuple):
@@ -57,7 +58,7 @@ class Player(NamedTuple):
     opening: np.ndarray
 
 
-def agent_player(memory: Memory, policy: np.ndarray, noise: float = 0.0) -> Player:
+def agent_player(memory: Memory, policy: np.ndarray, *, noise: float = 0.0) -> Player:
     """An agent with outcomes C, D and illegal.
 
     Args:
@@ -70,15 +71,15 @@ def agent_player(memory: Memory, policy: np.ndarray, noise: float = 0.0) -> Play
     """
     if len(policy) != len(memory.histories) or not np.isfinite(policy).all():
         raise UserError("the agent's policy has other histories than its game, or is not finite")
-    num_states = len(memory.previous)
-    effective = np.tile([0, 1, 0], (num_states, 1))
-    effective[:, ILLEGAL] = memory.last_own
     last = len(memory.histories) - 1
     outcomes = np.asarray(policy, np.float64)[np.minimum(memory.shown, last)]
     outcomes = outcomes / outcomes.sum(-1, keepdims=True)
     flipped = outcomes[:, [1, 0, 2]]
     structure = Structure(
-        effective, memory.next_state[:, :ILLEGAL], int(memory.start), memory.opening
+        effective=memory.effective,
+        next_state=memory.next_state,
+        start=int(memory.start),
+        tosses=memory.opening,
     )
     return Player(structure, (1 - noise) * outcomes + noise * flipped, np.array([0.5, 0.5]))
 
@@ -109,93 +110,117 @@ class Meeting(NamedTuple):
     long_run: np.ndarray
 
 
-def meet(ours: Sequence[Player], others: Sequence[Player], num_rounds: int) -> Meeting:
+class State(NamedTuple):
+    """Of a meeting: the round before as ours saw it, and the states both sides are in."""
+
+    previous: int
+    ours: int
+    theirs: int
+
+
+def meet(ours: Sequence[Player], others: Sequence[Player], *, num_rounds: int) -> Meeting:
     """Lets every player of one group meet every player of another, all of one structure each.
 
     If any of the two needs remembered rounds, both go through them (see `opponents`); else both
     begin at their start.
     """
-    a, b = ours[0].structure, others[0].structure
-    rows = [_opening(one, two) for one in ours for two in others]
-    states = _reachable(a, b, [state for row in rows for state in row])
+    sides = ours[0].structure, others[0].structure
+    beginnings = [_opening(player, other) for player in ours for other in others]
+    states = _reachable(*sides, [state for begin in beginnings for state in begin])
     index = {state: place for place, state in enumerate(states)}
-    start = np.zeros((len(rows), len(states)))
-    for place, row in enumerate(rows):
-        for state, probability in row.items():
-            start[place, index[state]] += probability
-    previous, one, two = np.array(states).T
-    own_moves, other_moves = a.next_state.shape[1], a.next_state.shape[2]
-    follows = np.zeros((len(states), own_moves, other_moves), np.int64)
-    for place, state in enumerate(states):
-        for moves in np.ndindex(own_moves, other_moves):
-            follows[place][moves] = index[_advance(a, b, state, *moves)]
+    start = np.zeros((len(ours), len(others), len(states)))
+    for row, begin in zip(start.reshape(-1, len(states)), beginnings, strict=True):
+        for state, probability in begin.items():
+            row[index[state]] = probability
+    rounds, matrix = _transitions(ours, others, index)
 
-    shape = (len(ours), len(others), len(states))
-    p = np.stack([player.outcomes for player in ours])[:, one]
-    q = np.stack([player.outcomes for player in others])[:, two]
-    rounds = np.einsum("ijo,kjb->ikjob", p, q)
-    here = np.arange(len(states))
-    arrives = follows[
-        here[:, None, None], a.effective[one][:, :, None], b.effective[two][:, None, :]
-    ]
-    matrix = np.zeros((*shape, len(states)))
-    for outcome, other in np.ndindex(*arrives.shape[1:]):
-        matrix[:, :, here, arrives[:, outcome, other]] += rounds[..., outcome, other]
-
-    now = start.reshape(shape)
-    visited = np.zeros(shape)
+    now = start
+    visited = np.zeros(start.shape)
     for _ in range(num_rounds):
         visited += now / num_rounds
         now = np.einsum("ikj,ikjt->ikt", now, matrix)
     system = np.eye(len(states)) - _GOES_ON * matrix.swapaxes(-1, -2)
-    forever = np.linalg.solve(system, (1 - _GOES_ON) * start.reshape(shape)[..., None])[..., 0]
+    forever = np.linalg.solve(system, (1 - _GOES_ON) * start[..., None])[..., 0]
     forever = np.maximum(forever, 0)
     forever /= forever.sum(-1, keepdims=True)
 
-    kind = np.eye(own_moves * other_moves + 1)[previous]
-    share = lambda visits: np.einsum("ikj,ikjob,jp->ikpob", visits, rounds, kind)
-    return Meeting(share(visited), share(forever))
+    kind = np.eye(_no_round(sides[0]) + 1)[[state.previous for state in states]]
+
+    def shares(visits: np.ndarray) -> np.ndarray:
+        return np.einsum("ikj,ikjob,jp->ikpob", visits, rounds, kind)
+
+    return Meeting(episode=shares(visited), long_run=shares(forever))
 
 
-State = tuple[int, int, int]  # round before, our state, their state
+def _transitions(
+    ours: Sequence[Player], others: Sequence[Player], index: Mapping[State, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What happens in each state of a meeting.
+
+    Args:
+      ours, others: the groups.
+      index: the states' places, in order.
+
+    Returns:
+      `[num_ours, num_others, num_states, our outcomes, their outcomes]` probabilities of a round,
+      and `[num_ours, num_others, num_states, num_states]` of the state that follows.
+    """
+    a, b = ours[0].structure, others[0].structure
+    follows = np.zeros((len(index), *a.next_state.shape[1:]), np.int64)
+    for state, place in index.items():
+        for own, other in np.ndindex(*follows.shape[1:]):
+            follows[place, own, other] = index[_advance(a, b, state, own=own, other=other)]
+
+    mine, theirs = [state.ours for state in index], [state.theirs for state in index]
+    p = np.stack([player.outcomes for player in ours])[:, mine]
+    q = np.stack([player.outcomes for player in others])[:, theirs]
+    rounds = np.einsum("ijo,kjb->ikjob", p, q)
+    here = np.arange(len(index))
+    arrives = follows[
+        here[:, None, None], a.effective[mine][:, :, None], b.effective[theirs][:, None, :]
+    ]
+    matrix = np.zeros((*rounds.shape[:3], len(index)))
+    for outcome, other in np.ndindex(*arrives.shape[1:]):
+        matrix[:, :, here, arrives[:, outcome, other]] += rounds[..., outcome, other]
+    return rounds, matrix
 
 
-def _advance(a: Structure, b: Structure, state: State, own: int, other: int) -> State:
-    _, one, two = state
-    other_moves = a.next_state.shape[2]
-    return (
-        own * other_moves + other,
-        int(a.next_state[one, own, other]),
-        int(b.next_state[two, other, own]),
+def _no_round(structure: Structure) -> int:
+    """The number of the previous round where there is none, after all that there can be."""
+    return structure.next_state.shape[1] * structure.next_state.shape[2]
+
+
+def _advance(a: Structure, b: Structure, state: State, *, own: int, other: int) -> State:
+    return State(
+        previous=own * a.next_state.shape[2] + other,
+        ours=int(a.next_state[state.ours, own, other]),
+        theirs=int(b.next_state[state.theirs, other, own]),
     )
 
 
-def _opening(one: Player, two: Player) -> dict[State, float]:
+def _opening(ours: Player, theirs: Player) -> dict[State, float]:
     """Where a meeting begins, with probabilities."""
-    a, b = one.structure, two.structure
-    none = a.next_state.shape[1] * a.next_state.shape[2]
-    now: dict[State, float] = {(none, a.start, b.start): 1.0}
+    a, b = ours.structure, theirs.structure
+    now = {State(_no_round(a), a.start, b.start): 1.0}
     for index in range(max(a.tosses, b.tosses)):
         following: dict[State, float] = {}
         for state, probability in now.items():
-            chances = [
-                player.opening
-                if player.structure.tosses or index == 0
-                else _moves(player, state[1 + place])
-                for place, player in enumerate((one, two))
-            ]
-            for own, other in np.ndindex(len(chances[0]), len(chances[1])):
-                weight = probability * chances[0][own] * chances[1][other]
+            p = _remembered(ours, state.ours, index=index)
+            q = _remembered(theirs, state.theirs, index=index)
+            for own, other in np.ndindex(len(p), len(q)):
+                weight = probability * p[own] * q[other]
                 if weight > 0:
-                    after = _advance(a, b, state, own, other)
+                    after = _advance(a, b, state, own=own, other=other)
                     following[after] = following.get(after, 0.0) + weight
         now = following
     return now
 
 
-def _moves(player: Player, state: int) -> np.ndarray:
-    """Probabilities of what a player's outcomes count as in a state."""
+def _remembered(player: Player, state: int, *, index: int) -> np.ndarray:
+    """Probabilities of a player's move in the remembered round `index`."""
     structure = player.structure
+    if structure.tosses or index == 0:
+        return player.opening
     size = structure.next_state.shape[1]
     return np.bincount(structure.effective[state], player.outcomes[state], size)
 
@@ -205,9 +230,9 @@ def _reachable(a: Structure, b: Structure, begin: Sequence[State]) -> list[State
     waiting = list(found)
     while waiting:
         state = waiting.pop()
-        for own in set(a.effective[state[1]].tolist()):
-            for other in set(b.effective[state[2]].tolist()):
-                after = _advance(a, b, state, own, other)
+        for own in set(a.effective[state.ours].tolist()):
+            for other in set(b.effective[state.theirs].tolist()):
+                after = _advance(a, b, state, own=own, other=other)
                 if after not in found:
                     found[after] = None
                     waiting.append(after)
@@ -222,7 +247,7 @@ def group_players(players: Sequence[Player]) -> list[list[int]]:
     return list(groups.values())
 
 
-def best_response(player: Player, payoffs: np.ndarray, num_rounds: int) -> float:
+def best_response(player: Player, payoffs: np.ndarray, *, num_rounds: int) -> float:
     """The most points a round that anyone can get from a player in an episode from its start.
 
     Whoever plays it knows its state and answers by dynamic programming. From a player that needs

@@ -1,19 +1,21 @@
-"""Episodes inside jit: a scan over rounds, vectorised over episodes, given a policy table.
+"""Episodes inside jit: a scan over rounds, vectorised over episodes, given policy tables.
 
-Against a machine one random number per round and episode decides both moves: its position in [0, 1)
-is inverted over the opponent's distribution first, and what is left of it over the agent's. Two
-agents draw a number each.
+One loop plays an agent against a machine (`_Machine`) and two agents against each other
+(`_EachOther`). Every agent has one random number per round and episode. Against a machine it
+decides both moves: its position in [0, 1) is inverted over the machine's distribution first, and
+what is left of it over the agent's.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, playable
+from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, look_up
 from jaxmoral.world.opponents import Opponent, side_by_side
 
 
@@ -49,7 +51,7 @@ class Draws(NamedTuple):
 
 
 class Trajectories(NamedTuple):
-    """Rounds of many episodes, `[num_rounds, num_episodes]` each.
+    """Rounds of many episodes, `[num_players, num_rounds, num_episodes]` each.
 
     Attributes:
       prompt: int16 index of the prompt the agent saw.
@@ -57,7 +59,7 @@ class Trajectories(NamedTuple):
       outcome: int8, 0 for C, 1 for D, 2 for illegal, as the agent chose it.
       other_action: int8, the opponent's simultaneous move; 2 if it is an agent's illegal answer.
       reward: float32.
-      last_prompt: `[num_episodes]` int16, the prompt after the last round.
+      last_prompt: `[num_players, num_episodes]` int16, the prompt after the last round.
     """
 
     prompt: jax.Array
@@ -68,9 +70,9 @@ class Trajectories(NamedTuple):
     last_prompt: jax.Array
 
 
-def _uniform_and_order(key: jax.Array, num_episodes: int) -> tuple[jax.Array, jax.Array]:
+def _uniform_and_order(key: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """From one 32-bit word each: 24 bits make a number in [0, 1), two others a label order."""
-    bits = jax.random.bits(key, (num_episodes,))
+    bits = jax.random.bits(key, (prod(shape),)).reshape(shape)
     return (bits >> 8).astype(jnp.float32) * 2.0**-24, (bits % NUM_ORDERS).astype(jnp.int32)
 
 
@@ -103,199 +105,219 @@ def _tremble(outcome: jax.Array, rest: jax.Array, noise: chex.Array | None) -> j
     return jnp.where((outcome < ILLEGAL) & (rest < noise), 1 - outcome, outcome)
 
 
-class _Remembering(NamedTuple):
-    """How states of a memory are read and followed inside a rollout.
+class _Machine(NamedTuple):
+    """The other side as a machine, which moves first, by a part of the agent's number.
 
     Attributes:
-      previous: of a state, the cell of the round before.
-      shown: of a state, the history that the prompt shows.
-      follow: of a state, an outcome and the other's move, the next state and the move that counts.
+      opponent: the machines side by side.
+      met: the one that is met, `[num_episodes]`, or 0 for the only one.
     """
 
-    previous: Callable
-    shown: Callable
-    follow: Callable
+    opponent: Opponent
+    met: jax.Array | int
+
+    def begin(self, shape: tuple[int, int]) -> jax.Array:
+        """The states before any round, `[1 (player), num_episodes]`."""
+        return jnp.broadcast_to(self.opponent.start[self.met], shape)
+
+    def move(self, state: Any, uniform: jax.Array, coin: jax.Array | None = None) -> tuple:
+        """The moves, and the numbers that are left for the agent."""
+        moves = self.opponent.moves
+        chances = [look_up(moves, state, index) for index in range(moves.shape[1] - 1)]
+        if coin is None:
+            return _invert(uniform, chances)
+        # A fair coin for p = 1/2, sure for 0 and 1.
+        return (0.25 + 0.5 * coin >= chances[0]).astype(jnp.int32), uniform
+
+    def answer(self, move: Any, happened: jax.Array, own: jax.Array) -> tuple:
+        """The other's outcomes and the moves they count as, which are the same."""
+        return move, move
+
+    def follow(self, state: Any, move: jax.Array, own: jax.Array) -> jax.Array:
+        """The states after a round."""
+        return look_up(self.opponent.next_state, state, move, own)
 
 
-def _remembering(memory: Memory) -> _Remembering:
-    """Arithmetic on full histories, which costs less than looking tables up; else the tables."""
-    if not memory.opening:
-        table = jnp.asarray(memory.next_state)
-        last_own = jnp.asarray(memory.last_own)
+class _EachOther:
+    """The other side as an agent: each of two players is the other's, and has no other states."""
 
-        def look_up(state, outcome, other):
-            state = table[state, outcome, other]
-            return state, last_own[state]
+    def begin(self, shape: tuple[int, int]) -> Any:
+        """Nothing that is not in the agents' memories."""
+        return None
 
-        previous, shown = jnp.asarray(memory.previous), jnp.asarray(memory.shown)
-        return _Remembering(lambda s: previous[s], lambda s: shown[s], look_up)
+    def move(self, state: Any, uniform: jax.Array, coin: jax.Array | None = None) -> tuple:
+        """Nobody moves first, and the numbers are left whole."""
+        return None, uniform
 
-    cells = 2 * memory.num_moves
-    size = cells**memory.opening
-    newest = lambda state: state if size == cells else state % cells
+    def answer(self, move: Any, happened: jax.Array, own: jax.Array) -> tuple:
+        """The other's outcomes and the moves they count as."""
+        return happened[::-1], own[::-1]
 
-    def compute(state, outcome, other):
-        own = jnp.where(outcome == ILLEGAL, newest(state) // memory.num_moves, outcome)
-        cell = own * memory.num_moves + other
-        return (cell if size == cells else (state * cells + cell) % size), own
+    def follow(self, state: Any, move: jax.Array, own: jax.Array) -> Any:
+        """Nothing that is not in the agents' memories."""
+        return None
 
-    visible = len(memory.histories) > 1
-    return _Remembering(newest, lambda s: s if visible else 0 * s, compute)
+
+def _meet_machines(opponent: Opponent, opening: int, game: jax.Array | int) -> _Machine:
+    """Machines that begin with remembered rounds do so in a state more, which plays `opening`."""
+    opponent = side_by_side(opponent)
+    chex.assert_shape(opponent.start, (None,))
+    met = game if len(opponent.start) > 1 else 0
+    if opening:
+        first = jnp.arange(len(opponent.start)) + len(opponent.moves)
+        after = opponent.next_state[opponent.start]
+        opponent = opponent._replace(
+            moves=jnp.concatenate([opponent.moves, opponent.opening]),
+            next_state=jnp.concatenate([opponent.next_state, after]),
+            start=first,
+        )
+    return _Machine(opponent, met)
+
+
+class _Arena(NamedTuple):
+    """What every round of a rollout needs.
+
+    Attributes:
+      memory: of the agents.
+      side: the other side.
+      probs: `[num_players, num_games * num_prompts, 3]` of the policy tables.
+      rewards: `[num_players, num_games, num_playable, 3, num_answers]` by the agent's state.
+      noise: see `Environment`.
+      player: `[num_players, 1]`, who looks something up.
+      game: `[num_episodes]`, or 0 for the only one.
+    """
+
+    memory: Memory
+    side: _Machine | _EachOther
+    probs: jax.Array
+    rewards: jax.Array
+    noise: np.ndarray | jax.Array | None
+    player: jax.Array
+    game: jax.Array | int
+
+    def prompt(self, state: jax.Array, order: jax.Array) -> jax.Array:
+        """What the agents see; the prompts of the games follow each other."""
+        return self.game * self.memory.num_prompts + self.memory.prompt(state, order)
+
+
+def _make_arena(
+    log_probs: jax.Array, environment: Environment, memory: Memory, num_episodes: int
+) -> _Arena:
+    rewards = jnp.asarray(environment.rewards)
+    alone = environment.opponent is not None
+    if alone:
+        rewards = rewards[None]
+    num_players, num_games = rewards.shape[:2]
+    num_answers = memory.num_moves if alone else 3
+    chex.assert_shape(rewards, (1 if alone else 2, num_games, memory.num_previous, 3, num_answers))
+    chex.assert_shape(log_probs, (num_players, num_games * memory.num_prompts, 3))
+    game = jnp.arange(num_episodes) % num_games if num_games > 1 else 0
+    side: _Machine | _EachOther = _EachOther()
+    if environment.opponent is not None:
+        side = _meet_machines(environment.opponent, memory.opening, game)
+    return _Arena(
+        memory=memory,
+        side=side,
+        probs=jnp.exp(log_probs),
+        rewards=rewards[:, :, memory.previous[: memory.num_playable]],
+        noise=environment.noise,
+        player=jnp.arange(num_players)[:, None],
+        game=game,
+    )
+
+
+def _remembered_rounds(
+    key: jax.Array, arena: _Arena, shape: tuple[int, int], draws: Draws | None
+) -> tuple[jax.Array, Any]:
+    """The agents' memories and the other side's states before the first round."""
+    memory, side = arena.memory, arena.side
+    state, theirs = jnp.full(shape, memory.start), side.begin(shape)
+    for index in range(memory.opening):
+        round_key = jax.random.fold_in(key, index) if index else key
+        uniform, order = _uniform_and_order(round_key, shape)
+        own, (move, _) = order % 2, side.move(theirs, uniform)
+        if draws is not None:
+            both = jnp.stack([draws.own, draws.other])
+            own, move = both[: shape[0]], both[1:]
+        _, other = side.answer(move, own, own)
+        state, theirs = memory.after(state, own, other), side.follow(theirs, other, own)
+    return state, theirs
+
+
+def _play_round(
+    arena: _Arena, carry: tuple[jax.Array, Any], uniform: jax.Array, order: jax.Array, coin: Any
+) -> tuple[tuple[jax.Array, Any], dict[str, jax.Array]]:
+    """One round of all episodes.
+
+    Args:
+      arena: constant.
+      carry: the agents' memories `[num_players, num_episodes]` and the other side's states.
+      uniform: numbers in [0, 1), like the memories.
+      order: label orders, like the memories.
+      coin: `[num_episodes]`, see `Draws`, or None.
+
+    Returns:
+      What is carried on, and fields of `Trajectories`, `[num_players, num_episodes]` each.
+    """
+    state, theirs = carry
+    memory, side, player = arena.memory, arena.side, arena.player
+    move, rest = side.move(theirs, uniform, coin)
+    prompt = arena.prompt(state, order)
+    chances = [look_up(arena.probs[..., outcome], player, prompt) for outcome in (0, 1)]
+    outcome, rest = _invert(rest, chances)
+    happened = _tremble(outcome, rest, arena.noise)
+    own = memory.counted(state, happened)
+    answer, other = side.answer(move, happened, own)
+    seen = {
+        "prompt": prompt.astype(jnp.int16),
+        "previous": memory.newest(state).astype(jnp.int8),
+        "outcome": outcome.astype(jnp.int8),
+        "other_action": answer.astype(jnp.int8),
+        "reward": look_up(arena.rewards, player, arena.game, state, happened, answer),
+    }
+    return (memory.after(state, own, other), side.follow(theirs, other, own)), seen
 
 
 def rollout(
     key: jax.Array,
     log_probs: jax.Array,
     environment: Environment,
+    *,
     memory: Memory,
     num_episodes: int,
     num_rounds: int,
     draws: Draws | None = None,
 ) -> Trajectories:
-    """Plays episodes of the iterated game against a machine.
+    """Plays episodes of the iterated game, one agent against a machine or two against each other.
 
-    An episode begins with as many remembered rounds as the memory needs: the agent's moves are fair
+    An episode begins with as many remembered rounds as the memory needs: the agents' moves are fair
     coins, the machine's follow `Opponent.opening` and then its states. Of several games each is
-    played by every so manieth episode.
+    played by every so manieth episode. Two agents move at once; each remembers its own move first.
 
     Args:
       key: PRNG key.
-      log_probs: `[num_games * num_prompts, 3]` of the policy table.
+      log_probs: `[num_players, num_games * num_prompts, 3]` of the policy tables; one player if
+        there is an opponent, else two.
       environment: the opponent and the rewards.
-      memory: of the agent.
-      num_episodes, num_rounds: static sizes.
-      draws: if given, only the agent's own choices come from the key.
-    """
-    num_games, num_moves = len(environment.rewards), memory.num_moves
-    num_prompts = len(memory.histories) * NUM_ORDERS
-    chex.assert_shape(log_probs, (num_games * num_prompts, 3))
-    chex.assert_shape(environment.rewards, (num_games, memory.num_previous, 3, num_moves))
-    assert environment.opponent is not None
-    opponent = side_by_side(environment.opponent)
-    chex.assert_shape(opponent.start, (None,))
-    probs = jnp.exp(log_probs)
-    columns = [probs[:, 0], probs[:, 1]]
-    moves = [jnp.asarray(opponent.moves)[:, j] for j in range(num_moves - 1)]
-    states = playable(memory)
-    rewards = jnp.ravel(jnp.asarray(environment.rewards)[:, memory.previous[:states]])
-    machine_follows = jnp.ravel(opponent.next_state)
-    remembering = _remembering(memory)
-    game = jnp.arange(num_episodes) % num_games if num_games > 1 else 0
-
-    def prompt_of(state, order):
-        return game * num_prompts + remembering.shown(state) * NUM_ORDERS + order
-
-    def play(carry, xs):
-        state, machine = carry
-        key, draw = xs
-        uniform, order = _uniform_and_order(key, num_episodes)
-        chances = [move[machine] for move in moves]
-        if draw is None:
-            other, rest = _invert(uniform, chances)
-        else:
-            order, coin = draw
-            # A fair coin for p = 1/2, sure for 0 and 1.
-            other, rest = (0.25 + 0.5 * coin >= chances[0]).astype(jnp.int32), uniform
-        prompt = prompt_of(state, order)
-        outcome, rest = _invert(rest, [column[prompt] for column in columns])
-        happened = _tremble(outcome, rest, environment.noise)
-        reward = rewards[((game * states + state) * 3 + happened) * num_moves + other]
-        seen = [x.astype(jnp.int8) for x in (remembering.previous(state), outcome, other)]
-        state, own = remembering.follow(state, happened, other)
-        carry = state, machine_follows[(machine * num_moves + other) * 2 + own]
-        return carry, (prompt.astype(jnp.int16), *seen, reward)
-
-    start_key, rounds_key = jax.random.split(key)
-    state = jnp.full(num_episodes, memory.start)
-    own_machine = game if len(opponent.start) > 1 else 0
-    machine = jnp.broadcast_to(opponent.start[own_machine], (num_episodes,))
-    for index in range(memory.opening):
-        one_key = jax.random.fold_in(start_key, index) if index else start_key
-        uniform, order = _uniform_and_order(one_key, num_episodes)
-        chances = [move[machine] for move in moves]
-        if index == 0:
-            opening = jnp.broadcast_to(opponent.opening[own_machine], (num_episodes, num_moves))
-            chances = [opening[:, j] for j in range(num_moves - 1)]
-        own, other = order % 2, _invert(uniform, chances)[0]
-        if draws is not None:
-            own, other = jnp.asarray(draws.own), jnp.asarray(draws.other)
-        state = jnp.asarray(memory.next_state)[state, own, other]
-        machine = machine_follows[(machine * num_moves + other) * 2 + own]
-
-    keys = jax.random.split(rounds_key, num_rounds + 1)
-    made = None if draws is None else (draws.order[0], draws.coin)
-    (state, _), history = jax.lax.scan(play, (state, machine), (keys[:-1], made))
-    _, order = _uniform_and_order(keys[-1], num_episodes)
-    last_prompt = prompt_of(state, order).astype(jnp.int16)
-    prompt, before, outcome, other, reward = history
-    return Trajectories(prompt, before, outcome, other, reward, last_prompt)
-
-
-def rollout_pair(
-    key: jax.Array,
-    log_probs: jax.Array,
-    environment: Environment,
-    memory: Memory,
-    num_episodes: int,
-    num_rounds: int,
-    draws: Draws | None = None,
-) -> Trajectories:
-    """Plays episodes between two agents that move at once; each remembers its own move first.
-
-    Args:
-      key: PRNG key.
-      log_probs: `[2 (player), num_games * num_prompts, 3]` of the policy tables.
-      environment: without an opponent.
-      memory: of both.
+      memory: of the agents.
       num_episodes, num_rounds: static sizes.
       draws: if given, only the agents' own choices come from the key.
-
-    Returns:
-      Trajectories with a leading `[2 (player)]` axis.
     """
-    num_games = environment.rewards.shape[1]
-    num_prompts = len(memory.histories) * NUM_ORDERS
-    chex.assert_shape(log_probs, (2, num_games * num_prompts, 3))
-    chex.assert_shape(environment.rewards, (2, num_games, memory.num_previous, 3, 3))
-    probs = jnp.exp(log_probs)
-    states = playable(memory)
-    rewards = jnp.asarray(environment.rewards)[:, :, memory.previous[:states]].reshape(2, -1)
-    remembering, last_own = _remembering(memory), jnp.asarray(memory.last_own)
-    player = jnp.arange(2)[:, None]
-    game = jnp.arange(num_episodes) % num_games if num_games > 1 else 0
+    arena = _make_arena(log_probs, environment, memory, num_episodes)
+    shape = len(log_probs), num_episodes
 
-    def draw_both(key):
-        return [x.reshape(2, -1) for x in _uniform_and_order(key, 2 * num_episodes)]
-
-    def prompt_of(state, order):
-        return game * num_prompts + remembering.shown(state) * NUM_ORDERS + order
-
-    def play(state, xs):
-        key, order = xs
-        uniform, drawn = draw_both(key)
-        prompt = prompt_of(state, drawn if order is None else order)
-        chances = probs[player, prompt]
-        outcome, rest = _invert(uniform, [chances[..., 0], chances[..., 1]])
-        happened = _tremble(outcome, rest, environment.noise)
-        other = happened[::-1]
-        reward = rewards[player, ((game * states + state) * 3 + happened) * 3 + other]
-        seen = [x.astype(jnp.int8) for x in (remembering.previous(state), outcome, other)]
-        legal = jnp.where(happened == ILLEGAL, last_own[state], happened)
-        state, _ = remembering.follow(state, happened, legal[::-1])
-        return state, (prompt.astype(jnp.int16), *seen, reward)
+    def play(carry, xs):
+        key, order, coin = xs
+        uniform, drawn = _uniform_and_order(key, shape)
+        return _play_round(arena, carry, uniform, drawn if order is None else order, coin)
 
     start_key, rounds_key = jax.random.split(key)
-    state = jnp.full((2, num_episodes), memory.start)
-    for index in range(memory.opening):
-        one_key = jax.random.fold_in(start_key, index) if index else start_key
-        moves = draw_both(one_key)[1] % 2
-        if draws is not None:
-            moves = jnp.stack([draws.own, draws.other])
-        state = jnp.asarray(memory.next_state)[state, moves, moves[::-1]]
-
     keys = jax.random.split(rounds_key, num_rounds + 1)
+    carry = _remembered_rounds(start_key, arena, shape, draws)
     orders = None if draws is None else jnp.moveaxis(draws.order, 0, 1)
-    state, history = jax.lax.scan(play, state, (keys[:-1], orders))
-    last_prompt = prompt_of(state, draw_both(keys[-1])[1]).astype(jnp.int16)
-    prompt, before, outcome, other, reward = (jnp.moveaxis(x, 1, 0) for x in history)
-    return Trajectories(prompt, before, outcome, other, reward, last_prompt)
+    coins = None if draws is None else draws.coin
+    (state, _), rounds = jax.lax.scan(play, carry, (keys[:-1], orders, coins))
+    _, order = _uniform_and_order(keys[-1], shape)
+    last_prompt = arena.prompt(state, order).astype(jnp.int16)
+    rounds = {name: jnp.moveaxis(field, 1, 0) for name, field in rounds.items()}
+    return Trajectories(**rounds, last_prompt=last_prompt)

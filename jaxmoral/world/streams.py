@@ -9,20 +9,24 @@ import numpy as np
 
 from jaxmoral.world.rollout import Draws
 
+_CHILDREN = ("symbols", "ppo", "memory", "opening", "format", "opponent")  # in the seed's order
+
 
 class Streams:
     """The streams of one run, which go on from call to call."""
 
     def __init__(self, seed: int):
-        children = np.random.SeedSequence(seed).spawn(6)
-        _, _, self._memory, self._opening, self._format, self._opponent = map(
-            np.random.default_rng, children
-        )
+        children = np.random.SeedSequence(seed).spawn(len(_CHILDREN))
+        self._streams = {
+            name: np.random.default_rng(child)
+            for name, child in zip(_CHILDREN, children, strict=True)
+        }
 
     def draw(
         self,
         num_episodes: int,
         num_rounds: int,
+        *,
         num_players: int = 1,
         remembered: int | None = None,
         coin: bool = True,
@@ -40,21 +44,22 @@ class Streams:
         order = np.zeros((num_players, num_rounds, num_episodes), np.int32)
         coins = np.zeros((num_rounds, num_episodes), np.int32)
         for episode in range(num_episodes):
-            own[episode] = self._memory.choice([0, 1], 1).item()
-            other[episode] = (
-                self._memory.choice([0, 1], 1).item() if remembered is None else remembered
-            )
+            own[episode] = self._toss("memory")
+            other[episode] = self._toss("memory") if remembered is None else remembered
             for turn in range(num_rounds):
                 for player in range(num_players):
-                    opening = _first_of_two(self._opening)
-                    order[player, turn, episode] = 2 * opening + _first_of_two(self._format)
+                    opening, reply = self._shuffle("opening"), self._shuffle("format")
+                    order[player, turn, episode] = 2 * opening + reply
                 if coin:
-                    coins[turn, episode] = self._opponent.choice([0, 1], 1).item()
-        return Draws(own, other, order, coins)
+                    coins[turn, episode] = self._toss("opponent")
+        return Draws(own=own, other=other, order=order, coin=coins)
 
+    def _toss(self, stream: str) -> int:
+        """One of two things."""
+        return self._streams[stream].choice([0, 1], 1).item()
 
-def _first_of_two(generator: np.random.Generator) -> int:
-    """Which of two shuffled things comes first."""
-    pair = [0, 1]
-    generator.shuffle(pair)
-    return pair[0]
+    def _shuffle(self, stream: str) -> int:
+        """Which of two shuffled things comes first."""
+        pair = [0, 1]
+        self._streams[stream].shuffle(pair)
+        return pair[0]

@@ -28,7 +28,7 @@ from jaxmoral.learning.environments import environment
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.world.games import get_game
-from jaxmoral.world.rollout import rollout
+from jaxmoral.world.rollout import Trajectories, rollout
 
 ROUNDS, DRAWS, WHOLE = 5, 512, 8
 LEARNING_RATE = 2e-4
@@ -80,6 +80,18 @@ SAMPLED: dict[str, Advantage] = {
 EXACT, TOKENS = "exact", "PPO, by tokens"
 
 
+def play(key: jax.Array, table: PolicyTable, setting: Setting, episodes: int) -> Trajectories:
+    """Sampled episodes against the opponent."""
+    return rollout(
+        key,
+        table.log_probs[None],
+        setting.arena,
+        memory=setting.memory,
+        num_episodes=episodes,
+        num_rounds=ROUNDS,
+    )
+
+
 def table_gradient(
     key: jax.Array, table: PolicyTable, setting: Setting, name: str, episodes: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -100,7 +112,7 @@ def table_gradient(
         weighted = batch.weight * batch.advantage
         by_prompt = weighted.reshape(-1, 3)
         return by_prompt, by_prompt.sum(-1), mean
-    played = rollout(key, table.log_probs, setting.arena, setting.memory, episodes, ROUNDS)
+    played = play(key, table, setting, episodes)
     prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
     reward = played.reward.ravel()
     gain = SAMPLED[name](reward, prompt, table.values) / reward.size
@@ -168,7 +180,7 @@ def token_noise(setting: Setting, products: np.ndarray, exact: np.ndarray) -> di
         rollout_key, answer_key = jax.random.split(key)
         bound = policy.bind(frozen, inputs)
         table, logits = bound.table_and_logits(trainable)
-        played = rollout(rollout_key, table.log_probs, setting.arena, setting.memory, 1, ROUNDS)
+        played = play(rollout_key, table, setting, 1)
         prompt, outcome = (x.ravel().astype(jnp.int32) for x in (played.prompt, played.outcome))
         tokens = bound.write(
             trainable, logits=logits, key=answer_key, prompt=prompt, outcome=outcome

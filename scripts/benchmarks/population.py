@@ -123,7 +123,15 @@ def measure_rollouts() -> None:
     def play(key, log_probs, machines, tables):
         def one(key, machine, table):
             arena = Environment(machine, table)
-            return rollout(key, log_probs, arena, memory, episodes, rounds).reward.mean()
+            played = rollout(
+                key,
+                log_probs[None],
+                arena,
+                memory=memory,
+                num_episodes=episodes,
+                num_rounds=rounds,
+            )
+            return played.reward.mean()
 
         keys = jax.random.split(key, len(pairs))
         return jax.lax.map(lambda xs: one(*xs), (keys, machines, tables))

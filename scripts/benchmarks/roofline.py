@@ -150,9 +150,15 @@ def stages(
     arena = jax.device_put(environment(config))
 
     def play(key, table, arena):
-        episodes = rollout(
-            key, table.log_probs, arena, memory, config.env.episodes, config.env.rounds
+        players = rollout(
+            key,
+            table.log_probs[None],
+            arena,
+            memory=memory,
+            num_episodes=config.env.episodes,
+            num_rounds=config.env.rounds,
         )
+        episodes = jax.tree.map(lambda field: field[0], players)
         batch = make_batch(table, episodes, episodes.reward, config.ppo)
         return batch, sampled_metrics(table, episodes, table.log_probs, memory)
 
@@ -207,7 +213,7 @@ def whole_updates(
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
         with Checkpoints(Path(scratch), writable=True) as checkpoints:
-            checkpoints.save(1, state, {"": config}, [0.0])
+            checkpoints.save(1, state, members={configs.ALONE: config}, rewards=[0.0])
         saving = time.perf_counter() - start
     return times, compiling, saving
 

@@ -10,6 +10,7 @@ tit-for-tat; the others' environments are stepped with random moves.
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ def play_ours(episodes: int, rounds: int) -> Callable[[], Any]:
 
     table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward("game"), 3.0, -6.0)
     arena = jax.device_put(Environment(opponents.get_opponent("tit-for-tat"), table[None]))
-    memory = make_memory()
     p = np.repeat(COOPERATE, 4)
-    log_probs = jnp.log(jnp.array(np.stack([p, 1 - p, np.full_like(p, 1e-9)], -1)))
-    play = jax.jit(lambda key, p, a: rollout(key, p, a, memory, episodes, rounds))
+    log_probs = jnp.log(jnp.array(np.stack([p, 1 - p, np.full_like(p, 1e-9)], -1)))[None]
+    sized = partial(rollout, memory=make_memory(), num_episodes=episodes, num_rounds=rounds)
+    play = jax.jit(sized)
     return lambda: jax.block_until_ready(play(jax.random.key(0), log_probs, arena))
 
 

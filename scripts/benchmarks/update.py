@@ -134,9 +134,9 @@ def measure_rollout() -> None:
     table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward("game"), 3.0, -6.0)
     arena = jax.device_put(Environment(opponents.get_opponent("tit-for-tat"), table[None]))
     memory = make_memory()
-    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (16, 3)))
+    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (1, 16, 3)))
     for episodes in (100_000, 1_000_000):
-        play = jax.jit(lambda key, p, a, n=episodes: rollout(key, p, a, memory, n, 5))
+        play = jax.jit(partial(rollout, memory=memory, num_episodes=episodes, num_rounds=5))
         taken = seconds(play, jax.random.key(0), log_probs, arena, repeats=10)
         rate = episodes * 5 / taken / 1e6
         show(f"rollout of {episodes:,} x 5 rounds", f"{rate:.0f} million rounds/s", ">= 40 million")
