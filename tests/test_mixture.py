@@ -9,19 +9,28 @@ from collections import Counter
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmoral import config as configs
+from jaxmoral.config import PPOConfig
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import Seen, held_out_labels, mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning.agent import make_agent, policy_table
+from jaxmoral.learning.batches import exact_batch, make_batch
+from jaxmoral.learning.behaviour import sampled_shares
+from jaxmoral.learning.environments import environment
 from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
 from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
+from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.rollout import rollout
 
 TABULAR = ["--model.source", "tabular", "--updates", "6", "--env.episodes", "96"]
 TABULAR += ["--ppo.learning_rate", "0.3"]
@@ -225,6 +234,93 @@ def test_several_games_are_the_mean_of_each():
     assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
+MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]
+
+
+def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
+    """A million episodes, each against one drawn opponent, within five standard errors."""
+    config = settings(*MET, "--mixture.games", "[ipd, bos]", "--mixture.conditions", "2")
+    arena, memory, ppo = environment(config), make_memory(), PPOConfig(gamma=0.9, gae_lambda=0.7)
+    generator = np.random.default_rng(0)
+    log_probs = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(32, 3)), jnp.float32))
+    table = PolicyTable(log_probs, jnp.asarray(generator.normal(size=32), jnp.float32))
+    exact, shares, reward = exact_batch(table, arena, memory=memory, num_rounds=5, config=ppo)
+    weighted = exact.weight * exact.advantage
+
+    @jax.jit
+    def sample(key):
+        sizes = {"memory": memory, "num_episodes": 50_000, "num_rounds": 5}
+        played = rollout(key, log_probs[None], arena, **sizes)
+        played = jax.tree.map(lambda field: field[0], played)
+        batch = make_batch(table, played, played.reward, ppo)
+        cell = batch.prompt * 3 + batch.outcome
+        found = jnp.zeros(96).at[cell].add(batch.weight * batch.advantage)
+        return found, sampled_shares(played, memory), played.reward.mean()
+
+    samples = [sample(jax.random.key(seed)) for seed in range(20)]
+    for found, expected in zip(
+        zip(*samples, strict=True), (weighted, shares.sum(-1), reward), strict=True
+    ):
+        each = np.array(found)
+        error = each.std(0, ddof=1) / np.sqrt(len(each))
+        assert (np.abs(each.mean(0) - expected) <= 5 * error + 1e-6).all()
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    """In float64: of the expected reward over two games and three opponents, without discount."""
+    config = settings(*MET, "--mixture.games", "[ipd, icd]", "--mixture.conditions", "2")
+    settings_ = PPOConfig(gamma=1.0, gae_lambda=1.0)
+    with jax.enable_x64(True):
+        arena = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), environment(config))
+        whole = lambda x, y: jnp.asarray(x, jnp.int32) if y.dtype.kind == "i" else x
+        arena = jax.tree.map(whole, arena, environment(config))
+        logits = jnp.asarray(np.random.default_rng(1).normal(size=(32, 3)))
+
+        def expected(logits):
+            total = 0.0
+            for game in range(2):
+                table = jax.nn.log_softmax(logits[16 * game : 16 * game + 16])
+                for index, chance in enumerate(arena.weights):
+                    machine = jax.tree.map(lambda x: x[game, index], arena.opponent)  # noqa: B023
+                    walk = chain.against(make_memory(), machine)
+                    policy = chain.by_state(make_memory(), chain.memory_policy(table))
+                    shares = chain.visits(walk, policy, num_rounds=4)
+                    total += chance * jnp.sum(shares * arena.rewards[game]) / 2
+            return total
+
+        table = PolicyTable(jax.nn.log_softmax(logits), jnp.zeros(32))
+        batch, _, _ = exact_batch(
+            table, arena, memory=make_memory(), num_rounds=4, config=settings_
+        )
+        surrogate = lambda logits: jnp.sum(
+            batch.weight * batch.advantage * jax.nn.log_softmax(logits).ravel()
+        )
+        gradient = np.asarray(jax.grad(surrogate)(logits))
+        for at in [(0, 0), (5, 1), (10, 2), (17, 0), (25, 1), (31, 2)]:
+            step = jnp.zeros((32, 3)).at[at].set(1e-5)
+            slope = (expected(logits + step) - expected(logits - step)) / 2e-5
+            assert gradient[at] == pytest.approx(float(slope), abs=1e-8)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_one_opponent_in_a_mixture_is_that_opponent(estimator):
+    flags = ["--ppo.estimator", estimator]
+    alone = train_agent(settings(*flags, "--env.opponent", "prober"), say=quiet)
+    mixed = train_agent(settings(*flags, "--mixture.opponents", "{prober: 3}"), say=quiet)
+    for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_population_meets_a_mixture_of_opponents():
+    members = configs.load_members(None, [*TABULAR, *MET, "--reward.xi", "[1, 4]"])
+    together = train_population(members, say=quiet)
+    for name, config in members.items():
+        for ours, theirs in zip(
+            leaves(together[name]), leaves(train_agent(config, say=quiet)), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -239,6 +335,10 @@ def test_several_games_are_the_mean_of_each():
         (["--mixture.conditions", "2"], r"mixture\.conditions: 2 cannot be drawn, .* holds 1"),
         (["--mixture.both_ways", "true"], r"mixture\.both_ways: needs mixture\.labels"),
         (["--mixture.tables", "x"], r"unknown key 'mixture\.tables'"),
+        (["--mixture.opponents", "{tit-for-tat: 0}"], r"mixture\.opponents"),
+        (["--mixture.opponents", "{}"], r"mixture\.opponents"),
+        (["--mixture.opponents", "{nobody: 1}"], "unknown name 'nobody'"),
+        ([*MET, "--env.opponent", "learner"], r"mixture\.opponents: cannot stand with"),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(flags, message):

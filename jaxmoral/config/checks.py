@@ -72,6 +72,11 @@ def _check_env(config: Config) -> None:
         raise UserError(
             f"env.payoff_draws: {env.payoff_draws} does not divide env.episodes = {env.episodes}"
         )
+    alone = env.opponent == "learner" or env.streams == "numpy"
+    if config.mixture.opponents is not None and alone:
+        raise UserError(
+            "mixture.opponents: cannot stand with env.opponent learner or env.streams numpy"
+        )
     mixture, games = config.mixture, max(env.payoff_draws, 1) * config.mixture.conditions
     if mixture.conditions > 1:
         if env.episodes % games:

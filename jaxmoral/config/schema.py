@@ -147,6 +147,7 @@ class MixtureConfig:
       games: names and sets, as in `evaluation.games`; all with as many players as `env.game`.
       labels: pairs of C's and D's, or "words(n)": so many pairs of words, drawn by the seed.
       both_ways: every pair also with its meanings exchanged.
+      opponents: who is met, by weight: an episode is against one of them; null for `env.opponent`.
       conditions: drawn each update; its cost grows with them, not with the mixture.
       kept: how many conditions' packed prompts and references are kept; others are made again.
     """
@@ -157,6 +158,7 @@ class MixtureConfig:
     wordings: Axis | None = None
     personas: Axis | None = None
     table_orders: Annotated[tuple[TableOrder, ...], Field(min_length=1)] | None = None
+    opponents: Annotated[dict[str, Above], Field(min_length=1)] | None = None
     conditions: Positive = 1
     kept: Positive = 1000
 

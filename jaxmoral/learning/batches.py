@@ -167,6 +167,7 @@ def exact_batch(
     game = partial(
         _expected_game,
         noise=environment.noise,
+        weights=environment.weights,
         memory=memory,
         num_rounds=num_rounds,
         config=config,
@@ -190,13 +191,14 @@ def _expected_game(
     others_log_probs: jax.Array | None,
     *,
     noise: chex.Array | None,
+    weights: chex.Array | None,
     memory: Memory,
     num_rounds: int,
     config: PPOConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """`[num_prompts, 3]` weights and advantages, shares and mean reward of one game."""
     if opponent is not None:
-        chain = chains.against(memory, opponent, noise=noise)
+        chain = chains.against(memory, opponent, noise=noise, weights=weights)
     else:
         assert others_log_probs is not None
         chain = chains.between(memory, chains.memory_policy(others_log_probs), noise=noise)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.learning.lookup import LEARNER, find_opponent
+from jaxmoral.learning.lookup import LEARNER, find_opponent, opponents_met
 from jaxmoral.learning.mixture import player_games
 from jaxmoral.world import opponents
 from jaxmoral.world.games import Game
@@ -34,9 +34,14 @@ def environment(config: Config, update: int = 0) -> Environment:
     )
     if env.opponent == LEARNER:
         return Environment(None, rewards, noise)
+    met = opponents_met(config)
     # Some know the payoffs.
-    machines = [find_opponent(config, env.opponent, game) for game in games[0]]
-    opponent = opponents.stack(machines) if len(machines) > 1 else machines[0]
+    machines = [[find_opponent(config, name, game) for name in met] for game in games[0]]
+    if len(met) > 1:
+        opponent = opponents.stack([opponents.stack(row) for row in machines])
+        return Environment(opponent, rewards[0], noise, np.array([*met.values()], np.float32))
+    alone = [machine for (machine,) in machines]
+    opponent = opponents.stack(alone) if len(alone) > 1 else alone[0]
     return Environment(opponent, rewards[0], noise)
 
 

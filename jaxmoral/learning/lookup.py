@@ -24,6 +24,22 @@ def find_games(config: Config, names: Sequence[str]) -> list[Game]:
     return choose_games(names, make_games(config.games))
 
 
+def opponents_met(config: Config) -> dict[str, float]:
+    """Whom episodes of training are against, and each one's chance."""
+    if config.mixture.opponents is None:
+        return {config.env.opponent: 1.0}
+    total = sum(config.mixture.opponents.values())
+    return {name: weight / total for name, weight in config.mixture.opponents.items()}
+
+
+def trained_against(config: Config) -> str:
+    """The same in words."""
+    met = opponents_met(config)
+    if len(met) == 1:
+        return next(iter(met))
+    return " or ".join(f"{name} ({chance:.0%})" for name, chance in met.items())
+
+
 def find_opponent(config: Config, name: str, game: Game) -> Opponent:
     """An opponent by name in a game; see `opponents.get_opponent`."""
     return get_opponent(name, game, make_opponents(config.opponents))

@@ -12,7 +12,14 @@ from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
 from jaxmoral.learning.agent import presentation_with
-from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
+from jaxmoral.learning.lookup import (
+    LEARNER,
+    find_game,
+    find_games,
+    find_opponent,
+    opponents_met,
+    training_game,
+)
 from jaxmoral.learning.mixture import num_choices
 from jaxmoral.world import opponents
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
@@ -29,8 +36,8 @@ def resolve(config: Config) -> Config:
         if game.num_players > 2:
             raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
     else:
-        opponent = find_opponent(config, config.env.opponent, game)
-        _check_streams(config, opponent)
+        for name in opponents_met(config):
+            _check_streams(config, find_opponent(config, name, game))
     mixture = _resolved_mixture(config)
     config = dataclasses.replace(config, mixture=mixture)
     rewards = [get_reward(config.reward.name)]
@@ -38,8 +45,7 @@ def resolve(config: Config) -> Config:
         rewards.append(get_reward(config.reward.then, "reward.then"))
     games: Sequence[Game] = [game] if mixture.games is None else find_games(config, mixture.games)
     for played in games:
-        if config.env.opponent != LEARNER:
-            find_opponent(config, config.env.opponent, played)
+        _check_opponents(config, played)
         for reward in rewards:
             reward_table(played, reward, config.reward.xi, config.reward.illegal)
         if config.env.payoff_draws:
@@ -88,13 +94,19 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
     return mixture
 
 
+def _check_opponents(config: Config, game: Game) -> None:
+    """Raises UserError if somebody who is met cannot play a game."""
+    if config.env.opponent != LEARNER:
+        for name in opponents_met(config):
+            find_opponent(config, name, game)
+
+
 def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:
     """Raises UserError if payoffs can be drawn that the opponent or a reward cannot use."""
     low, high = config.env.payoff_range
     for drawn in corner_payoffs(game, low, high):
         try:
-            if config.env.opponent != LEARNER:
-                find_opponent(config, config.env.opponent, drawn)
+            _check_opponents(config, drawn)
             for reward in rewards:
                 reward_table(drawn, reward, config.reward.xi, config.reward.illegal)
         except UserError as error:

@@ -77,7 +77,9 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState]
 def _undrawn(config: Config) -> Config:
     """The configuration with nothing that differs from update to update but its reward."""
     env = dataclasses.replace(config.env, payoff_draws=0)
-    return dataclasses.replace(config, env=env, mixture=MixtureConfig())
+    return dataclasses.replace(
+        config, env=env, mixture=MixtureConfig(opponents=config.mixture.opponents)
+    )
 
 
 def expected_reward(
@@ -97,6 +99,9 @@ def expected_reward(
     if environment.opponent is None:
         chain, (rewards,) = chains.between(memory, policies[1], noise=noise), rewards[0]
     else:
-        chain, (rewards,) = chains.against(memory, environment.opponent, noise=noise), rewards
+        opponent, weights, (rewards,) = environment.opponent, environment.weights, rewards
+        if weights is not None:
+            opponent = jax.tree.map(lambda leaf: leaf[0], opponent)
+        chain = chains.against(memory, opponent, noise=noise, weights=weights)
     shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds=num_rounds)
     return jnp.sum(shares * chains.noisy_rewards(rewards, noise))

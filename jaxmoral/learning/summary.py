@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from jaxmoral.config import Config
+from jaxmoral.learning.lookup import trained_against
 
 
 def summary(members: Sequence[Config]) -> dict[str, str]:
@@ -17,7 +18,7 @@ def summary(members: Sequence[Config]) -> dict[str, str]:
         return ("; " if any(", " in value for value in found) else ", ").join(found)
 
     parts = {
-        "game": [f"{told(_game)} against {told(lambda c: c.env.opponent)}", told(_noise)],
+        "game": [f"{told(_game)} against {told(trained_against)}", told(_noise)],
         "reward": [told(_reward)],
         "points": [told(_points)],
         "shown": [

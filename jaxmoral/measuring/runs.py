@@ -11,6 +11,7 @@ import pandas as pd
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
+from jaxmoral.learning.lookup import trained_against
 from jaxmoral.learning.run_folder import (
     CONFIG,
     MEMBERS,
@@ -144,7 +145,7 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
             "seed": config.seed,
             "reward": config.reward.name,
             "then": config.reward.then or "",
-            "trained_against": config.env.opponent,
+            "trained_against": trained_against(config),
             "trained_labels": "/".join(config.prompt.labels),
             "preset": config.preset,
             "update": evaluation.get("update"),

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, split_outside
-from jaxmoral.learning.lookup import find_game
+from jaxmoral.learning.lookup import find_game, trained_against
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
 from jaxmoral.reporting.published import FIGURE_4
@@ -193,7 +193,7 @@ def answer_blocks(series: Sequence[Series]) -> str:
                 f"<blockquote>{said}</blockquote>"
             )
         if lines:
-            who = f"{name}, seed {run.config.seed}, trained against {run.config.env.opponent}"
+            who = f"{name}, seed {run.config.seed}, trained against {trained_against(run.config)}"
             blocks.append(f"<details><summary>{escape(who)}</summary>{''.join(lines)}</details>")
     return "\n".join(blocks)
 

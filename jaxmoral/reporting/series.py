@@ -11,7 +11,7 @@ import numpy as np
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.learning.environments import environment, transition
-from jaxmoral.learning.lookup import LEARNER
+from jaxmoral.learning.lookup import LEARNER, trained_against
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.
@@ -59,7 +59,7 @@ class Series(NamedTuple):
 
     @property
     def opponent(self) -> str:
-        return self.config.env.opponent
+        return trained_against(self.config)
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Series], list[str]]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory
-from jaxmoral.world.opponents import Opponent
+from jaxmoral.world.opponents import Opponent, side_by_side
 
 
 class Chain(NamedTuple):
@@ -63,22 +63,36 @@ def _kind(memory: Memory) -> np.ndarray:
     return _one_hot(memory.previous[: memory.num_playable], memory.num_previous)
 
 
-def against(memory: Memory, opponent: Opponent, *, noise: chex.Array | None = None) -> Chain:
-    """The chain of an agent that meets a machine.
+def against(
+    memory: Memory,
+    opponent: Opponent,
+    *,
+    noise: chex.Array | None = None,
+    weights: chex.Array | None = None,
+) -> Chain:
+    """The chain of an agent that meets a machine, or one of several that it cannot tell apart.
 
     Args:
       memory: of the agent.
-      opponent: who is played.
-      noise: see `rollout.Environment`.
+      opponent: who is played; with weights a stack.
+      noise, weights: see `rollout.Environment`.
     """
     size, follows = memory.num_playable, _follows(memory)
+    if weights is None:
+        first = jax.nn.one_hot(opponent.start, len(opponent.moves))
+        opening = jnp.broadcast_to(opponent.opening, opponent.moves.shape)
+    else:  # one machine of all their states, which begins in one of several
+        num_states = opponent.moves.shape[1]
+        opponent = side_by_side(opponent)
+        first = weights @ jax.nn.one_hot(opponent.start, len(opponent.moves))
+        opening = jnp.repeat(opponent.opening, num_states, axis=0)
     moves = jnp.asarray(opponent.moves)
     chex.assert_shape(moves, (None, memory.num_moves))
     machine = jax.nn.one_hot(opponent.next_state, len(moves))
     here = jax.nn.one_hot(memory.start, len(memory.previous))
-    distribution = here[:, None] * jax.nn.one_hot(opponent.start, len(moves))
+    distribution = here[:, None] * first
     for index in range(memory.opening):
-        chances = moves if index else jnp.broadcast_to(opponent.opening, moves.shape)
+        chances = moves if index else opening
         rounds = 0.5 * jnp.einsum("hs,sf->hfs", distribution, chances)
         distribution = jnp.einsum("hfs,sfet,hefg->gt", rounds, machine, follows)
     return Chain(

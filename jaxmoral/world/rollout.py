@@ -18,6 +18,8 @@ import numpy as np
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, look_up
 from jaxmoral.world.opponents import Opponent, side_by_side
 
+_KIND_TAG = 2**31 - 1  # of the key that draws opponents; remembered rounds are far fewer
+
 
 class Environment(NamedTuple):
     """A game, or several with other payoffs, as the agent is trained or tested on it.
@@ -28,11 +30,14 @@ class Environment(NamedTuple):
         `[2 (player), num_games, num_previous, 3, 3]` from `rewards.add_illegal_opponent`. The
         prompts of the games follow each other.
       noise: `[]` probability that a legal answer comes out as the other move; None for never.
+      weights: `[num_opponents]` chances that an episode is against each; `opponent` is then a stack
+        `[num_games, num_opponents]`. None if there is but one.
     """
 
     opponent: Opponent | None
     rewards: np.ndarray | jax.Array
     noise: np.ndarray | jax.Array | None = None
+    weights: np.ndarray | jax.Array | None = None
 
 
 class Draws(NamedTuple):
@@ -158,11 +163,24 @@ class _EachOther:
         return None
 
 
-def _meet_machines(opponent: Opponent, opening: int, game: jax.Array | int) -> _Machine:
-    """Machines that begin with remembered rounds do so in a state more, which plays `opening`."""
+def _meet_machines(
+    opponent: Opponent, opening: int, *, game: jax.Array | int, kind: jax.Array | None
+) -> _Machine:
+    """Machines that begin with remembered rounds do so in a state more, which plays `opening`.
+
+    Args:
+      opponent: see `Environment`.
+      opening: how many rounds are remembered.
+      game: which one each episode plays.
+      kind: which of several opponents each episode is against.
+    """
+    met: jax.Array | int = game
+    if kind is not None:
+        met = game * opponent.start.shape[1] + kind
+        opponent = jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), opponent)
     opponent = side_by_side(opponent)
     chex.assert_shape(opponent.start, (None,))
-    met = game if len(opponent.start) > 1 else 0
+    met = met if len(opponent.start) > 1 else 0
     if opening:
         first = jnp.arange(len(opponent.start)) + len(opponent.moves)
         after = opponent.next_state[opponent.start]
@@ -201,7 +219,12 @@ class _Arena(NamedTuple):
 
 
 def _make_arena(
-    log_probs: jax.Array, environment: Environment, memory: Memory, num_episodes: int
+    key: jax.Array,
+    log_probs: jax.Array,
+    environment: Environment,
+    *,
+    memory: Memory,
+    num_episodes: int,
 ) -> _Arena:
     rewards = jnp.asarray(environment.rewards)
     alone = environment.opponent is not None
@@ -214,7 +237,12 @@ def _make_arena(
     game = jnp.arange(num_episodes) % num_games if num_games > 1 else 0
     side: _Machine | _EachOther = _EachOther()
     if environment.opponent is not None:
-        side = _meet_machines(environment.opponent, memory.opening, game)
+        kind = None
+        if environment.weights is not None:
+            kind_key = jax.random.fold_in(key, _KIND_TAG)
+            chances = jnp.log(environment.weights)
+            kind = jax.random.categorical(kind_key, chances, shape=(num_episodes,))
+        side = _meet_machines(environment.opponent, memory.opening, game=game, kind=kind)
     return _Arena(
         memory=memory,
         side=side,
@@ -292,7 +320,8 @@ def rollout(
 
     An episode begins with as many remembered rounds as the memory needs: the agents' moves are fair
     coins, the machine's follow `Opponent.opening` and then its states. Of several games each is
-    played by every so manieth episode. Two agents move at once; each remembers its own move first.
+    played by every so manieth episode; of several opponents each episode draws one. Two agents move
+    at once; each remembers its own move first.
 
     Args:
       key: PRNG key.
@@ -303,7 +332,8 @@ def rollout(
       num_episodes, num_rounds: static sizes.
       draws: if given, only the agents' own choices come from the key.
     """
-    arena = _make_arena(log_probs, environment, memory, num_episodes)
+    start_key, rounds_key = jax.random.split(key)
+    arena = _make_arena(start_key, log_probs, environment, memory=memory, num_episodes=num_episodes)
     shape = len(log_probs), num_episodes
 
     def play(carry, xs):
@@ -311,7 +341,6 @@ def rollout(
         uniform, drawn = _uniform_and_order(key, shape)
         return _play_round(arena, carry, uniform, drawn if order is None else order, coin)
 
-    start_key, rounds_key = jax.random.split(key)
     keys = jax.random.split(rounds_key, num_rounds + 1)
     carry = _remembered_rounds(start_key, arena, shape, draws)
     orders = None if draws is None else jnp.moveaxis(draws.order, 0, 1)
