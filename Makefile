@@ -18,7 +18,7 @@ quickstart: $(VENV)/.model
 	$(BIN)/python -m jaxmoral.train --config configs/quickstart.yaml --output-dir $(RUN)
 	$(BIN)/python -m jaxmoral.evaluate --run $(RUN)
 	@echo "Look at $(RUN)/action_types.png and $(RUN)/regret.png;" \
-	  "next: README.md, 'Things to do', or python -m jaxmoral.train --help"
+	  "next: README.md, 'What one can do', or python -m jaxmoral.train --help"
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ test: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --durations=15
-	@echo "All tests passed; next: make quickstart, or the design notes in README.md"
+	@echo "All tests passed; next: make quickstart, or CONTRIBUTING.md"
 
 $(VENV)/.model: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -23,6 +23,10 @@ def train_agent(
     """Trains an agent; see `jaxmoral.learning.training.train_population` for arguments and errors.
 
     The run folder gets a picture of what the agent did.
+
+    >>> config = jaxmoral.parse({"model": {"source": "tabular"}, "updates": 2})
+    >>> [record["update"] for record in jaxmoral.train_agent(config, say=lambda line: None).history]
+    [1, 2]
     """
     return train_population({ALONE: config}, output_dir, resume, say, extend=extend)[ALONE]
 
@@ -35,7 +39,12 @@ def train_population(
     *,
     extend: bool = False,
 ) -> dict[str, TrainedAgent]:
-    """Trains several agents at once on one frozen base; every run folder gets its picture."""
+    """Trains several agents at once on one frozen base; every run folder gets its picture.
+
+    >>> flags = ["--model.source", "tabular", "--updates", "2", "--seed", "[0, 1]"]
+    >>> list(jaxmoral.train_population(jaxmoral.load_members(None, flags), say=lambda line: None))
+    ['seed=0', 'seed=1']
+    """
     trained = training.train_population(members, output_dir, resume, say, extend=extend)
     finished = all(one.interrupted is None for one in trained.values())
     if output_dir is not None and finished:

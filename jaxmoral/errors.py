@@ -14,7 +14,12 @@ MAX_BRACKETS = 8  # in what a name stands for
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that says what is wrong and what to do."""
+    """Bad input. The message is one line that says what is wrong and what to do.
+
+    >>> jaxmoral.get_game("chess")
+    Traceback (most recent call last):
+    jaxmoral.errors.UserError: game: unknown name 'chess'...; choose from ipd, ish, ...
+    """
 
 
 def choose(kind: str, name: str, options: Mapping[str, T]) -> T:

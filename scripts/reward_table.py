@@ -1,4 +1,6 @@
-"""Trains the paper's rewards with several seeds and the same settings; prints the README's table.
+"""Trains the paper's rewards with several seeds and the same settings; prints a table of them.
+
+The table is the one in docs/paper.md.
 
     python scripts/reward_table.py [--seeds 0,1,2] [--output table.md] [--picture types.png]
         [--any.key value ...]

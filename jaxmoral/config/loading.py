@@ -33,6 +33,9 @@ def parse(tree: dict[str, Any]) -> Config:
     Raises:
       UserError: an unknown key, a value of the wrong type or out of range, or two keys that
         contradict each other; the message names the key and what is allowed.
+
+    >>> jaxmoral.parse({"env": {"game": "ish"}, "updates": 20}).env.game
+    'ish'
     """
     tree = plain(tree)
     if tree.get("preset") == "paper":
@@ -79,6 +82,9 @@ def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
 
     Raises:
       UserError: the file is missing or not YAML, or `parse` refuses the result.
+
+    >>> jaxmoral.load(None, ["--reward.name", "utilitarian"]).reward.name
+    'utilitarian'
     """
     return parse(_read_tree(path, flags))
 
@@ -91,6 +97,9 @@ def load_members(path: Path | str | None, flags: Sequence[str] = ()) -> dict[str
 
     Raises:
       UserError: as for `load`, or a list is empty or there are too many combinations.
+
+    >>> list(jaxmoral.load_members(None, ["--env.game", "[ipd, ish]", "--seed", "[0]"]))
+    ['env.game=ipd,seed=0', 'env.game=ish,seed=0']
     """
     tree = _read_tree(path, flags)
     axes = _axes(tree)

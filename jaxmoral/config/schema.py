@@ -288,6 +288,9 @@ class Config:
         `jaxmoral.world.opponents.machine`.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
+
+    >>> jaxmoral.Config().env.opponent
+    'tit-for-tat'
     """
 
     preset: Literal["fast", "paper"] = "fast"

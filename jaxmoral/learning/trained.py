@@ -20,6 +20,10 @@ class TrainedAgent:
       state: after the last update.
       history: one record an update made by this call, as in `metrics.jsonl`.
       interrupted: the signal that ended the run early, or None.
+
+    >>> config = jaxmoral.parse({"model": {"source": "tabular"}, "updates": 2})
+    >>> jaxmoral.train_agent(config, say=lambda line: None).trainable["logits"].shape
+    (16, 3)
     """
 
     config: Config

@@ -67,6 +67,10 @@ def evaluate_agent(
     Raises:
       UserError: there is no such run, game, opponent or suite, the checkpoint cannot be used, or
         the model cannot run a suite.
+
+    >>> untrained = jaxmoral.parse({"model": {"source": "tabular"}})
+    >>> list(jaxmoral.evaluate_agent(untrained, ["ipd", "ish"])["suites"]["trained"])
+    ['ipd', 'ish']
     """
     config, agent, trained, made = _read_source(source, update)
     overrides = {

@@ -44,7 +44,16 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float
 
 
 def table(evaluation: dict[str, Any]) -> str:
-    """The evaluation as text: for every suite, opponent and protocol a line per policy."""
+    """The evaluation as text: for every suite, opponent and protocol a line per policy.
+
+    >>> untrained = jaxmoral.parse({"model": {"source": "tabular"}})
+    >>> print(jaxmoral.table(jaxmoral.evaluate_agent(untrained, ["ipd"])))
+    suite trained: against random, exact
+    condition  policy    P(C|CC)  P(C|CD)  P(C|DC)  P(C|DD)        C  illegal  De regret  Ut regret
+    -----------------------------------------------------------------------------------------------
+    ipd        base        33.3%    33.3%    33.3%    33.3%    33.3%    33.3%       2.50      0.444
+    ...
+    """
     lines: list[str] = []
     for suite, named in evaluation["suites"].items():
         lines += _suite_lines(suite, named)

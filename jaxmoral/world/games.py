@@ -28,6 +28,9 @@ class Game(NamedTuple):
       name: by which `get_game` finds it.
       title: for tables and pictures.
       payoffs: `[2 (own, mean of the others), 2 (own action), N (others that chose D)]` float32.
+
+    >>> jaxmoral.Game("silence", "Nothing at stake", np.zeros((2, 2, 3), np.float32)).num_players
+    3
     """
 
     name: str
@@ -50,6 +53,11 @@ def make_game(name: str, pairs: Mapping[str, Sequence[float]], title: str | None
 
     Raises:
       UserError: a joint action is missing or unknown, its points are not two or too large.
+
+    >>> pairs = {"CC": (3, 3), "CD": (0, 5), "DC": (5, 0), "DD": (1, 1)}
+    >>> jaxmoral.make_game("dilemma", pairs).payoffs[0]
+    array([[3., 0.],
+           [5., 1.]], dtype=float32)
     """
     if set(pairs) != set(CELLS):
         raise UserError(f"games.{name}: needs exactly the keys {', '.join(CELLS)}")
@@ -74,6 +82,9 @@ def make_group_game(
 
     Raises:
       UserError: the table has another shape, holds what is no finite number, or is too large.
+
+    >>> jaxmoral.make_group_game("commons", [[0, 2, 4], [1, 3, 5]]).num_players
+    3
     """
     try:
         table = np.array(points, np.float64)
@@ -99,7 +110,12 @@ def make_group_game(
 
 
 def register(game: Game) -> Game:
-    """Adds a game to the registry. Raises UserError if the name is taken by another game."""
+    """Adds a game to the registry. Raises UserError if the name is taken by another game.
+
+    >>> pairs = {"CC": (3, 3), "CD": (1, 4), "DC": (4, 1), "DD": (2, 2)}
+    >>> jaxmoral.register(jaxmoral.make_game("mild", pairs)) is jaxmoral.get_game("mild")
+    True
+    """
     return GAMES.setdefault(game.name, _unless_taken(game, {**BUILT_IN, **GAMES}))
 
 
@@ -287,6 +303,9 @@ def get_game(name: str, own: Mapping[str, Game] = NONE) -> Game:
 
     Raises:
       UserError: there is none of that name (the names are listed), or its arguments do not fit.
+
+    >>> [jaxmoral.get_game(name).title for name in ("ipd", "donation(3,1)")]
+    ["Prisoner's Dilemma", 'Donation 3:1']
     """
     families = FAMILIES | {"affine": partial(affine, own), "group": partial(group, own)}
     return build("game", name, {**GAMES, **ORDINAL, **ASYMMETRIC, **own}, families)

@@ -33,6 +33,9 @@ class Opponent(NamedTuple):
       next_state: `[num_states, num_moves (its own move), 2 (agent's move)]` int32.
       start: `[]` int32, the state before any round.
       opening: `[num_moves]` float32 probabilities of the first remembered move.
+
+    >>> jaxmoral.OPPONENTS["tit-for-tat"].moves[:, 0]  # P(C) in its two states
+    array([1., 0.], dtype=float32)
     """
 
     moves: np.ndarray | jax.Array
@@ -53,6 +56,10 @@ def machine(
 
     Raises:
       UserError: a probability is none, a transition is missing or leads to no state.
+
+    >>> grim = jaxmoral.machine([1, 0], [[0, 1, 0, 1], [1, 1, 1, 1]])
+    >>> int(grim.next_state[0, 0, 1])  # after its own C and the agent's D
+    1
     """
     p = [check_number("cooperate", value, 0.0, 1.0) for value in cooperate]
     if len(transitions) != len(p) or any(len(row) != 4 for row in transitions):
@@ -82,7 +89,11 @@ def watcher(states: Mapping[str, tuple[str, str, str]]) -> Opponent:
 
 
 def memoryless(p_cooperate: float) -> Opponent:
-    """Plays C with one probability, whatever happened."""
+    """Plays C with one probability, whatever happened.
+
+    >>> jaxmoral.memoryless(0.75).moves
+    array([[0.75, 0.25]], dtype=float32)
+    """
     return machine([p_cooperate], [[0, 0, 0, 0]])
 
 
@@ -92,6 +103,9 @@ def memory_one(cc: float, cd: float, dc: float, dd: float, first: float = 1.0) -
     Args:
       cc, cd, dc, dd: the four probabilities.
       first: the probability of C in the first round.
+
+    >>> jaxmoral.memory_one(1, 0, 1, 0.25).moves[:, 0]
+    array([1.  , 0.  , 1.  , 0.25, 1.  ], dtype=float32)
     """
     last_round = [[0, 1, 2, 3]] * 5
     return machine([cc, cd, dc, dd, first], last_round, start=4)

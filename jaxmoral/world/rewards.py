@@ -29,6 +29,10 @@ class Cell(NamedTuple):
       own_payoff, other_payoff: points; of several others their mean.
       other_best: the most points the agent could have left the other, given the other's move.
       num_others: 1, or more in a larger game.
+
+    >>> exploited = jaxmoral.Cell(0, 1, 0, 0, 0, 4, other_best=4, num_others=1)
+    >>> [jaxmoral.REWARDS[name](exploited, xi=3.0) for name in ("game", "utilitarian")]
+    [0, 4]
     """
 
     own_action: np.ndarray

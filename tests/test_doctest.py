@@ -1,0 +1,30 @@
+"""Every class and function of the package root shows how it is used, and that is what happens."""
+
+import doctest
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+import jaxmoral
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in jaxmoral.__all__ if callable(getattr(jaxmoral, name))]
+)
+def test_an_example_does_what_it_says(name):
+    shown = getattr(jaxmoral, name).__doc__
+    names = {"jaxmoral": jaxmoral, "np": np}
+    example = doctest.DocTestParser().get_doctest(shown, names, name, None, None)
+    assert example.examples
+    said = []
+    with patch.dict(jaxmoral.GAMES):
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_what_has_no_example_is_a_registry():
+    registries = {name for name in jaxmoral.__all__ if not callable(getattr(jaxmoral, name))}
+    assert registries == {"GAMES", "OPPONENTS", "REWARDS"}
