@@ -19,8 +19,6 @@ from jaxmoral.learning.policy import reference_table
 from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.peft import save_peft
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 PAPER = configs.load(None, ["--preset", "paper", "--ppo.learning_rate", "1e-3"]).ppo
 
 
