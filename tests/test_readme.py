@@ -25,8 +25,6 @@ from jaxmoral.language.suites import SUITES
 from jaxmoral.learning.environments import LEARNER
 from jaxmoral.world import games, opponents, rewards
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 # How many blocks of a page do not run here.
