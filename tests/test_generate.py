@@ -7,12 +7,10 @@ import pytest
 import torch
 from conftest import CONFIGS, load_tiny, save_tiny
 
-from jaxmoral.language import prompts
 from jaxmoral.models.generate import Sampling, choose, generate
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.lora import Lora, init_adapter
 from jaxmoral.models.peft import merge
-from jaxmoral.world import games
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -81,32 +79,3 @@ def test_sampling_follows_its_settings():
     three = np.array([40, 30, 15, 0, 0]) / 85
     np.testing.assert_allclose(shares(Sampling(top_p=0.8), logits), three, atol=0.015)
     assert shares(GREEDY, logits, 10)[0] == 1
-
-
-def test_greedy_equals_transformers_on_the_real_model(real, torch_export):
-    """Issue: the same 64 tokens for 20 prompts."""
-    texts = [
-        prompts.all_prompts(game, prompts.Presentation())[i]
-        for game in games.GAMES.values()
-        for i in (0, 5)
-    ]
-    texts += [
-        "The capital of France is",
-        "Once upon a time there was a",
-        "def fibonacci(n):",
-        "Two prisoners are held in separate rooms.",
-        "The best way to learn is",
-        "1, 2, 3, 4,",
-        "Dear Sir or Madam,",
-        "Water boils at",
-    ]
-    assert len(texts) == 20
-    encoded = [real.tokenizer.encode(text) for text in texts]
-    ours = generate(real, encoded, 64, jax.random.key(0), GREEDY)
-    stops = real.stop_tokens()
-    for ids, got in zip(encoded, ours, strict=True):
-        with torch.no_grad():  # one pass: each token must be the best one after those before it
-            twin = torch_export(torch.tensor([ids + got]), logits_to_keep=len(got) + 1)
-        best = twin.logits[0].argmax(-1)
-        assert got == best[: len(got)].tolist(), real.tokenizer.decode(ids)[:60]
-        assert len(got) == 64 or int(best[-1]) in stops

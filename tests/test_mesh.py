@@ -1,8 +1,6 @@
 """Many devices and many processes compute what one device does, and share their checkpoints."""
 
 import json
-import os
-import runpy
 import shutil
 import socket
 import subprocess
@@ -12,16 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_model
+from on_mesh import evaluated, numbers
+from processes import Running
 
 from jaxmoral import load_members, train_population
 from jaxmoral.config import MeshConfig
 from jaxmoral.devices.mesh import choose_sizes
 from jaxmoral.errors import UserError
 
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).parent
-write_tiny = runpy.run_path(str(ROOT.parent / "scripts" / "tiny_model.py"))["write"]
-on_mesh = runpy.run_path(str(ROOT / "on_mesh.py"))
-numbers, evaluated = on_mesh["numbers"], on_mesh["evaluated"]
 
 FLAGS = ["--updates", "5", "--env.episodes", "512", "--prompt.labels", "[X, Y]"]
 FLAGS += ["--ppo.learning_rate", "1e-3", "--checkpoint_every", "3"]
@@ -37,9 +37,8 @@ def mesh_flags(sizes):
 
 def start(output, jobs, devices, environment=()):
     flags = f"--xla_force_host_platform_device_count={devices}"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | dict(environment)
-    command = [sys.executable, str(ROOT / "on_mesh.py"), str(output), json.dumps(jobs)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    given = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | dict(environment)
+    return Running("on_mesh", output, json.dumps(jobs), environment=given)
 
 
 def start_cluster(output, jobs, processes, devices):
@@ -55,8 +54,8 @@ def start_cluster(output, jobs, processes, devices):
 
 def finish(processes, output):
     for process in processes:
-        said, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, said.decode()
+        done = process.finish()
+        assert done.returncode == 0, done
     with np.load(output) as found:
         return dict(found)
 
@@ -64,7 +63,7 @@ def finish(processes, output):
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    write_tiny(folder)
+    tiny_model.write(folder)
     return ["--model.source", str(folder), *FLAGS]
 
 
@@ -228,6 +227,7 @@ print(json.dumps([sent, matrices, config.vocab_size * config.embed_dim, config.e
 """
 
 
+@pytest.mark.usefixtures("real")
 def test_devices_send_what_the_scaling_model_says():
     script = ROOT.parent / "scripts" / "scaling_model.py"
     done = subprocess.run(

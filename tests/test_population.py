@@ -29,8 +29,6 @@ from jaxmoral.world.opponents import get_opponent, stack
 from jaxmoral.world.rewards import get_reward, reward_table
 from jaxmoral.world.rollout import Environment
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 TABULAR = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--updates", "6"]
 SMALL = [*TABULAR, "--env.episodes", "64"]
 quiet = lambda line: None

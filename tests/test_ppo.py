@@ -44,8 +44,6 @@ from jaxmoral.world import chain, games, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 ONE = make_memory()
 TABLE = TabularPolicy(16)
 NONE = jnp.zeros((1, 0))  # a table's inputs

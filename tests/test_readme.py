@@ -22,10 +22,8 @@ from tiny_model import write
 import jaxmoral
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, WORDINGS
 from jaxmoral.language.suites import SUITES
-from jaxmoral.learning.experiment import LEARNER
+from jaxmoral.learning.environments import LEARNER
 from jaxmoral.world import games, opponents, rewards
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]

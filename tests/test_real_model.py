@@ -9,9 +9,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -25,8 +22,8 @@ from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.prompter import Prompter, random_labels
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring import questions
 from jaxmoral.measuring.evaluation import evaluate_agent
-from jaxmoral.measuring.questions import ask
 from jaxmoral.measuring.results import rows
 from jaxmoral.models.load import load
 from jaxmoral.world import games
@@ -42,7 +39,7 @@ def run_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(run_folder):
+def trained(real, run_folder):
     return train_agent(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]), run_folder)
 
 
@@ -157,6 +154,7 @@ def test_labels_of_different_shapes_share_a_program(real):
 
 def test_suites_of_words_on_the_real_model(trained):
     """One program a shape, at most three shapes; every number is a share."""
+    evaluate_agent(trained, ["ipd"], protocols=["exact"])  # what every evaluation compiles
     compiled = []
     listen = lambda event, duration, **_: compiled.append(event)
     jax.monitoring.register_event_duration_secs_listener(listen)
@@ -179,8 +177,9 @@ def test_suites_of_words_on_the_real_model(trained):
     assert set(table["suite"]) == set(suites)
 
 
-def test_an_agent_is_asked_why(trained):
-    answers = ask(trained.config, trained.agent, trained.trainable, jax.random.key(0))
+def test_an_agent_is_asked_why(trained, monkeypatch):
+    monkeypatch.setattr(questions, "NUM_TOKENS", 12)
+    answers = questions.ask(trained.config, trained.agent, trained.trainable, jax.random.key(0))
     assert len(answers) == 4 * len(prompts.QUESTIONS) * 2
     assert {one["policy"] for one in answers} == {"base", "tuned"}
     assert {one["answer"] for one in answers} <= set(LABELS)
@@ -195,41 +194,19 @@ def test_agents_know_their_model(real):
     assert "instead of" in agent.summary[2]
 
 
-def torch_log_probs(twin, tokens):
-    with torch.no_grad():
-        found = twin(input_ids=torch.tensor([tokens]), logits_to_keep=1).logits
-    return found[0, -1].log_softmax(-1).numpy()
-
-
-def test_exports_give_the_same_log_probabilities(trained, run_folder, torch_export, tmp_path):
-    """Issue: a PEFT export and a merged export serve our log-probabilities elsewhere (<= 1e-3)."""
-    agent, trainable = trained.agent, trained.trainable
+def test_a_merged_export_is_the_tuned_agent(trained, run_folder, tmp_path):
+    """Read back as a base; that transformers and PEFT read exports so: `test_gemma.py`."""
+    agent, model = trained.agent, trained.agent.model
     inputs = jax.tree.map(lambda x: x[0], agent.inputs([[IPD]]))
     log_probs = jax.jit(lambda w, t: agent.policy.bind(w, inputs).table(t).log_probs)
-    ours = np.asarray(log_probs(agent.frozen, trainable))[:, 0]
-    export(run_folder, "peft", tmp_path / "peft")
+    ours = log_probs(agent.frozen, trained.trainable)
     export(run_folder, "merged", tmp_path / "merged")
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
-    adapted = PeftModel.from_pretrained(torch_export, tmp_path / "peft").eval()
-
-    model = load("gemma3-270m")
-    prompter = Prompter(model, "plain")
-    trie = prompter.responses(LABELS).trie
-    for twin in (adapted, merged):
-        for index in (0, 7):
-            ids = prompter.tokens(prompts.all_prompts(*IPD)[index])
-            total, first = 0.0, torch_log_probs(twin, ids)
-            for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
-                tokens = trie.edge_token[edges]
-                if action == 0:
-                    second = torch_log_probs(twin, [*ids, int(tokens[0])])[tokens[1]]
-                    total += np.exp(first[tokens[0]] + second)
-            assert abs(np.log(total) - ours[index]) < 1e-3
-    adapted.unload()
-
     again = load(str(tmp_path / "merged"))
     assert again.config == dataclasses.replace(model.config, rms_eps=again.config.rms_eps)
     assert again.tokenizer.encode("Answer: action1") == model.tokenizer.encode("Answer: action1")
+    merged = jax.device_put(again.weights, jax.tree.map(lambda x: x.sharding, agent.frozen))
+    fresh = agent.policy.init(jax.random.key(0))
+    np.testing.assert_allclose(log_probs(merged, fresh), ours, atol=1e-3)
 
 
 def test_an_exported_adapter_comes_back_bit_equal(trained, run_folder, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from functools import partial
 from html.parser import HTMLParser
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from processes import command
 
 from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
@@ -394,13 +394,7 @@ def test_reports_that_cannot_be(swept, tmp_path, arguments, message):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("mine")
     places = {"runs": swept[0], "empty": tmp_path / "empty", "taken": tmp_path / "taken"}
-    command = [sys.executable, "-m", "jaxmoral.report"]
-    done = subprocess.run(
-        [*command, *(argument.format(**places) for argument in arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command("report", *(argument.format(**places) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -409,13 +403,7 @@ def test_reports_that_cannot_be(swept, tmp_path, arguments, message):
 
 def test_a_sweep_says_at_the_end_what_failed(experiments, tmp_path):
     paths = [str(experiments[0]), str(experiments[3])]
-    command = [sys.executable, "-m", "jaxmoral.sweep", *paths, "--seeds", "1"]
-    done = subprocess.run(
-        [*command, "--output-dir", str(tmp_path / "out"), *FLAGS],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command("sweep", *paths, "--seeds", "1", "--output-dir", tmp_path / "out", *FLAGS)
     assert done.returncode == 1
     assert "1 of 2 runs are finished" in done.stdout
     assert done.stderr.strip().splitlines()[-1].startswith("failed: broken-seed1: reward.name")

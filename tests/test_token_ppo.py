@@ -22,8 +22,6 @@ from jaxmoral.learning.state import init_state, make_optimiser
 from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.peft import save_peft
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 PAPER = configs.load(None, ["--preset", "paper", "--ppo.learning_rate", "1e-3"]).ppo
 
 

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import command
 
 from jaxmoral import config as configs
 from jaxmoral import tournament
@@ -120,9 +120,8 @@ def test_the_command_and_its_page(tmp_path):
         tmp_path / "many",
         say=quiet,
     )
-    command = [sys.executable, "-m", "jaxmoral.tournament", str(tmp_path / "many"), *NAMES]
-    command += ["--output-dir", str(tmp_path / "meet"), "--games", "ipd,ish", "--noise", "0.01"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    flags = ["--output-dir", tmp_path / "meet", "--games", "ipd,ish", "--noise", "0.01"]
+    done = command("tournament", tmp_path / "many", *NAMES, *flags)
     assert done.returncode == 0, done.stderr
     assert "tit-for-tat" in done.stdout
     result = json.loads((tmp_path / "meet" / "tournament.json").read_text())
@@ -134,8 +133,7 @@ def test_the_command_and_its_page(tmp_path):
     assert "Tournament: who spreads" in page
     assert (tmp_path / "page" / "figures" / "tournament-game.png").is_file()
 
-    evaluate = [sys.executable, "-m", "jaxmoral.evaluate", "--run", str(tmp_path / "many")]
-    assert subprocess.run(evaluate, capture_output=True, check=False).returncode == 0
+    assert command("evaluate", "--run", tmp_path / "many").returncode == 0
     write_report([tmp_path / "many", tmp_path / "meet"], tmp_path / "both")
     page = (tmp_path / "both" / "index.html").read_text()
     assert "Fingerprints" in page
