@@ -22,7 +22,7 @@ from tiny_model import write
 import jaxmoral
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, WORDINGS
 from jaxmoral.language.suites import SUITES
-from jaxmoral.learning.environments import LEARNER
+from jaxmoral.learning.lookup import LEARNER
 from jaxmoral.world import games, opponents, rewards
 
 ROOT = Path(__file__).parents[1]
