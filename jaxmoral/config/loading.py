@@ -136,7 +136,10 @@ def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[st
             found |= _axes(value, kind, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif isinstance(value, list) and kind is not None:
             inner = typing.get_origin(kind) is tuple
-            if not inner or (value and isinstance(value[0], list)):
+            # What may be a list or null is an axis of the mixture, not of a population.
+            parts = [typing.get_origin(part) for part in typing.get_args(kind)]
+            mixed = not inner and tuple in parts
+            if not mixed and (not inner or (value and isinstance(value[0], list))):
                 found[prefix + name] = value
     return found
 

@@ -210,7 +210,8 @@ class Inputs:
         prompts, reference = self._packed.stacked(shown_to(self._members, update))
         num_players = len(player_games(self._configs[0]))
         if len(reference) > num_players:  # they differ between members
-            fold = lambda leaf: leaf.reshape(-1, num_players, *leaf.shape[1:])
+            lead = len(self._members), num_players
+            fold = lambda leaf: leaf.reshape(*lead, *leaf.shape[1:])
             prompts, reference = jax.tree.map(fold, (prompts, reference))
         found = {"prompts": prompts, "reference": reference}
         return {name: place(arrays, self._where[name]) for name, arrays in found.items()}
