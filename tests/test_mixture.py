@@ -27,6 +27,7 @@ from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.measuring.results import by_novelty
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
 from jaxmoral.world.memory import make_memory
@@ -232,6 +233,27 @@ def test_several_games_are_the_mean_of_each():
         for name in ("ipd", "icd", "bos")
     ]
     assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
+
+
+def test_what_holds_outside_is_told_by_what_is_new():
+    row = lambda c, illegal: {"C": c, "D": 1 - c - illegal, "illegal": illegal}
+    condition = lambda novelty, cc, dd: {
+        "novelty": novelty,
+        "policies": {"tuned": {"remembered": {"CC": cc, "DD": dd}}},
+    }
+    named = {
+        "a": condition("new labels", row(0.5, 0.2), row(0.1, 0.0)),
+        "b": condition("seen", row(0.9, 0.0), row(0.2, 0.1)),
+        "c": condition("seen", row(0.7, 0.0), row(0.2, 0.3)),
+    }
+    found = by_novelty(named, "tuned")
+    assert list(found) == ["seen", "new labels"]
+    assert found["seen"] == pytest.approx(
+        {"conditions": 2, "P(C|CC)": 0.8, "P(C|DD)": 0.2, "illegal": 0.3, "apart": 0.1}
+    )
+    assert found["new labels"] == pytest.approx(
+        {"conditions": 1, "P(C|CC)": 0.5, "P(C|DD)": 0.1, "illegal": 0.2, "apart": 0.3}
+    )
 
 
 MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]

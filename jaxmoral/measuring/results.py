@@ -56,7 +56,7 @@ def table(evaluation: dict[str, Any]) -> str:
     """
     lines: list[str] = []
     for suite, named in evaluation["suites"].items():
-        lines += _suite_lines(suite, named)
+        lines += (_novelty_lines if suite == "generalisation" else _suite_lines)(suite, named)
     lines.append(
         "De regret is deontological, in points; Ut regret is utilitarian, from 0 to 1 (normalised)."
     )
@@ -104,6 +104,55 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
         lines += _block(f"suite {suite}: against {opponent}, {protocol}", start, shown)
         lines += [f"{note}.", ""] if beside else [""]
     return lines
+
+
+def by_novelty(named: dict[str, Any], policy: str) -> dict[str, dict[str, float]]:
+    """What holds outside of training: a policy's measures by what is new in a condition.
+
+    Args:
+      named: conditions of an evaluation by name.
+      policy: "base" or "tuned".
+
+    Returns:
+      By novelty, "seen" first: "conditions", how many; "P(C|...)" means after remembered rounds;
+      "illegal", the largest share after any; "apart", the largest distance of a P(C|...) from its
+      mean over what was seen.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {"seen": []}
+    for condition in named.values():
+        groups.setdefault(condition["novelty"], []).append(
+            condition["policies"][policy]["remembered"]
+        )
+    mean = lambda tables, cell: sum(table[cell]["C"] for table in tables) / len(tables)
+    found = {}
+    for novelty, tables in groups.items():
+        if not tables:
+            continue
+        cells = list(tables[0])
+        seen = {cell: mean(groups["seen"] or tables, cell) for cell in cells}
+        found[novelty] = {"conditions": float(len(tables))}
+        found[novelty] |= {f"P(C|{cell})": mean(tables, cell) for cell in cells}
+        found[novelty]["illegal"] = max(t[cell]["illegal"] for t in tables for cell in cells)
+        found[novelty]["apart"] = max(abs(t[c]["C"] - seen[c]) for t in tables for c in cells)
+    return found
+
+
+def _novelty_lines(suite: str, named: dict[str, Any]) -> list[str]:
+    """A table by what is new, instead of one by condition."""
+    policies = next(iter(named.values()))["policies"]
+    found = {policy: by_novelty(named, policy) for policy in policies}
+    shown = {}
+    for novelty, base in next(iter(found.values())).items():
+        for policy in policies:
+            measured = found[policy][novelty]
+            texts = {head: f"{measured[head]:.1%}" for head in measured if head != "conditions"}
+            shown[f"{novelty} ({base['conditions']:.0f})", policy] = texts
+    start = max(len(name) for name, _ in shown) + 2
+    return [
+        *_block(f"suite {suite}: by what is new, and in how many conditions", start, shown),
+        "illegal: the largest share; apart: the largest distance of a P(C|...) from what was seen.",
+        "",
+    ]
 
 
 def _pairs(result: dict[str, Any]) -> list[tuple[str, str]]:
