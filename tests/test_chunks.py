@@ -12,7 +12,7 @@ from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
 from jaxmoral.learning.agent import drawable, make_agent
-from jaxmoral.learning.experiment import compile_update, packed_prompts
+from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
 from jaxmoral.learning.mixture import player_games
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
@@ -61,7 +61,9 @@ def test_chunks_have_the_numbers_of_one_tree(tiny_folder):
 
 def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(tiny_folder):
     config, agent = agent_of(tiny_folder, payoff_draws=2, payoff_range=(1, 12), episodes=64)
-    first, later = (packed_prompts([(config, agent)], update) for update in (0, 1))
+    members = [(config, agent)]
+    packed = packed_conditions(members)
+    first, later = (packed.stacked(shown_to(members, update))[0] for update in (0, 1))
     shapes = [jax.tree.map(lambda leaf: leaf.shape, inputs) for inputs in (first, later)]
     assert shapes[0] == shapes[1]
     for update, inputs in ((0, first), (1, later)):
@@ -112,9 +114,10 @@ def test_all_payoffs_of_a_range_have_one_shape(real, game, wording, payoff_range
     prompter = Prompter(real, "plain")
     drawn = [player_games(config, update)[0][0] for update in range(4)]
     drawn += corner_payoffs(get_game(game), *payoff_range)[::4]
+    room = prompter.room([Condition(get_game(game), shown)], drawable(config))
     found = []
-    for one in drawn:
-        inputs = prompter.inputs([[Condition(one, shown)]], drawable(config))
+    for played in drawn:
+        inputs = prompter.inputs([[Condition(played, shown)]], room)
         found.append(jax.tree.map(np.shape, inputs))
     assert all(shapes == found[0] for shapes in found)
     assert inputs.tree.tokens.shape[:2] == (1, 1)
@@ -133,7 +136,8 @@ def test_means_of_several_others_have_room_too(real):
         [Condition(game, shown) for game in player_games(config, update)[0]] for update in range(5)
     ]
     assert any("." in text.split(",")[0] for text in all_prompts(*groups[0][0]))
-    found = [jax.tree.map(np.shape, prompter.inputs([group], drawable(config))) for group in groups]
+    room = prompter.room(groups[0], drawable(config))
+    found = [jax.tree.map(np.shape, prompter.inputs([group], room)) for group in groups]
     assert all(shapes == found[0] for shapes in found)
 
 
@@ -145,7 +149,7 @@ def test_room_for_other_payoffs_changes_no_number(tmp_path):
     config = resolve(parse(tree))
     agent = make_agent(config)
     group = [Condition(game, agent.presentation) for game in player_games(config)[0]]
-    roomy = agent.inputs([group], drawable(config))
+    roomy = agent.inputs([group], agent.room(group, drawable(config)))
     tight = agent.inputs([group])
     assert roomy.tree.tokens.size > tight.tree.tokens.size
     trainable = jax.jit(agent.policy.init)(jax.random.key(0))

@@ -41,7 +41,7 @@ def with_logits(logits, *flags):
     config = resolve(configs.load(None, ["--model.source", "tabular", *flags]))
     each = np.repeat(np.asarray(logits, np.float32), 4, 0)
     stacked = {"logits": each[None], "values": np.zeros((1, len(each)), np.float32)}
-    state = SimpleNamespace(trainable=stacked, update=config.updates)
+    state = SimpleNamespace(players=SimpleNamespace(trainable=stacked), update=config.updates)
     return TrainedAgent(config, make_agent(config), state, [])
 
 

@@ -25,6 +25,7 @@ from jaxmoral.learning.environments import environment
 from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
 from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
 from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent, train_population
 from jaxmoral.measuring.results import by_novelty
@@ -171,18 +172,16 @@ def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags):
     assert calls == 1 + sum(before != after for before, after in itertools.pairwise(seen))
 
 
-def test_nothing_is_compiled_after_the_first_update(tiny_flags):
+def test_nothing_is_compiled_after_the_first_update(tiny_flags, caplog):
     flags = ["--mixture.games", GAMES, "--mixture.labels", PAIRS, "--mixture.conditions", "2"]
     flags += ["--updates", "12", "--prompt.labels", "[X, Y]"]
     config = resolve(configs.load(None, [*tiny_flags, *flags]))
     state, step = compile_update([(config, make_agent(config))])
     state, _ = step(state, 0)
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
-    for update in range(1, 12):
-        state, metrics = step(state, update)
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        for update in range(1, 12):
+            state, metrics = step(state, update)
+    compiled = [record for record in caplog.records if "Compiling" in record.message]
     assert np.isfinite(metrics["loss"]).all()
     assert not compiled
 
@@ -220,6 +219,33 @@ def test_members_of_a_population_draw_for_themselves(tmp_path):
         assert [r["conditions"] for r in together[name].history] == [
             r["conditions"] for r in alone.history
         ]
+
+
+def test_members_on_a_model_are_shown_their_own_conditions(tiny_flags):
+    """Packed prompts and references of each member, as of the run alone: 1e-4 relative."""
+    flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--mixture.labels", PAIRS]
+    flags += ["--mixture.games", "[ipd, bos]", "--mixture.conditions", "2"]
+    members = configs.load_members(None, [*flags, "--seed", "[0, 1]"])
+    together = train_population(members, say=quiet)
+    for name, config in members.items():
+        alone = train_agent(config, say=quiet)
+        assert together[name].history[-1]["conditions"] == alone.history[-1]["conditions"]
+        for key in ("reward_mean", "loss", "kl", "p_illegal"):
+            ours = [record[key] for record in together[name].history]
+            assert ours == pytest.approx([r[key] for r in alone.history], rel=1e-4, abs=1e-6), key
+
+
+def test_words_drawn_by_the_seed_differ_between_members():
+    configs_ = [settings("--mixture.labels", "words(1)", "--seed", seed) for seed in ("0", "1")]
+    agents = [make_agent(config) for config in configs_]
+    assert prompts_differ(list(zip(configs_, agents, strict=True)))
+
+
+def test_tokens_want_labels_of_one_length(tiny_flags):
+    flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--ppo.level", "token"]
+    config = resolve(configs.load(None, [*flags, "--mixture.labels", "[[X, Y], [cat, dog]]"]))
+    with pytest.raises(UserError, match=r"mixture\.labels: with ppo\.level token"):
+        make_agent(config)
 
 
 def test_several_games_are_the_mean_of_each():

@@ -64,7 +64,8 @@ def _merge(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
+    # Of a key of several types also the type that was tried stands there.
+    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.75)
         group = key.rpartition(".")[0] + "." if "." in key else ""

@@ -12,6 +12,7 @@ from pydantic import Field
 
 Positive = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
 Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0, le=1e6)]
 Flag = Annotated[bool, Field(strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -158,7 +159,7 @@ class MixtureConfig:
     wordings: Axis | None = None
     personas: Axis | None = None
     table_orders: Annotated[tuple[TableOrder, ...], Field(min_length=1)] | None = None
-    opponents: Annotated[dict[str, Above], Field(min_length=1)] | None = None
+    opponents: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
     conditions: Positive = 1
     kept: Positive = 1000
 

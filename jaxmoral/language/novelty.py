@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmoral.language.prompts import TABLE_ORDERS, Condition, Presentation
+from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, Condition, Presentation
 from jaxmoral.world.games import Game
 
 _MOST_OF_AXIS = 8
@@ -80,7 +80,9 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
     new_labels = [pair for pair in held_out_labels() if pair not in seen.labels]
     exchanged = [pair[::-1] for pair in seen.labels if pair[::-1] not in seen.labels]
     new_games = [game for game in games if game.name not in known_games]
-    new_wordings = [name for name in WORDINGS if name not in seen.wordings]
+    known_wordings = seen.wordings if own.num_players == 2 else WORDINGS  # they speak of one other
+    new_wordings = [name for name in WORDINGS if name not in known_wordings]
+    new_personas = [name for name in PERSONAS if name not in seen.personas]
     new_orders = [name for name in TABLE_ORDERS if name not in seen.table_orders]
 
     every: list[tuple[Game, dict[str, Any]]]
@@ -89,6 +91,7 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
     every += [(own, {"labels": pair}) for pair in [*exchanged[:_MOST_OF_AXIS], *new_labels]]
     every += [(own, {"wording": name}) for name in new_wordings]
     every += [(own, {"table_order": name}) for name in new_orders]
+    every += [(own, {"persona": name}) for name in new_personas]
     for index, pair in enumerate(new_labels):
         game = _in_turn(new_games or [own], index)
         every.append((game, {"labels": pair}))
@@ -106,7 +109,7 @@ def _in_turn(values: Sequence[Any], index: int) -> Any:
 
 def _name(condition: Condition) -> str:
     game, shown = condition
-    rest = [shown.wording.split("\n")[0][:20], shown.table_order]
-    usual = ["structured", "original"]
+    rest = [shown.wording.split("\n")[0][:20], shown.table_order, shown.persona[:20]]
+    usual = ["structured", "original", "none"]
     parts = [part for part, known in zip(rest, usual, strict=True) if part != known]
     return " ".join([game.name, "/".join(shown.labels), *parts])

@@ -21,7 +21,7 @@ WHITESPACE = b" \t\n\r\x0b\x0c"
 
 
 class Trie(NamedTuple):
-    """The legal responses as arrays; tries of several label pairs are stacked, padded alike.
+    """The legal responses as arrays; tries of several label pairs are padded alike.
 
     Paths are filled up with `no_edge`; those of padding are made of the number after it, the closed
     edge, which cannot be taken.
@@ -223,12 +223,6 @@ def pad(trie: Trie, size: TrieSize) -> Trie:
         ),
         prefix_edges=paths(trie.prefix_edges, no_node),
     )
-
-
-def stack(tries: Sequence[Trie]) -> Trie:
-    """Stacks tries, padded alike, on a new leading axis."""
-    size = size_of(tries)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(pad(trie, size) for trie in tries))
 
 
 class Paths(NamedTuple):

@@ -141,7 +141,15 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     if settings.adapter is not None:
         adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
     # One shape serves all that will be drawn; what cannot be spelled is said now.
-    room = prompter.room(every_condition(config, presentation), drawable(config))
+    conditions = every_condition(config, presentation)
+    room = prompter.room(conditions, drawable(config))
+    pairs = {condition.presentation.labels for condition in conditions}
+    budgets = {prompter.responses(pair).trie.prefix_edges.shape[1] for pair in pairs}
+    if config.ppo.level == "token" and len(budgets) > 1:
+        raise UserError(
+            "mixture.labels: with ppo.level token all labels must have as many tokens; here they"
+            f" have {min(budgets)} to {max(budgets)}"
+        )
     inputs = prompter.inputs(player_conditions(config, presentation)[:1], room)
     needed = footprint(config, gemma, lora, inputs, layout, units or 1)
     return _Plan(layout, prompter, presentation, lora, adapter, inputs, needed)

@@ -142,9 +142,11 @@ def _place_of(layout: Layout, per_member: bool) -> NamedSharding:
 def packed_conditions(members: Members) -> PackedConditions:
     """Where the members' prompts come from, all of one shape whatever is drawn."""
     config, agent = members[0]
-    conditions = [c for own, member in members for c in every_condition(own, member.presentation)]
+    shown = [c for own, member in members for c in every_condition(own, member.presentation)]
+    conditions = list({condition.key: condition for condition in shown}.values())
     room = agent.room(conditions, drawable(config))
-    return PackedConditions(agent, room, config.mixture.kept, on_cpu(OFTEN))
+    kept = 0 if config.env.payoff_draws else config.mixture.kept  # none comes twice
+    return PackedConditions(agent, room, kept, on_cpu(OFTEN))
 
 
 def shown_to(members: Members, update: int) -> list[list[Condition]]:

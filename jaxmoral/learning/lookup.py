@@ -29,7 +29,8 @@ def opponents_met(config: Config) -> dict[str, float]:
     if config.mixture.opponents is None:
         return {config.env.opponent: 1.0}
     total = sum(config.mixture.opponents.values())
-    return {name: weight / total for name, weight in config.mixture.opponents.items()}
+    # In an order of their own: a file that lists them otherwise goes on with the same draws.
+    return {name: weight / total for name, weight in sorted(config.mixture.opponents.items())}
 
 
 def trained_against(config: Config) -> str:

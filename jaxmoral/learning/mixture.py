@@ -176,6 +176,11 @@ def seen_in_training(config: Config, presentation: Presentation) -> Seen:
     )
 
 
+def first_condition(config: Config, presentation: Presentation) -> Condition:
+    """The first of the conditions, by which runs and checkpoints are compared."""
+    return every_condition(config, presentation)[0]
+
+
 def player_games(config: Config, update: int = 0) -> list[list[Game]]:
     """The training games as each learning player sees them; drawn anew each update if asked for."""
     return [

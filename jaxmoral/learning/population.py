@@ -17,7 +17,7 @@ from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.lookup import LEARNER, training_game
 from jaxmoral.learning.losses import Metrics
-from jaxmoral.learning.mixture import num_choices
+from jaxmoral.learning.mixture import label_pairs, num_choices
 from jaxmoral.learning.ppo import Update
 from jaxmoral.learning.state import ADJUSTABLE, TrainState, UpdateInputs
 from jaxmoral.world import opponents
@@ -62,6 +62,7 @@ def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
         (
             training_game(config).name,
             agent.presentation,
+            tuple(label_pairs(config) or ()),  # which the seed may have drawn
             config.seed if config.env.payoff_draws or num_choices(config) > 1 else None,
         )
         for config, agent in members

@@ -3,6 +3,7 @@
 import itertools
 import math
 import string
+from collections import ChainMap
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from jaxmoral.models.tokenizer import byte_pieces
 MAX_TRIES = 10_000  # strings that are drawn for random labels
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
-_MAX_KEPT = 256  # conditions whose tokens are kept
+_MAX_KEPT = 32  # conditions whose tokens are kept
 
 
 class Room(NamedTuple):
@@ -75,16 +76,19 @@ class Prompter:
         """Every legal response; raises UserError if the labels cannot be spelled."""
         if labels not in self._responses:
             encoded = [self.tokenizer.encode(label, add_special_tokens=False) for label in labels]
-            pieces = dict(self._pieces)
+            own: dict[bytes, dict[int, bytes]] = {}
             for label, tokens in zip(labels, encoded, strict=True):
                 text = label.encode()
                 if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
                     # An unused control token is a label too.
-                    pieces[text] = {**pieces.get(text, {}), tokens[0]: text}
+                    own[text] = {**self._pieces.get(text, {}), tokens[0]: text}
             budget = max(map(len, encoded))
             try:
                 self._responses[labels] = spell(
-                    [label.encode() for label in labels], pieces, self._stop_tokens, budget
+                    [label.encode() for label in labels],
+                    ChainMap(own, self._pieces),  # type: ignore[arg-type]
+                    self._stop_tokens,
+                    budget,
                 )
             except ValueError as error:
                 raise UserError(f"labels {'/'.join(labels)}: {error}") from error
@@ -185,25 +189,19 @@ class Prompter:
             alike = {(c.presentation, c.game.num_players): c for c in conditions}
             shown += [self.longest(condition, points) for condition in alike.values()]
         responses = [self.responses(condition.presentation.labels) for condition in shown]
-        sequences = [self.sequences(condition) for condition in shown]
-        widths = [len(spelled.prefixes) for spelled in responses]
-        rows = [len(branches) // width for branches, width in zip(sequences, widths, strict=True)]
-        total = math.gcd(*rows)
+        total = math.gcd(*(c.presentation.remembers(c.game).num_prompts for c in shown))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
-            trees = [
-                merge(chunk)[0]
-                for branches, width in zip(sequences, widths, strict=True)
-                for chunk in _chunks(branches, each * width)
-            ]
-            nodes = max(len(tree.tokens) for tree in trees)
+            nodes, depth, longest = 0, 0, 0
+            for condition, spelled in zip(shown, responses, strict=True):
+                width = len(spelled.prefixes)
+                for branches in _chunks(self.sequences(condition), each * width):
+                    tree, _ = merge(branches)
+                    nodes = max(nodes, len(tree.tokens))
+                    depth = max(depth, int(tree.positions.max()))
+                    longest = max(longest, *(len(ids) for ids in branches[::width]))
             if nodes <= self.max_nodes:
-                return Room(
-                    prompts=each,
-                    nodes=nodes,
-                    depth=max(int(tree.positions.max()) for tree in trees),
-                    longest=max(len(ids) for branches in sequences for ids in branches),
-                    responses=size_of([spelled.trie for spelled in responses]),
-                )
+                size = size_of([spelled.trie for spelled in responses])
+                return Room(each, nodes, depth, longest, size)
         raise UserError(
             f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
         )

@@ -36,8 +36,7 @@ def resolve(config: Config) -> Config:
         if game.num_players > 2:
             raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
     else:
-        for name in opponents_met(config):
-            _check_streams(config, find_opponent(config, name, game))
+        find_opponent(config, config.env.opponent, game)
     mixture = _resolved_mixture(config)
     config = dataclasses.replace(config, mixture=mixture)
     rewards = [get_reward(config.reward.name)]
@@ -73,10 +72,13 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
     mixture = config.mixture
     if mixture.wordings is not None:
         texts = [prompts.inline("mixture.wordings", w, prompts.WORDINGS) for w in mixture.wordings]
-        mixture = dataclasses.replace(mixture, wordings=tuple(texts))
+        mixture = dataclasses.replace(mixture, wordings=tuple(dict.fromkeys(texts)))
     if mixture.personas is not None:
         texts = [prompts.inline("mixture.personas", p, prompts.PERSONAS) for p in mixture.personas]
-        mixture = dataclasses.replace(mixture, personas=tuple(texts))
+        mixture = dataclasses.replace(mixture, personas=tuple(dict.fromkeys(texts)))
+    if mixture.table_orders is not None:
+        orders = tuple(dict.fromkeys(mixture.table_orders))
+        mixture = dataclasses.replace(mixture, table_orders=orders)
     for wording in mixture.wordings or ():
         presentation_with(
             dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, wording=wording)),
@@ -98,7 +100,7 @@ def _check_opponents(config: Config, game: Game) -> None:
     """Raises UserError if somebody who is met cannot play a game."""
     if config.env.opponent != LEARNER:
         for name in opponents_met(config):
-            find_opponent(config, name, game)
+            _check_streams(config, find_opponent(config, name, game))
 
 
 def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:

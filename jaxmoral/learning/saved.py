@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxmoral.config import ALONE, Config, MeshConfig
+from jaxmoral.config import ALONE, Config, MeshConfig, MixtureConfig
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation
 from jaxmoral.learning.checkpoint import Checkpoints
@@ -96,9 +96,10 @@ def update_of(folder: Path, update: Which = None) -> int | None:
 
 
 def _agent_of(config: Config) -> Agent:
-    """A run's agent. Its checkpoint holds the adapter."""
+    """A run's agent. Its checkpoint holds the adapter, and nothing will be drawn for it."""
     lora = dataclasses.replace(config.lora, adapter=None)
-    return make_agent(dataclasses.replace(config, lora=lora, mesh=MeshConfig()), None)
+    plain = dataclasses.replace(config, lora=lora, mesh=MeshConfig(), mixture=MixtureConfig())
+    return make_agent(plain, None)
 
 
 def _members(folder: Path) -> dict[str, Config]:

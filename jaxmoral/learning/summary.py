@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from jaxmoral.config import Config
 from jaxmoral.learning.lookup import trained_against
+from jaxmoral.learning.mixture import num_choices
 
 
 def summary(members: Sequence[Config]) -> dict[str, str]:
@@ -25,6 +26,7 @@ def summary(members: Sequence[Config]) -> dict[str, str]:
             told(_memory),
             f"labels {told(lambda c: '/'.join(c.prompt.labels))}",
             f"wording {told(lambda c: _first_words(c.prompt.wording))}",
+            told(_mixture),
             told(lambda c: _unless(c.prompt.persona, "none", "persona")),
             told(lambda c: _unless(c.prompt.table_order, "original", "table order")),
         ],
@@ -45,6 +47,11 @@ def _game(config: Config) -> str:
         return env.game
     low, high = env.payoff_range
     return f"{env.game} ({env.payoff_draws} draws of payoffs from {low} to {high} an update)"
+
+
+def _mixture(config: Config) -> str:
+    total = num_choices(config)
+    return f"{config.mixture.conditions} of {total:,} conditions an update" if total > 1 else ""
 
 
 def _noise(config: Config) -> str:

@@ -41,4 +41,6 @@ _TRAINED = ("env.game", "env.opponent", "env.payoff_draws", "env.noise", "prompt
 def is_counterpart(config: Config, tuned: bool = True) -> bool:
     """Whether Fig. 4 shows such an agent, or the base that it started from."""
     keys = _SHOWN + _TRAINED if tuned else _SHOWN
-    return not set(keys) & set(differences(config, Config()))
+    changed = differences(config, Config())
+    mixed = tuned and any(key.startswith("mixture.") for key in changed)
+    return not mixed and not set(keys) & set(changed)

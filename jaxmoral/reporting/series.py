@@ -12,6 +12,7 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.learning.environments import environment, transition
 from jaxmoral.learning.lookup import LEARNER, trained_against
+from jaxmoral.learning.mixture import num_choices
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.
@@ -183,9 +184,10 @@ def normalised_rewards(run: Run) -> np.ndarray:
       UserError: the run's reward, game or opponent is not known here.
     """
     known: dict[tuple, tuple[float, float]] = {}
+    drawn = run.config.env.payoff_draws > 0 or num_choices(run.config) > 1
     values = []
     for index, record in enumerate(run.history):
-        key = (transition(run.config, index), index if run.config.env.payoff_draws else None)
+        key = (transition(run.config, index), index if drawn else None)
         if key not in known:
             known[key] = reward_bounds(run.config, index)
         low, high = known[key]
