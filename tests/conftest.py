@@ -25,6 +25,7 @@ from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
 
 gemma_load.use_compilation_cache()
+torch.set_num_threads(1)  # of tiny models; more would wait for each other
 
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
