@@ -31,6 +31,7 @@ torch.set_num_threads(1)  # of tiny models; more would wait for each other
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Marks what needs the real model or torch, says what shares a worker, and orders it."""
     groups = {}
