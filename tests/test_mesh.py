@@ -19,8 +19,6 @@ from jaxmoral.config import MeshConfig
 from jaxmoral.devices.mesh import choose_sizes
 from jaxmoral.errors import UserError
 
-pytestmark = pytest.mark.optimised
-
 ROOT = Path(__file__).parent
 
 FLAGS = ["--updates", "5", "--env.episodes", "512", "--prompt.labels", "[X, Y]"]
@@ -36,9 +34,8 @@ def mesh_flags(sizes):
 
 
 def start(output, jobs, devices, environment=()):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    given = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | dict(environment)
-    return Running("on_mesh", output, json.dumps(jobs), environment=given)
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return Running("on_mesh", output, json.dumps(jobs), environment=flags | dict(environment))
 
 
 def start_cluster(output, jobs, processes, devices):
@@ -55,7 +52,7 @@ def start_cluster(output, jobs, processes, devices):
 def finish(processes, output):
     for process in processes:
         done = process.finish()
-        assert done.returncode == 0, done
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"
     with np.load(output) as found:
         return dict(found)
 

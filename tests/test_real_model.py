@@ -7,8 +7,8 @@ from functools import partial
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import pandas as pd
 import pytest
+import safetensors
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -22,10 +22,9 @@ from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.prompter import Prompter, random_labels
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent
-from jaxmoral.measuring import questions
 from jaxmoral.measuring.evaluation import evaluate_agent
-from jaxmoral.measuring.results import rows
-from jaxmoral.models.load import load
+from jaxmoral.models import huggingface
+from jaxmoral.models.hf_config import describe
 from jaxmoral.world import games
 
 LABELS = ("action1", "action2")
@@ -135,57 +134,6 @@ def test_unused_tokens_and_random_strings_are_labels_too(real):
         assert prompter.responses(pair).prefixes[0] == ()
 
 
-def test_labels_of_different_shapes_share_a_program(real):
-    """Stacked and padded, each condition's distribution is what it is alone."""
-    config = resolve(configs.Config())
-    agent = make_agent(config)
-    pairs = (("action3", "action4"), ("A", "B"), random_labels(real, 4, 0))
-    shown = [Condition(IPD.game, SHOWN._replace(labels=pair)) for pair in pairs]
-    fresh = agent.policy.init(jax.random.key(0))
-    apply = jax.jit(lambda w, i: agent.policy.bind(w, i).table(fresh).log_probs)
-    together = agent.inputs([[condition] for condition in shown])
-    for index, condition in enumerate(shown):
-        inputs = jax.tree.map(lambda x, at=index: x[at], together)
-        alone = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
-        np.testing.assert_allclose(
-            apply(agent.frozen, inputs), apply(agent.frozen, alone), atol=2e-4
-        )
-
-
-def test_suites_of_words_on_the_real_model(trained):
-    """One program a shape, at most three shapes; every number is a share."""
-    evaluate_agent(trained, ["ipd"], protocols=["exact"])  # what every evaluation compiles
-    compiled = []
-    listen = lambda event, duration, **_: compiled.append(event)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        suites = ("wordings", "unrelated", "swapped")
-        result = evaluate_agent(trained, ["ipd"], suites=suites, protocols=["exact", "paper"])
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    programs = [event for event in compiled if event.endswith("backend_compile_duration")]
-    assert len(programs) <= 3 + 4  # a few small ones draw and place arrays
-    assert set(result["suites"]) == set(suites)
-    for named in result["suites"].values():
-        for condition in named.values():
-            for found in condition["policies"].values():
-                for cell in found["remembered"].values():
-                    assert sum(cell.values()) == pytest.approx(1, abs=1e-4)
-    bare = result["suites"]["unrelated"]["action"]["policies"]["tuned"]["remembered"]
-    assert bare["CC"]["C"] == pytest.approx(bare["DD"]["C"], abs=1e-5)  # no state in the prompt
-    table = pd.DataFrame(rows(result))
-    assert set(table["suite"]) == set(suites)
-
-
-def test_an_agent_is_asked_why(trained, monkeypatch):
-    monkeypatch.setattr(questions, "NUM_TOKENS", 12)
-    answers = questions.ask(trained.config, trained.agent, trained.trainable, jax.random.key(0))
-    assert len(answers) == 4 * len(prompts.QUESTIONS) * 2
-    assert {one["policy"] for one in answers} == {"base", "tuned"}
-    assert {one["answer"] for one in answers} <= set(LABELS)
-    assert sum(bool(one["said"]) for one in answers) > len(answers) / 2
-
-
 def test_agents_know_their_model(real):
     agent = make_agent(resolve(configs.Config()))
     assert isinstance(agent.policy, LanguagePolicy)
@@ -194,19 +142,22 @@ def test_agents_know_their_model(real):
     assert "instead of" in agent.summary[2]
 
 
-def test_a_merged_export_is_the_tuned_agent(trained, run_folder, tmp_path):
-    """Read back as a base; that transformers and PEFT read exports so: `test_gemma.py`."""
-    agent, model = trained.agent, trained.agent.model
-    inputs = jax.tree.map(lambda x: x[0], agent.inputs([[IPD]]))
-    log_probs = jax.jit(lambda w, t: agent.policy.bind(w, inputs).table(t).log_probs)
-    ours = log_probs(agent.frozen, trained.trainable)
+def test_a_merged_export_holds_the_tuned_weights(trained, run_folder, tmp_path):
+    """That transformers and PEFT read exports so: `test_gemma.py`."""
     export(run_folder, "merged", tmp_path / "merged")
-    again = load(str(tmp_path / "merged"))
-    assert again.config == dataclasses.replace(model.config, rms_eps=again.config.rms_eps)
-    assert again.tokenizer.encode("Answer: action1") == model.tokenizer.encode("Answer: action1")
-    merged = jax.device_put(again.weights, jax.tree.map(lambda x: x.sharding, agent.frozen))
-    fresh = agent.policy.init(jax.random.key(0))
-    np.testing.assert_allclose(log_probs(merged, fresh), ours, atol=1e-3)
+    model, pair = trained.agent.model, trained.trainable["adapter"]["down"]
+    lora = trained.agent.lora
+    name = f"model.layers.{model.config.num_layers - 1}.mlp.down_proj.weight"
+    with safetensors.safe_open(tmp_path / "merged" / "model.safetensors", "numpy") as stored:
+        found = stored.get_tensor(name)
+    kernel = np.asarray(model.weights["blocks"]["down"][...][-1])
+    low_rank = np.asarray(pair["a"][-1]).T @ np.asarray(pair["b"][-1])
+    np.testing.assert_allclose(found, (kernel + lora.scale * low_rank).T, atol=1e-6)
+    assert np.abs(found - kernel.T).max() > 1e-4
+    again = describe(tmp_path / "merged").config
+    assert again == dataclasses.replace(model.config, rms_eps=again.rms_eps)
+    tokenizer = huggingface.read_tokenizer(tmp_path / "merged", again)
+    assert tokenizer.encode("Answer: action1") == model.tokenizer.encode("Answer: action1")
 
 
 def test_an_exported_adapter_comes_back_bit_equal(trained, run_folder, tmp_path):

@@ -1,0 +1,88 @@
+"""Other labels, suites of words and questions, on a tiny model that reads any text."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_model
+
+from jaxmoral import config as configs
+from jaxmoral.language import prompts
+from jaxmoral.language.prompts import Condition
+from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.questions import ask
+from jaxmoral.measuring.results import rows
+from jaxmoral.world import games
+
+LABELS = ("X", "Y")
+FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
+FLAGS += ["--ppo.learning_rate", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model.write(folder)
+    return configs.load(None, [*FLAGS, "--model.source", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def trained(config):
+    return train_agent(config, say=lambda line: None)
+
+
+def test_labels_of_different_shapes_share_a_program(config):
+    """Stacked and padded, each condition's distribution is what it is alone."""
+    agent = make_agent(resolve(config))
+    shown = [
+        Condition(games.get_game("ipd"), prompts.Presentation(labels=pair))
+        for pair in (("X", "Y"), ("A1", "B1"), ("qwxy", "zjkv"))
+    ]
+    fresh = agent.policy.init(jax.random.key(0))
+    apply = jax.jit(lambda w, i: agent.policy.bind(w, i).table(fresh).log_probs)
+    together = agent.inputs([[condition] for condition in shown])
+    found = []
+    for index, condition in enumerate(shown):
+        inputs = jax.tree.map(lambda x, at=index: x[at], together)
+        alone = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
+        assert alone.tree.tokens.shape != inputs.tree.tokens.shape or index == 2
+        found.append(apply(agent.frozen, inputs))
+        np.testing.assert_allclose(found[-1], apply(agent.frozen, alone), atol=2e-4)
+    assert all(np.abs(one - found[0]).max() > 0.1 for one in found[1:])
+
+
+def test_suites_of_words(trained):
+    """One program a shape, at most three shapes; every number is a share."""
+    protocols = ["exact", "paper"]
+    evaluate_agent(trained, ["ipd"], protocols=protocols)  # what any evaluation compiles
+    compiled = []
+    listen = lambda event, duration, **_: compiled.append(event)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        suites = ("wordings", "unrelated", "swapped")
+        result = evaluate_agent(trained, ["ipd"], suites=suites, protocols=protocols)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    programs = [event for event in compiled if event.endswith("backend_compile_duration")]
+    assert len(programs) <= 3 + 4  # a few small ones draw and place arrays
+    assert set(result["suites"]) == set(suites)
+    for named in result["suites"].values():
+        for condition in named.values():
+            for found in condition["policies"].values():
+                for cell in found["remembered"].values():
+                    assert sum(cell.values()) == pytest.approx(1, abs=1e-4)
+    bare = result["suites"]["unrelated"]["action"]["policies"]["tuned"]["remembered"]
+    assert bare["CC"]["C"] == pytest.approx(bare["DD"]["C"], abs=1e-5)  # no state in the prompt
+    table = pd.DataFrame(rows(result))
+    assert set(table["suite"]) == set(suites)
+
+
+def test_an_agent_is_asked_why(trained):
+    answers = ask(trained.config, trained.agent, trained.trainable, jax.random.key(0))
+    assert len(answers) == 4 * len(prompts.QUESTIONS) * 2
+    assert {one["policy"] for one in answers} == {"base", "tuned"}
+    assert {one["answer"] for one in answers} <= set(LABELS)
+    assert sum(bool(one["said"]) for one in answers) > len(answers) / 2
