@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # Two processes, a file's tests in one of them; what takes longest first (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --no-loadscope-reorder
 
 .PHONY: quickstart lint check test
 

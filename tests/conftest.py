@@ -9,8 +9,10 @@ A test that asks for the real model is marked `real`, one of a file that imports
 """
 
 import dataclasses
+import functools
 import gc
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -29,23 +31,37 @@ torch.set_num_threads(1)  # of tiny models; more would wait for each other
 
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
+REAL = {"real", "gguf_file"}  # fixtures
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Marks what needs the real model or torch, says what shares a worker, and orders it."""
-    groups = {}
+    """Marks what needs the real model or torch, and orders it."""
     for item in items:
-        real = not {"real", "gguf_file"}.isdisjoint(item.fixturenames)
-        if real:
+        if not REAL.isdisjoint(item.fixturenames):
             item.add_marker("real")
         if {"torch", "save_tiny"} & vars(item.module).keys() or "tiny" in item.fixturenames:
             item.add_marker("torch")
-        groups[item] = "real" if real else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-    last = len(SLOWEST)
     place = {name: index for index, name in enumerate(SLOWEST)}
-    items.sort(key=lambda item: place.get(groups[item], last))
+    items.sort(key=lambda item: place.get(worker_scope(item.path), len(SLOWEST)))
+
+
+@functools.cache
+def worker_scope(path):
+    """What shares a worker: a file's tests, and all files with a test of the real model."""
+    asks = re.search(rf"\((.*, )?({'|'.join(REAL)})\b.*\):|usefixtures\(.real", path.read_text())
+    return "real" if asks else path.stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Files go to the workers as `worker_scope` says, in the order they were collected in."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LoadFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return worker_scope(config.rootpath / nodeid.partition("::")[0])
+
+    return LoadFiles(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
