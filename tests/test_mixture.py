@@ -241,6 +241,17 @@ def test_words_drawn_by_the_seed_differ_between_members():
     assert prompts_differ(list(zip(configs_, agents, strict=True)))
 
 
+def test_a_run_is_about_the_first_of_its_conditions():
+    """What else reads the configuration (chat, reports, suites) sees what was trained on."""
+    flags = ["--mixture.games", "[bos, icd]", "--mixture.labels", "words(20)"]
+    config = settings(*flags, "--mixture.table_orders", "[reversed]", "--seed", "3")
+    (first, *_) = every_condition(config, Presentation())
+    assert (config.env.game, config.prompt.table_order) == ("bos", "reversed")
+    assert config.prompt.labels == first.presentation.labels == config.mixture.labels[0]
+    assert len(config.mixture.labels) == 20  # spelled out, whatever becomes of the list
+    assert resolve(config) == config
+
+
 def test_tokens_want_labels_of_one_length(tiny_flags):
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--ppo.level", "token"]
     config = resolve(configs.load(None, [*flags, "--mixture.labels", "[[X, Y], [cat, dog]]"]))

@@ -1,8 +1,7 @@
 """Evaluation suites: which conditions (games and wordings) an agent is tested in.
 
-A suite is a function of the evaluated configuration and the chosen games to a dictionary of
-conditions; its names are unique within the suite. The grid is that of arXiv 2410.01639, section 5
-and its appendix.
+A suite is a function of who is tested on what (`Subject`) to a dictionary of conditions; its names
+are unique within the suite. The grid is that of arXiv 2410.01639, section 5 and its appendix.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,8 @@
 """A mixture: conditions from which every update draws, so that an agent learns no single label.
 
 A condition is a game and how it is put into words. What the configuration's `mixture` leaves out
-has the one value it has anyway, so a run without a mixture is a mixture of one condition.
+has the one value it has anyway, so a run without a mixture is a mixture of one condition. Of a
+resolved configuration `env.game` and `prompt` name the first of the conditions.
 """
 
 import itertools
@@ -23,7 +24,7 @@ from jaxmoral.learning.lookup import LEARNER, find_games, training_game
 from jaxmoral.world.games import Game, draw_payoffs, mirror
 
 _WORDS = re.compile(r"words\((\d{1,4})\)")
-_DRAWS, _PAIRS = 1, 2  # set random streams of one seed apart
+_DRAWS, _PAIRS = 1, 2  # the last of three numbers that seed a stream, which keep them apart
 
 
 class Choice(NamedTuple):
@@ -78,7 +79,7 @@ def label_pairs(config: Config) -> list[tuple[str, str]] | None:
 
 def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
     match, known = _WORDS.fullmatch(asked), words()
-    order = np.random.default_rng([seed, _PAIRS]).permutation(len(known))
+    order = np.random.default_rng([seed, 0, _PAIRS]).permutation(len(known))
     pairs = [(known[a], known[b]) for a, b in order[: len(order) // 2 * 2].reshape(-1, 2)]
     # "sea" and "seal" could not be told apart.
     pairs = [(a, b) for a, b in pairs if not (a.startswith(b) or b.startswith(a))]
@@ -174,11 +175,6 @@ def seen_in_training(config: Config, presentation: Presentation) -> Seen:
         personas=own(personas, presentation.persona),
         table_orders=own(table_orders, presentation.table_order),
     )
-
-
-def first_condition(config: Config, presentation: Presentation) -> Condition:
-    """The first of the conditions, by which runs and checkpoints are compared."""
-    return every_condition(config, presentation)[0]
 
 
 def player_games(config: Config, update: int = 0) -> list[list[Game]]:

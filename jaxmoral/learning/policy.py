@@ -14,7 +14,7 @@ PyTree = Any
 
 
 class PolicyTable(NamedTuple):
-    """All there is to know about an agent in one game.
+    """All there is to know about an agent in a game, or in a few that follow each other.
 
     Attributes:
       log_probs: `[num_prompts, 3]` float32, log-probabilities of C, D and illegal.
@@ -26,7 +26,7 @@ class PolicyTable(NamedTuple):
 
 
 class BoundPolicy(Protocol):
-    """A policy with its frozen arrays and one condition's prompts; no dropout without a key."""
+    """A policy with its frozen arrays and its prompts; no dropout without a key."""
 
     def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
         """What it says to every prompt."""

@@ -28,6 +28,7 @@ VARYING_GROUPS = ("reward.", "evaluation.")
 VARYING = (
     "seed",
     "env.game",
+    "mixture.labels",  # which the seed may have drawn
     "env.opponent",
     "env.opponent_illegal",
     "env.noise",

@@ -20,7 +20,7 @@ from jaxmoral.learning.lookup import (
     opponents_met,
     training_game,
 )
-from jaxmoral.learning.mixture import num_choices
+from jaxmoral.learning.mixture import axes, label_pairs, num_choices
 from jaxmoral.world import opponents
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
 from jaxmoral.world.rewards import Reward, get_reward, reward_table
@@ -38,7 +38,7 @@ def resolve(config: Config) -> Config:
     else:
         find_opponent(config, config.env.opponent, game)
     mixture = _resolved_mixture(config)
-    config = dataclasses.replace(config, mixture=mixture)
+    config = _with_first(dataclasses.replace(config, mixture=mixture))
     rewards = [get_reward(config.reward.name)]
     if config.reward.then is not None:
         rewards.append(get_reward(config.reward.then, "reward.then"))
@@ -93,7 +93,34 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
         )
     if mixture.both_ways and mixture.labels is None:
         raise UserError("mixture.both_ways: needs mixture.labels")
+    if mixture.labels is not None and config.prompt.random_labels:
+        raise UserError("prompt.random_labels: cannot stand with mixture.labels")
+    if isinstance(mixture.labels, str):  # spelled out, so that a run knows what it was
+        pairs = label_pairs(dataclasses.replace(config, mixture=_one_way(mixture)))
+        mixture = dataclasses.replace(mixture, labels=tuple(pairs or ()))
     return mixture
+
+
+def _one_way(mixture: MixtureConfig) -> MixtureConfig:
+    return dataclasses.replace(mixture, both_ways=False)
+
+
+def _with_first(config: Config) -> Config:
+    """The configuration whose game and prompt are the first condition of its mixture."""
+    seen = [values[0] for values in axes(config)]
+    game, labels, wording, persona, table_order = seen
+    given = {
+        "labels": labels,
+        "wording": wording,
+        "persona": persona,
+        "table_order": table_order,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        config,
+        env=dataclasses.replace(config.env, game=game.name),
+        prompt=dataclasses.replace(config.prompt, **chosen),
+    )
 
 
 def _check_opponents(config: Config, game: Game) -> None:

@@ -17,7 +17,7 @@ from jaxmoral.devices.mesh import map_spread, place
 from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.experiment import OFTEN, on_cpu, shown_to
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.mixture import first_condition, player_games
+from jaxmoral.learning.mixture import player_games
 from jaxmoral.learning.population import environments, per_member
 from jaxmoral.learning.state import TrainState, per_player
 from jaxmoral.world import chain as chains
@@ -35,7 +35,7 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState]
     Args:
       members: as for `experiment.compile_update`, whose states are measured.
     """
-    plain = [_undrawn(config, agent) for config, agent in members]
+    plain = [(_undrawn(config), agent) for config, agent in members]
     configs = [config for config, _ in plain]
     config, agent = plain[0]
     several, differ = len(plain) > 1, "prompts" in per_member(plain)
@@ -76,13 +76,11 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState]
     return scores_of
 
 
-def _undrawn(config: Config, agent: Agent) -> tuple[Config, Agent]:
-    """A member with nothing that differs from update to update but its reward."""
-    game, presentation = first_condition(config, agent.presentation)
-    env = dataclasses.replace(config.env, payoff_draws=0, game=game.name)
+def _undrawn(config: Config) -> Config:
+    """The configuration with nothing that differs from update to update but its reward."""
+    env = dataclasses.replace(config.env, payoff_draws=0)
     mixture = MixtureConfig(opponents=config.mixture.opponents)
-    undrawn = dataclasses.replace(config, env=env, mixture=mixture)
-    return undrawn, agent._replace(presentation=presentation)
+    return dataclasses.replace(config, env=env, mixture=mixture)
 
 
 def expected_reward(

@@ -25,7 +25,7 @@ from jaxmoral.language.prompts import Condition, Presentation, all_prompts
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
 from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
-from jaxmoral.learning.mixture import first_condition, seen_in_training
+from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which, load_trained
 from jaxmoral.learning.trained import TrainedAgent
@@ -133,7 +133,7 @@ def chosen_conditions(
     """The conditions of the configuration's suites, by suite and name."""
     settings = config.evaluation
     subject = Subject(
-        shown=first_condition(config, presentation).presentation,
+        shown=presentation,
         unseen=settings.labels,
         games=_fitting_games(config),
         seen=seen_in_training(config, presentation),

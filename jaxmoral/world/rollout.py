@@ -319,9 +319,9 @@ def rollout(
     """Plays episodes of the iterated game, one agent against a machine or two against each other.
 
     An episode begins with as many remembered rounds as the memory needs: the agents' moves are fair
-    coins, the machine's follow `Opponent.opening` and then its states. Of several games each is
-    played by every so manieth episode; of several opponents each episode draws one. Two agents move
-    at once; each remembers its own move first.
+    coins, the machine's follow `Opponent.opening` and then its states. Of n games each is played by
+    every n-th episode; of several opponents each episode draws one. Two agents move at once; each
+    remembers its own move first.
 
     Args:
       key: PRNG key.
