@@ -48,6 +48,7 @@ def test_kills_at_random_moments(tmp_path):
     assert done.stdout.startswith("3 kills")
 
 
+@pytest.mark.optimised  # as the command's process is
 @pytest.mark.parametrize("size", ["150k", "1200k"])  # too small for the first checkpoint, for all
 def test_a_full_disk(size, tmp_path):
     elsewhere = tmp_path / "whole"

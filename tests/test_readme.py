@@ -50,6 +50,7 @@ SHORTER = {  # what a page says, and what is run instead
     "--seeds 1 2 3 5 6": "--seeds 1 --evaluation.suites [trained]",
     "--games plane": "--games 'plane(-5,15)'",
     "--suites all": "--suites trained",  # free logits know no words
+    "--suites generalisation": "--suites trained",
     "--prompt.random_labels 7": "--prompt.random_labels 0",
     '"updates": 20}': '"updates": 20, "model": {"source": "tabular"},'
     ' "evaluation": {"protocols": ["exact"]}}',
