@@ -107,8 +107,7 @@ def _one_way(mixture: MixtureConfig) -> MixtureConfig:
 
 def _with_first(config: Config) -> Config:
     """The configuration whose game and prompt are the first condition of its mixture."""
-    seen = [values[0] for values in axes(config)]
-    game, labels, wording, persona, table_order = seen
+    game, labels, wording, persona, table_order = (values[0] for values in axes(config))
     given = {
         "labels": labels,
         "wording": wording,
@@ -116,11 +115,10 @@ def _with_first(config: Config) -> Config:
         "table_order": table_order,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(
-        config,
-        env=dataclasses.replace(config.env, game=game.name),
-        prompt=dataclasses.replace(config.prompt, **chosen),
-    )
+    env = config.env
+    if config.mixture.games is not None:
+        env = dataclasses.replace(env, game=game.name)
+    return dataclasses.replace(config, env=env, prompt=dataclasses.replace(config.prompt, **chosen))
 
 
 def _check_opponents(config: Config, game: Game) -> None:
