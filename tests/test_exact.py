@@ -64,6 +64,15 @@ CASES = {
 }
 
 
+def assert_means(sample, expected):
+    """Twenty samples' means are what is expected, within five standard errors, in every number."""
+    samples = [sample(jax.random.key(seed)) for seed in range(20)]
+    for found, number in zip(zip(*samples, strict=True), expected, strict=True):
+        each = np.array(found)
+        error = each.std(0, ddof=1) / np.sqrt(len(each))
+        assert (np.abs(each.mean(0) - number) <= 5 * error + 1e-6).all()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_mean_of_sampled_estimates(name):
     """A million episodes agree within five standard errors, in every number."""
@@ -84,13 +93,7 @@ def test_it_is_the_mean_of_sampled_estimates(name):
         by_previous = sampled_shares(played, memory)
         return estimate(table, batch, logits), by_previous, played.reward.mean()
 
-    samples = [sample(jax.random.key(seed)) for seed in range(20)]
-    for found, expected in zip(
-        zip(*samples, strict=True), (gradient, shares.sum(-1), reward), strict=True
-    ):
-        each = np.array(found)
-        error = each.std(0, ddof=1) / np.sqrt(len(each))
-        assert (np.abs(each.mean(0) - expected) <= 5 * error + 1e-6).all()
+    assert_means(sample, (gradient, shares.sum(-1), reward))
 
 
 def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
@@ -119,11 +122,7 @@ def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
         batch = make_batch(table, played, played.reward, settings)
         return estimate(table, batch, logits), played.reward.mean()
 
-    samples = [sample(jax.random.key(seed)) for seed in range(20)]
-    for found, expected in zip(zip(*samples, strict=True), (gradient, reward), strict=True):
-        each = np.array(found)
-        error = each.std(0, ddof=1) / np.sqrt(len(each))
-        assert (np.abs(each.mean(0) - expected) <= 5 * error + 1e-6).all()
+    assert_means(sample, (gradient, reward))
 
 
 def discounted_returns(logits_by_round, opponent, rewards, gamma, noise):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_exact import assert_means
 
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
@@ -316,13 +317,7 @@ def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
         found = jnp.zeros(96).at[cell].add(batch.weight * batch.advantage)
         return found, sampled_shares(played, memory), played.reward.mean()
 
-    samples = [sample(jax.random.key(seed)) for seed in range(20)]
-    for found, expected in zip(
-        zip(*samples, strict=True), (weighted, shares.sum(-1), reward), strict=True
-    ):
-        each = np.array(found)
-        error = each.std(0, ddof=1) / np.sqrt(len(each))
-        assert (np.abs(each.mean(0) - expected) <= 5 * error + 1e-6).all()
+    assert_means(sample, (weighted, shares.sum(-1), reward))
 
 
 def test_its_gradient_is_that_of_finite_differences():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.learning.lookup import LEARNER, find_opponent, opponents_met
+from jaxmoral.learning.lookup import LEARNER, find_opponent, num_learners, opponents_met
 from jaxmoral.learning.mixture import player_games
 from jaxmoral.world import opponents
 from jaxmoral.world.games import Game
@@ -75,7 +75,7 @@ def paper_draws(config: Config) -> Callable[[int], Draws | None]:
         return lambda update: None
     streams, made = Streams(config.seed), -1
     newest: Draws | None = None
-    num_players = len(player_games(config))
+    num_players = num_learners(config)
     remembered = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
 
     def draw(update: int) -> Draws | None:

@@ -15,9 +15,9 @@ from jaxmoral.devices.mesh import Layout, place, shardings
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, drawable
 from jaxmoral.learning.environments import paper_draws
-from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.lookup import num_learners, training_game
 from jaxmoral.learning.losses import Metrics
-from jaxmoral.learning.mixture import every_condition, num_choices, player_conditions, player_games
+from jaxmoral.learning.mixture import every_condition, num_choices, player_conditions
 from jaxmoral.learning.packed import PackedConditions
 from jaxmoral.learning.population import (
     environments,
@@ -91,7 +91,7 @@ def compile_update(members: Members) -> tuple[TrainState, Step]:
 def initial_state(config: Config, agent: Agent) -> Callable[..., tuple[TrainState, jax.Array]]:
     """A pure function from the seed and settings to the first state and the updates' PRNG key."""
     optimiser = make_optimiser(config.ppo, config.updates)
-    num_players = len(player_games(config))
+    num_players = num_learners(config)
 
     def init(seed: jax.Array, kl_coef: jax.Array) -> tuple[TrainState, jax.Array]:
         init_key, updates_key = jax.random.split(jax.random.key(seed))
@@ -210,7 +210,7 @@ class Inputs:
 
     def _shown(self, update: int) -> dict[str, Any]:
         prompts, reference = self._packed.stacked(shown_to(self._members, update))
-        num_players = len(player_games(self._configs[0]))
+        num_players = num_learners(self._configs[0])
         if len(reference) > num_players:  # they differ between members
             lead = len(self._members), num_players
             fold = lambda leaf: leaf.reshape(*lead, *leaf.shape[1:])

@@ -8,6 +8,7 @@ import jax
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout
 from jaxmoral.learning.language_policy import PromptInputs
+from jaxmoral.learning.lookup import num_learners
 from jaxmoral.models.config import GemmaConfig
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import tokens_at_once
@@ -38,7 +39,7 @@ def round_bytes(config: Config, members: int = 1) -> int:
     """What an update's sampled rounds take, of all members."""
     if config.ppo.estimator == "exact":
         return 0
-    num_players = 2 if config.env.opponent == "learner" else 1
+    num_players = num_learners(config)
     return members * num_players * config.env.episodes * config.env.rounds * _BYTES_A_ROUND
 
 
@@ -61,7 +62,7 @@ def footprint(
     """
     on_cpu = jax.default_backend() == "cpu"
     itemsize = 4 if config.model.dtype == "float32" else 2
-    num_players = 2 if config.env.opponent == "learner" else 1
+    num_players = num_learners(config)
     _, num_chunks, nodes = inputs.tree.tokens.shape
     _, _, num_blocks, before = inputs.tree.paths.shape
     tree = nodes, before + nodes // num_blocks

@@ -9,6 +9,11 @@ from jaxmoral.world.opponents import Opponent, get_opponent, make_opponents
 LEARNER = "learner"  # the opponent that is an agent itself
 
 
+def num_learners(config: Config) -> int:
+    """How many agents learn in a run, or in a member of a population: 1 or 2."""
+    return 2 if config.env.opponent == LEARNER else 1
+
+
 def find_game(config: Config, name: str) -> Game:
     """A game by name; see `games.get_game`."""
     return get_game(name, make_games(config.games))

@@ -16,8 +16,7 @@ from jaxmoral.config import Config, MixtureConfig
 from jaxmoral.devices.mesh import map_spread, place
 from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.experiment import OFTEN, on_cpu, shown_to
-from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.mixture import player_games
+from jaxmoral.learning.lookup import num_learners, training_game
 from jaxmoral.learning.population import environments, per_member
 from jaxmoral.learning.state import TrainState, per_player
 from jaxmoral.world import chain as chains
@@ -44,7 +43,7 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState]
     spread = agent.layout.sharding(agent.layout.lead_axes)
     prompts = agent.inputs(shown_to(plain, 0))
     if differ:
-        lead = len(plain), len(player_games(config))
+        lead = len(plain), num_learners(config)
         fold = lambda leaf: leaf.reshape(*lead, *leaf.shape[1:])
         prompts = jax.tree.map(fold, prompts)
     prompts = place(prompts, spread if differ else everywhere)
