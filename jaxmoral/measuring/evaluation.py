@@ -32,8 +32,8 @@ from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.measures import describe_shares
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
 from jaxmoral.world.games import SETS, Game
+from jaxmoral.world.machines import Opponent, stack
 from jaxmoral.world.memory import history_name
-from jaxmoral.world.opponents import Opponent, stack
 from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_table
 

@@ -22,17 +22,12 @@ from jaxmoral.learning.run_folder import is_population, is_run, member_names
 from jaxmoral.learning.saved import load_population, load_trained, update_of
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.runs import read_json
-from jaxmoral.models.peft import base_of
+from jaxmoral.models.peft import base_of, is_adapter
 from jaxmoral.world.chain import memory_policy
 from jaxmoral.world.evolution import fixation, replicator, stationary
 from jaxmoral.world.games import Game, mirror
-from jaxmoral.world.opponents import (
-    NONE,
-    Opponent,
-    get_opponent,
-    memoryless,
-    noisy,
-)
+from jaxmoral.world.machines import Opponent, memoryless, noisy
+from jaxmoral.world.opponents import NONE, get_opponent
 from jaxmoral.world.pairs import (
     Player,
     agent_player,
@@ -131,7 +126,7 @@ def _sources(name: str) -> dict[str, dict[str, Any] | None]:
         update = update_of(folders[0])
     elif is_run(folder):
         folders, update = [folder], update_of(folder)
-    elif (folder / "adapter_config.json").is_file():
+    elif is_adapter(folder):
         folders, update = [folder], None
     else:
         return {name: None}
@@ -149,7 +144,7 @@ def read_entrants(
         ]
     if is_run(folder):
         return [_of_run(folder.name, load_trained(folder), games, noise)]
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         tree = {"model": {"source": base_of(folder)}, "lora": {"adapter": str(folder)}}
         agent = make_agent(resolve(parse(tree)))
         trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
