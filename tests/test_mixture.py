@@ -127,14 +127,38 @@ ONE = ["--mixture.games", "[ipd]", "--mixture.labels", "[[X, Y]]", "--prompt.lab
 ONE += ["--mixture.wordings", "[structured]", "--mixture.table_orders", "[original]"]
 
 
-@pytest.mark.parametrize("opponent", ["tit-for-tat", "learner"])
-def test_a_mixture_of_one_is_the_run_without(tiny_flags, opponent):
-    flags = [*tiny_flags, "--env.opponent", opponent]
+SETTINGS = {
+    "plain": [],
+    "two learners": ["--env.opponent", "learner"],
+    "by tokens": ["--ppo.level", "token"],
+    "the paper's streams": ["--env.streams", "numpy"],
+    "drawn payoffs": ["--env.payoff_draws", "2"],
+    "exact, longer memory": ["--ppo.estimator", "exact", "--env.memory", "2"],
+    "blank start, noise": ["--env.blank_start", "true", "--env.noise", "0.1"],
+    "two rewards": ["--reward.name", "game", "--reward.then", "utilitarian"],
+    "minibatches": ["--ppo.epochs", "2", "--ppo.minibatches", "3"],
+    "own past": ["--env.opponent", "past(1)"],
+}
+
+
+@pytest.mark.parametrize("flags", SETTINGS.values(), ids=SETTINGS)
+def test_a_mixture_of_one_is_the_run_without(tiny_flags, flags):
+    flags = [*tiny_flags, "--updates", "3", *flags]
     alone = train_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
     mixed = train_agent(configs.load(None, [*flags, *ONE]), say=quiet)
     for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [plain(r) for r in mixed.history] == [plain(r) for r in alone.history]
+
+
+def test_games_of_several_players_are_mixed():
+    """In each update the one that is drawn is played, as if it were alone."""
+    games = ["public-goods(3, 1.2)", "public-goods(3, 2.5)"]
+    flags = ["--env.opponent", "conditional", "--ppo.estimator", "exact"]
+    mixed = settings(*flags, "--mixture.games", json.dumps(games))
+    found = train_agent(mixed, say=quiet).history[0]
+    alone = train_agent(settings(*flags, "--env.game", found["conditions"][0]), say=quiet)
+    assert plain(found) == plain(alone.history[0])
 
 
 @pytest.mark.parametrize(
