@@ -21,7 +21,7 @@ from jaxmoral.config import Config
 from jaxmoral.devices.mesh import place
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import mark
-from jaxmoral.language.prompts import Condition, Presentation, all_prompts
+from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
 from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
@@ -31,6 +31,7 @@ from jaxmoral.learning.saved import Which, load_trained
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.measures import describe_shares
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
+from jaxmoral.models.sizes import num_parameters
 from jaxmoral.world.games import SETS, Game
 from jaxmoral.world.memory import history_name
 from jaxmoral.world.opponents import Opponent, stack
@@ -39,7 +40,8 @@ from jaxmoral.world.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_ta
 
 PyTree = Any
 Key = tuple  # of a condition
-MAX_SHAPES = 3
+MAX_SHAPES = 5
+_WORTH = 0.05  # of all the work, which a shape must save to be worth its compilation
 KEY_TAG = 2**32 - 1  # training folds the numbers of its updates, below 2**31, into the same key
 
 
@@ -176,7 +178,7 @@ def _fitting_games(config: Config) -> list[Game]:
 def _measure_all(
     config: Config, agent: Agent, *, trained: PyTree | None, unique: Sequence[Condition]
 ) -> dict[Key, Measured]:
-    """Measures conditions, those of similar length in one program."""
+    """Measures conditions, those of similar size in one program."""
     settings, presentation = config.evaluation, agent.presentation
     protocols = Protocols(
         remembers=(presentation.memory, unique[0].game.num_players, presentation.blank),
@@ -195,8 +197,7 @@ def _measure_all(
     trainables, key = prepare(config.seed, *([] if trained is None else [trained]))
     draws = place(draw_paper() if "paper" in settings.protocols else (), everywhere)
     found = {}
-    sizes = [len(all_prompts(*condition)[0]) for condition in unique]
-    for group in group_by_size(sizes, MAX_SHAPES):
+    for group in group_by_size(_sizes(agent, unique), MAX_SHAPES):
         machines = opponents_of(config, [unique[index].game for index in group])
         tested = Tested(
             inputs=place(agent.inputs([[unique[index]] for index in group]), everywhere),
@@ -220,19 +221,44 @@ def opponents_of(config: Config, games: Sequence[Game]) -> Opponent:
     return jax.tree.map(lambda x: x.reshape(len(games), len(names), *x.shape[1:]), flat)
 
 
-def group_by_size(sizes: Sequence[int], max_groups: int) -> list[list[int]]:
-    """Splits indices into few groups so that padding each to its largest member costs least."""
-    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
-    best, cost = [order], sizes[order[-1]] * len(order)
-    places = range(1, len(order))
-    for count in range(1, min(max_groups, len(order))):
-        for cuts in itertools.combinations(places, count):
-            bounds = [0, *cuts, len(order)]
-            groups = [order[a:b] for a, b in itertools.pairwise(bounds)]
-            total = sum(sizes[group[-1]] * len(group) for group in groups)
-            if total < 0.9 * cost:  # another shape is another compilation
-                best, cost = groups, total
-    return best
+def _sizes(agent: Agent, conditions: Sequence[Condition]) -> list[tuple[float, float]]:
+    """What each costs: how many products its nodes take in the layers, and its rows of logits."""
+    if agent.model is None:
+        return [(1, 0)] * len(conditions)
+    config, found = agent.model.config, []
+    rows = config.vocab_size * config.embed_dim
+    layers = num_parameters(config) - rows
+    for condition in conditions:
+        room = agent.room([condition])
+        prompts = condition.presentation.remembers(condition.game).num_prompts
+        nodes = room.nodes * prompts / room.prompts
+        found.append((nodes * layers, prompts * room.responses.prefixes * rows))
+    return found
+
+
+def group_by_size(sizes: Sequence[Sequence[float]], max_groups: int) -> list[list[int]]:
+    """Splits indices into few groups, so that padding each in all its sizes costs little.
+
+    Args:
+      sizes: what each costs, in several parts; a group's members cost the largest of each part.
+      max_groups: the most there may be.
+    """
+
+    def cost(group: Sequence[int]) -> float:
+        return len(group) * sum(map(max, zip(*(sizes[index] for index in group), strict=True)))
+
+    order = sorted(range(len(sizes)), key=lambda index: tuple(sizes[index])[::-1])
+    groups = [list(alike) for _, alike in itertools.groupby(order, key=lambda i: tuple(sizes[i]))]
+    total = sum(map(cost, groups))
+    while len(groups) > 1:
+        costs = list(map(cost, groups))
+        joined = [cost(one + other) for one, other in itertools.pairwise(groups)]
+        added = [j - a - b for j, (a, b) in zip(joined, itertools.pairwise(costs), strict=True)]
+        at = min(range(len(added)), key=added.__getitem__)
+        if len(groups) <= max_groups and added[at] > _WORTH * total:
+            break
+        groups[at : at + 2] = [groups[at] + groups[at + 1]]
+    return groups
 
 
 def describe(
