@@ -17,7 +17,7 @@ from test_exact import assert_means
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
 from jaxmoral.errors import UserError
-from jaxmoral.language.novelty import Seen, generalisation, held_out_labels, mark
+from jaxmoral.language.novelty import Seen, held_out_labels, mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning.agent import make_agent, policy_table
 from jaxmoral.learning.batches import exact_batch, make_batch
@@ -29,9 +29,6 @@ from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent, train_population
-from jaxmoral.measuring import evaluation
-from jaxmoral.measuring.evaluation import evaluate_agent
-from jaxmoral.measuring.results import by_novelty
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
 from jaxmoral.world.memory import make_memory
@@ -275,27 +272,6 @@ def test_several_games_are_the_mean_of_each():
     assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-def test_what_holds_outside_is_told_by_what_is_new():
-    row = lambda c, illegal: {"C": c, "D": 1 - c - illegal, "illegal": illegal}
-    condition = lambda novelty, cc, dd: {
-        "novelty": novelty,
-        "policies": {"tuned": {"remembered": {"CC": cc, "DD": dd}}},
-    }
-    named = {
-        "a": condition("new labels", row(0.5, 0.2), row(0.1, 0.0)),
-        "b": condition("seen", row(0.9, 0.0), row(0.2, 0.1)),
-        "c": condition("seen", row(0.7, 0.0), row(0.2, 0.3)),
-    }
-    found = by_novelty(named, "tuned")
-    assert list(found) == ["seen", "new labels"]
-    assert found["seen"] == pytest.approx(
-        {"conditions": 2, "P(C|CC)": 0.8, "P(C|DD)": 0.2, "illegal": 0.3, "apart": 0.1}
-    )
-    assert found["new labels"] == pytest.approx(
-        {"conditions": 1, "P(C|CC)": 0.5, "P(C|DD)": 0.1, "illegal": 0.2, "apart": 0.3}
-    )
-
-
 MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]
 
 
@@ -418,45 +394,3 @@ def test_all_that_can_be_shown_is_known(tiny_flags):
     for update in range(50):
         for group in shown_to([(member, agent)], update):
             assert {condition.key for condition in group} <= shown
-
-
-def test_the_suite_has_each_part_new_alone_and_all_together():
-    games = [get_game(name) for name in ("ipd", "ish", "bos")]
-    pairs = [("red", "blue"), ("X", "Y"), ("Y", "X")]
-    seen = Seen((games[0],), tuple(pairs), ("structured",), ("none",), ("original",))
-    found = generalisation(Presentation(labels=("X", "Y")), games, seen)
-    held = held_out_labels()
-    by_mark = {}
-    for game, shown in found.values():
-        by_mark.setdefault(mark(Condition(game, shown), seen), []).append((game.name, shown.labels))
-    assert by_mark["seen"] == [("ipd", pair) for pair in pairs]
-    assert by_mark["exchanged labels"] == [("ipd", ("blue", "red"))]
-    assert by_mark["new labels"] == [("ipd", pair) for pair in held]
-    assert by_mark["new game"] == [("ish", pairs[0]), ("bos", pairs[0])]
-    assert {len(by_mark[f"new {one}"]) for one in ("wording", "table order")} == {3}
-    apart = by_mark["new game, new labels"]
-    assert len(apart) >= 20
-    assert {game for game, _ in apart} == {"ish", "bos"}
-    together = by_mark["new game, new labels, new wording, new table order"]
-    assert len(together) >= 8
-    assert {labels for _, labels in together} < set(held)
-    shown = [shown for game, shown in found.values() if game.name != "ipd"]
-    for axis in ("wording", "table_order"):
-        assert len({getattr(one, axis) for one in shown}) == 4, axis  # each of the new ones too
-
-
-def test_padding_changes_no_measure(tiny_flags, monkeypatch):
-    """Conditions of unlike sizes in one shape, and in as many as there are sizes."""
-    config = configs.load(None, [*tiny_flags, "--prompt.labels", "[X, Y]"])
-    measured = []
-    for shapes, worth in ((1, 1.0), (99, 0.0)):
-        monkeypatch.setattr(evaluation, "MAX_SHAPES", shapes)
-        monkeypatch.setattr(evaluation, "_WORTH", worth)
-        suites = ["wordings", "orders"]
-        measured.append(evaluate_agent(config, ["ipd", "bos"], suites=suites, protocols=["exact"]))
-    one, several = (configs.flatten(found["suites"]) for found in measured)
-    assert one.keys() == several.keys()
-    numbers = [key for key, value in one.items() if isinstance(value, float)]
-    assert len(numbers) > 100
-    for key in numbers:
-        assert one[key] == pytest.approx(several[key], rel=1e-5, abs=1e-6), key

@@ -92,6 +92,27 @@ def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
     return pairs[: int(match[1])]
 
 
+def seen_labels(config: Config) -> list[tuple[str, str]]:
+    """The pairs that training draws from."""
+    return label_pairs(config) or [config.prompt.labels]
+
+
+def labels_in_words(config: Config) -> str:
+    """Which labels training draws from, whatever words the seed chose: "words(200), both ways"."""
+    mixture = config.mixture
+    if mixture.labels is None:
+        return "/".join(config.prompt.labels)
+    told = mixture.labels
+    if not isinstance(told, str):
+        text, pairs = f"words({len(told)})", [tuple(pair) for pair in told]
+        try:
+            was_drawn = _drawn_pairs(text, config.seed) == pairs
+        except UserError:
+            was_drawn = False
+        told = text if was_drawn else " ".join(map("/".join, pairs))
+    return told + (", both ways" if mixture.both_ways else "")
+
+
 def axes(config: Config) -> tuple[Sequence, ...]:
     """The mixture's values by field of `Choice`.
 

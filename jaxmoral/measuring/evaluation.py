@@ -5,6 +5,7 @@ Conditions are chosen by the configuration's suites and games, measured by the p
 over the frequencies that the program returns.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,12 +25,13 @@ from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
 from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
-from jaxmoral.learning.lookup import find_games, find_opponent, training_game
+from jaxmoral.learning.lookup import find_games, find_opponent, opponents_met, training_game
 from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which, load_trained
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.measures import describe_shares
+from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
 from jaxmoral.models.sizes import num_parameters
 from jaxmoral.world.games import SETS, Game
@@ -86,10 +88,32 @@ def evaluate_agent(
     config = configs.parse(tree)
     resolve(config)
     chosen = chosen_conditions(config, agent.presentation)
+    if SUITE in chosen:
+        config = _with_met(config, [c.game for c in chosen[SUITE].values()])
     _check_fit(agent, config, chosen=chosen)
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
     return {"update": made} | describe(config, chosen, measured=measured)
+
+
+def _with_met(config: Config, games: Sequence[Game]) -> Config:
+    """Tested against whom training met, too, so that it is known which opponents are new.
+
+    That is as far as they are machines in all the games.
+    """
+    tests = config.evaluation
+    met = [name for name in opponents_met(config) if _plays(config, name, games)]
+    every = tuple(dict.fromkeys([*tests.opponents, *met]))
+    return dataclasses.replace(config, evaluation=dataclasses.replace(tests, opponents=every))
+
+
+def _plays(config: Config, name: str, games: Sequence[Game]) -> bool:
+    try:
+        for game in games:
+            find_opponent(config, name, game)
+    except UserError:
+        return False
+    return True
 
 
 def _check_fit(
