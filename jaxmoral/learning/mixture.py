@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Condition, Presentation, check_labels
@@ -122,7 +122,8 @@ def axes(config: Config) -> tuple[Sequence, ...]:
     mixture, own = config.mixture, training_game(config)
     games: Sequence[Game] = [own]
     if mixture.games is not None:
-        games = find_games(config, mixture.games)
+        with telling("mixture.games", "game"):
+            games = find_games(config, mixture.games)
         for game in games:
             if game.num_players != own.num_players:
                 raise UserError(

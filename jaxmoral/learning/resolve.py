@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxmoral.config import Config, MixtureConfig
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
@@ -80,10 +80,9 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
         orders = tuple(dict.fromkeys(mixture.table_orders))
         mixture = dataclasses.replace(mixture, table_orders=orders)
     for wording in mixture.wordings or ():
-        presentation_with(
-            dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, wording=wording)),
-            config.prompt.labels,
-        )
+        prompt = dataclasses.replace(config.prompt, wording=wording)
+        with telling("mixture.wordings", "prompt.wording"):
+            presentation_with(dataclasses.replace(config, prompt=prompt), config.prompt.labels)
     config = dataclasses.replace(config, mixture=mixture)
     total = num_choices(config)
     if mixture.conditions > total:
@@ -123,7 +122,10 @@ def _with_first(config: Config) -> Config:
 
 def _check_opponents(config: Config, game: Game) -> None:
     """Raises UserError if somebody who is met cannot play a game."""
-    if config.env.opponent != LEARNER:
+    if config.env.opponent == LEARNER:
+        return
+    key = "env.opponent" if config.mixture.opponents is None else "mixture.opponents"
+    with telling(key, "opponent"):
         for name in opponents_met(config):
             _check_streams(config, find_opponent(config, name, game))
 
