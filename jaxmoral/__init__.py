@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from jaxmoral.measuring.evaluation import evaluate_agent
     from jaxmoral.measuring.results import table
     from jaxmoral.world.games import GAMES, Game, get_game, make_game, make_group_game, register
-    from jaxmoral.world.opponents import OPPONENTS, Opponent, machine, memory_one, memoryless
+    from jaxmoral.world.machines import Opponent, machine, memory_one, memoryless
+    from jaxmoral.world.opponents import OPPONENTS
     from jaxmoral.world.rewards import REWARDS, Cell
 
 _HOMES = {
@@ -25,7 +26,8 @@ _HOMES = {
     "measuring.evaluation": ("evaluate_agent",),
     "measuring.results": ("table",),
     "world.games": ("GAMES", "Game", "get_game", "make_game", "make_group_game", "register"),
-    "world.opponents": ("OPPONENTS", "Opponent", "machine", "memory_one", "memoryless"),
+    "world.machines": ("Opponent", "machine", "memory_one", "memoryless"),
+    "world.opponents": ("OPPONENTS",),
     "world.rewards": ("REWARDS", "Cell"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

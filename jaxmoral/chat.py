@@ -4,7 +4,7 @@ import argparse
 import itertools
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,10 +12,11 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
-from jaxmoral.learning.agent import Agent, policy_table
+from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.prompter import Prompter
-from jaxmoral.learning.saved import load_run
+from jaxmoral.learning.saved import load_trained
+from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.questions import follow_up
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.models.load import use_compilation_cache
@@ -87,14 +88,15 @@ def main() -> None:
 
 def _chat(folder: Path, seed: int) -> None:
     use_compilation_cache()
-    config, agent, trainable = load_run(folder)
+    run = load_trained(folder)
+    config, agent = run.config, run.agent
     condition = Condition(training_game(config), agent.presentation)
     if condition.game.num_players > 2:
         raise UserError(
             f"{folder} holds an agent for {condition.game.num_players} players; you are one"
         )
     memory = agent.presentation.remembers(condition.game)
-    log_probs = policy_table(agent, condition, trainable).log_probs
+    log_probs = policy_table(agent, condition, run.trainable).log_probs
     match = Match(config, memory, np.asarray(log_probs), seed)
     labels = match.labels
     print(
@@ -123,31 +125,23 @@ def _chat(folder: Path, seed: int) -> None:
             if last is None:
                 print("Play a round first.")
             elif agent.model is not None:
-                print(explain(config, agent, trainable, match, last, QUESTIONS[word], next(keys)))
+                print(explain(run, match, last, question=QUESTIONS[word], key=next(keys)))
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:
             print(f"Type {labels[0]}, {labels[1]}, c, d, {', '.join(QUESTIONS)} or quit.")
 
 
-def explain(
-    config: Config,
-    agent: Agent,
-    trainable: Any,
-    match: Match,
-    last: Round,
-    question: str,
-    key: jax.Array,
-) -> str:
+def explain(run: TrainedAgent, match: Match, last: Round, *, question: str, key: jax.Array) -> str:
     """What the agent says about its last answer, at most 60 sampled tokens."""
-    model, lora = agent.model, agent.lora
+    model, lora = run.agent.model, run.agent.lora
     assert model is not None
     assert lora is not None
-    prompter = Prompter(model, config.prompt.template)
-    text = all_prompts(match.game, agent.presentation)[last.prompt]
+    prompter = Prompter(model, run.config.prompt.template)
+    text = all_prompts(match.game, run.agent.presentation)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
     ids = follow_up(prompter, text, answer, question)
-    adapter = trainable["adapter"]
+    adapter = run.trainable["adapter"]
     (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
     return prompter.tokenizer.decode(said).strip()
 

@@ -23,10 +23,7 @@ from jaxmoral.measuring.tournaments import (
 )
 from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.world.games import GAMES, SETS, choose_games, make_games
-from jaxmoral.world.opponents import (
-    OPPONENTS,
-    make_opponents,
-)
+from jaxmoral.world.opponents import OPPONENTS, make_opponents
 from jaxmoral.world.rewards import REWARDS, get_reward
 
 

@@ -30,8 +30,14 @@ from jaxmoral.config import parse
 from jaxmoral.devices.mesh import AXES, Layout, shardings
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning import ppo
+from jaxmoral.learning.environments import environment
 from jaxmoral.learning.language_policy import LanguagePolicy
-from jaxmoral.learning.population import environments, over_members, stack_members, state_prefix
+from jaxmoral.learning.population import (
+    over_members,
+    stack_environments,
+    stack_members,
+    state_prefix,
+)
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.models.config import GemmaConfig
@@ -123,7 +129,7 @@ def lowered(config: GemmaConfig, sizes: tuple[int, int, int], members: int, prom
         frozen=shaped(weights, shardings(weights, layout)),
         prompts=shaped(prompter.inputs([[condition]])),
         reference=shaped(jax.ShapeDtypeStruct((1, 16, 3), jnp.float32)),
-        environment=per_member(environments([experiment] * members, 0)),
+        environment=per_member(stack_environments([environment(experiment)] * members)),
         settings=per_member(stack_members([adjustable(experiment.ppo)] * members)),
     )
     everywhere = layout.sharding()

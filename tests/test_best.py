@@ -105,8 +105,8 @@ def test_the_reward_is_that_of_the_policy_in_the_checkpoint(flags, score, saved,
 def spoil(monkeypatch, ruined):
     """After update `ruined[i]` player or member i does what it would not have done."""
 
-    def compile_update(members):
-        state, step = training.compile_update.original(members)
+    def compile_update(members, met):
+        state, step = training.compile_update.original(members, met)
 
         def spoiled(state, update):
             state, values = step(state, update)

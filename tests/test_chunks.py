@@ -63,7 +63,7 @@ def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(tiny_folder):
     config, agent = agent_of(tiny_folder, payoff_draws=2, payoff_range=(1, 12), episodes=64)
     members = [(config, agent)]
     packed = packed_conditions(members)
-    first, later = (packed.stacked(shown_to(members, update))[0] for update in (0, 1))
+    first, later = (packed.stacked(shown_to(members, update)[0])[0] for update in (0, 1))
     shapes = [jax.tree.map(lambda leaf: leaf.shape, inputs) for inputs in (first, later)]
     assert shapes[0] == shapes[1]
     for update, inputs in ((0, first), (1, later)):

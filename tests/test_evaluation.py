@@ -17,7 +17,7 @@ from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Presentation
 from jaxmoral.language.suites import Subject, conditions
 from jaxmoral.learning.agent import make_agent
-from jaxmoral.learning.experiment import first_states
+from jaxmoral.learning.first_state import first_states
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring import evaluation

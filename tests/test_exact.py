@@ -16,8 +16,9 @@ from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.training import train_agent
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
+from jaxmoral.world.machines import machine, noisy
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.opponents import get_opponent, machine, noisy
+from jaxmoral.world.opponents import get_opponent
 from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.world.rollout import Environment, rollout
 

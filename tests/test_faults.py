@@ -21,8 +21,9 @@ from test_mesh import finish, start_cluster
 from jaxmoral import config as configs
 from jaxmoral import train_agent
 from jaxmoral.errors import UserError
-from jaxmoral.learning import checkpoint, metrics
-from jaxmoral.learning.checkpoint import Checkpoints, checksum
+from jaxmoral.learning import metrics
+from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.damage import checksum, seal_of
 from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.measuring.evaluation import evaluate_agent
 
@@ -177,7 +178,7 @@ def described(folder, change):
     path = folder / "checkpoints" / "6"
     saved, about = (json.loads((path / x / "metadata").read_text()) for x in ("config", "about"))
     change(saved, about)
-    about["seal"] = checkpoint._seal(saved, about)
+    about["seal"] = seal_of(saved, about)
     (path / "config" / "metadata").write_text(json.dumps(saved))
     (path / "about" / "metadata").write_text(json.dumps(about))
 

@@ -23,7 +23,12 @@ from jaxmoral.learning.agent import make_agent, policy_table
 from jaxmoral.learning.batches import exact_batch, make_batch
 from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.environments import environment
-from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
+from jaxmoral.learning.experiment import (
+    compile_update,
+    groups_of,
+    packed_conditions,
+    shown_to,
+)
 from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
@@ -144,7 +149,7 @@ def test_prompts_of_every_update_have_one_shape_and_their_own_reference(tiny_fla
     packed = packed_conditions(members)
     shapes = set()
     for update in range(6):
-        (group,) = shown_to(members, update)
+        (group,) = groups_of(members, shown_to(members, update))
         prompts, reference = packed.stacked([group])
         shapes.add(str(jax.tree.map(np.shape, (prompts, reference))))
         table = lambda c: policy_table(agent, c, agent.policy.reference_parameters()).log_probs
@@ -162,7 +167,7 @@ def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags):
         spied = agent._replace(inputs=lambda *a: calls.append(a) or agent.inputs(*a))
         packed, seen = packed_conditions([(config, spied)]), []
         for update in range(40):
-            groups = shown_to([(config, spied)], update)
+            (groups,) = shown_to([(config, spied)], update)
             packed.stacked(groups)
             seen.append(groups[0][0].key)
         return len(calls), seen
@@ -275,10 +280,9 @@ def test_several_games_are_the_mean_of_each():
 MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]
 
 
-def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
-    """A million episodes, each against one drawn opponent, within five standard errors."""
-    config = settings(*MET, "--mixture.games", "[ipd, bos]", "--mixture.conditions", "2")
-    arena, memory, ppo = environment(config), make_memory(), PPOConfig(gamma=0.9, gae_lambda=0.7)
+def assert_expected(arena):
+    """Of two games: exactly what a million episodes are on average, within five standard errors."""
+    memory, ppo = make_memory(), PPOConfig(gamma=0.9, gae_lambda=0.7)
     generator = np.random.default_rng(0)
     log_probs = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(32, 3)), jnp.float32))
     table = PolicyTable(log_probs, jnp.asarray(generator.normal(size=32), jnp.float32))
@@ -298,14 +302,17 @@ def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
     assert_means(sample, (weighted, shares.sum(-1), reward))
 
 
-def test_its_gradient_is_that_of_finite_differences():
-    """In float64: of the expected reward over two games and three opponents, without discount."""
-    config = settings(*MET, "--mixture.games", "[ipd, icd]", "--mixture.conditions", "2")
+def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
+    flags = ["--mixture.games", "[ipd, bos]", "--mixture.conditions", "2"]
+    assert_expected(environment(settings(*MET, *flags)))
+
+
+def assert_gradient(single):
+    """In float64: of the expected reward over two games and the opponents, without discount."""
     settings_ = PPOConfig(gamma=1.0, gae_lambda=1.0)
     with jax.enable_x64(True):
-        arena = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), environment(config))
-        whole = lambda x, y: jnp.asarray(x, jnp.int32) if y.dtype.kind == "i" else x
-        arena = jax.tree.map(whole, arena, environment(config))
+        kind = lambda x: jnp.int32 if np.asarray(x).dtype.kind == "i" else jnp.float64
+        arena = jax.tree.map(lambda x: jnp.asarray(x, kind(x)), single)
         logits = jnp.asarray(np.random.default_rng(1).normal(size=(32, 3)))
 
         def expected(logits):
@@ -332,6 +339,11 @@ def test_its_gradient_is_that_of_finite_differences():
             step = jnp.zeros((32, 3)).at[at].set(1e-5)
             slope = (expected(logits + step) - expected(logits - step)) / 2e-5
             assert gradient[at] == pytest.approx(float(slope), abs=1e-8)
+
+
+def test_its_gradient_is_that_of_finite_differences():
+    flags = ["--mixture.games", "[ipd, icd]", "--mixture.conditions", "2"]
+    assert_gradient(environment(settings(*MET, *flags)))
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
@@ -401,7 +413,7 @@ def test_all_that_can_be_shown_is_known(tiny_flags):
     member = dataclasses.replace(config, updates=50)
     agent = make_agent(member)
     for update in range(50):
-        for group in shown_to([(member, agent)], update):
+        for group in shown_to([(member, agent)], update)[0]:
             assert {condition.key for condition in group} <= shown
 
 

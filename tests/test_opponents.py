@@ -14,9 +14,9 @@ from jaxmoral.config import load, load_members
 from jaxmoral.errors import UserError
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.mixture import player_games
-from jaxmoral.learning.population import environments
+from jaxmoral.learning.population import stack_environments
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.world import games, opponents
+from jaxmoral.world import crowds, games, machines, opponents
 from jaxmoral.world.opponents import get_opponent
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "opponents.json").read_text())
@@ -164,7 +164,7 @@ def test_another_strategy_is_caught(play, claim, player, noise):
 def test_memory_one_is_a_function_of_the_last_round(seed):
     draw = np.random.default_rng(seed)
     *vector, first = draw.random(5)
-    opponent = opponents.memory_one(*vector, first)
+    opponent = machines.memory_one(*vector, first)
     for size in range(6):
         history = draw.integers(0, 2, (size, 2))
         expected = vector[2 * history[-1][0] + history[-1][1]] if size else first
@@ -180,7 +180,7 @@ def test_tit_for_tat_remembers_a_coin_and_others_their_own_first_move():
     assert opening("memory-one(0, 0, 0, 0, 0.25)") == [0.25, 0.75]
     assert opening("noisy(tit-for-tat, 0.1)") == [0.5, 0.5]
     assert opening("noisy(always-defect, 0.25)") == [0.25, 0.75]
-    later = opponents.machine([1, 0.25], [[0, 1, 0, 1]] * 2, start=1)
+    later = machines.machine([1, 0.25], [[0, 1, 0, 1]] * 2, start=1)
     assert distribution(later, []).tolist() == later.opening.tolist() == [0.25, 0.75]
 
 
@@ -193,7 +193,7 @@ def test_a_trembling_hand_swaps_each_move_and_nothing_else():
 
 def test_stacked_machines_equal_single_ones():
     alone = [get_opponent(name) for name in [*PLAYERS, "noisy(prober, 0.2)"]]
-    stacked = opponents.stack(alone)
+    stacked = machines.stack(alone)
     assert stacked.moves.shape == (len(alone), 7, 2)
     history = np.random.default_rng(0).integers(0, 2, (30, 2))
     walk = lambda one: [one.moves[state_after(one, history[:t])] for t in (0, 1, 2, 3, 4, 30)]
@@ -212,9 +212,9 @@ CONTRIBUTORS += ["conditional(1)", "noisy(conditional, 0.2)", "noisy(noisy(rando
 def contributors(num_players):
     """The named ones, and one whose own last move counts."""
     for name in CONTRIBUTORS:
-        yield opponents._get_contributor(num_players, name)
+        yield crowds.get_contributor(num_players, name)
     table = np.random.default_rng(num_players).random((2, num_players))
-    yield opponents.Contributor(table, 0.7)
+    yield crowds.Contributor(table, 0.7)
 
 
 def counts_of_individuals(contributor, num_players, agent):
@@ -240,7 +240,7 @@ def counts_of_individuals(contributor, num_players, agent):
 @pytest.mark.parametrize("num_players", [3, 4, 5])
 def test_a_crowd_moves_as_its_members_one_by_one(num_players):
     for contributor in contributors(num_players):
-        crowd = opponents.crowd(contributor, num_players)
+        crowd = crowds.crowd(contributor, num_players)
         assert crowd.moves.shape == (2 * num_players + 1, num_players)
         for agent in itertools.product((0, 1), repeat=3):
             expected = counts_of_individuals(contributor, num_players, agent)
@@ -254,15 +254,15 @@ def test_a_crowd_moves_as_its_members_one_by_one(num_players):
 def test_a_crowd_of_one_is_the_memory_one_machine():
     for contributor in contributors(2):
         after_c, after_d = contributor.cooperate[:, ::-1]  # by the agent's move, C first
-        expected = opponents.memory_one(*after_c, *after_d, contributor.first)
-        found = opponents.crowd(contributor, 2)
+        expected = machines.memory_one(*after_c, *after_d, contributor.first)
+        found = crowds.crowd(contributor, 2)
         for history in [(), *([(own, agent)] for own, agent in np.ndindex(2, 2))]:
             p = distribution(expected, history)
             np.testing.assert_allclose(distribution(found, history), p, atol=1e-6)
 
 
 def test_a_threshold_counts_the_agent_and_not_oneself():
-    p = lambda threshold, own, rest: opponents.conditional(5, threshold).cooperate[own, rest]
+    p = lambda threshold, own, rest: crowds.conditional(5, threshold).cooperate[own, rest]
     for own in (0, 1):
         assert [p(None, own, rest) for rest in range(5)] == [0, 0, 1, 1, 1]
         assert [p(4, own, rest) for rest in range(5)] == [0, 0, 0, 0, 1]
@@ -337,7 +337,8 @@ def test_drawn_games_have_their_own_strategy(family):
     for update in (0, 7):
         own = environment(members[f"env.opponent={family}(3)"], update).opponent
         drawn = player_games(members[f"env.opponent={family}(3)"], update)[0]
-        together = environments(list(members.values()), update).opponent
+        each = [environment(member, update) for member in members.values()]
+        together = stack_environments(each).opponent
         assert together.moves.shape == (2, 3, 7, 2)
         for index, game in enumerate(drawn):
             machine = jax.tree.map(lambda leaf, at=index: leaf[at], own)

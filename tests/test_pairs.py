@@ -8,8 +8,9 @@ import pytest
 from jaxmoral.measuring.measures import fingerprint
 from jaxmoral.world import chain, evolution, pairs
 from jaxmoral.world.games import get_game
+from jaxmoral.world.machines import memory_one, noisy
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.opponents import get_opponent, memory_one, noisy
+from jaxmoral.world.opponents import get_opponent
 
 
 def random_policy(num_histories, seed):

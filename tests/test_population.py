@@ -24,8 +24,9 @@ from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.lora import Lora
 from jaxmoral.world.games import get_game
+from jaxmoral.world.machines import stack
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.opponents import get_opponent, stack
+from jaxmoral.world.opponents import get_opponent
 from jaxmoral.world.rewards import get_reward, reward_table
 from jaxmoral.world.rollout import Environment
 

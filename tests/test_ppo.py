@@ -40,7 +40,7 @@ from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.learning.training import train_agent
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import Gemma
-from jaxmoral.world import chain, games, opponents, rewards
+from jaxmoral.world import chain, games, machines, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout
 
@@ -336,7 +336,7 @@ def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
     if learners != 2:
         machine = opponents.get_opponent("joss")
         if learners != 1:
-            machine = opponents.stack([machine, opponents.get_opponent("prober")])
+            machine = machines.stack([machine, opponents.get_opponent("prober")])
         arena = Environment(machine, np.stack(tables), noise)
         played = play_alone(keys[2], log_probs[0], arena, memory, 200_000, 4)
         others, points = None, arena.rewards

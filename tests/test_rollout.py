@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxmoral.measuring.protocols import sampled_visits
-from jaxmoral.world import chain, games, opponents, rewards
+from jaxmoral.world import chain, games, machines, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout
 
 COIN = np.array([0.25, 0.75], np.float32)
 # C after C; after a D of the agent's, C with probability 0.3.
-GENEROUS = opponents.machine([1.0, 0.3], [[0, 1, 0, 1]] * 2)._replace(opening=COIN)
+GENEROUS = machines.machine([1.0, 0.3], [[0, 1, 0, 1]] * 2)._replace(opening=COIN)
 MACHINES = opponents.OPPONENTS | {"generous": GENEROUS}
 TRIO = "public-goods(3)"
 ONE = make_memory()  # a remembered round, two players
@@ -241,8 +241,8 @@ def test_several_games_are_played_side_by_side():
 def test_each_game_has_a_machine_of_its_own(num_rounds):
     """Larger and smaller ones; each is what it is alone."""
     names = ("prober", "generous", "joss")
-    machines = opponents.stack([MACHINES[name] for name in names])
-    arena = Environment(machines, np.stack([table("game", "ipd")] * 3))
+    stacked = machines.stack([MACHINES[name] for name in names])
+    arena = Environment(stacked, np.stack([table("game", "ipd")] * 3))
     log_probs = jnp.concatenate([random_table(seed) for seed in range(3)])
     played = play_alone(jax.random.key(0), log_probs, arena, ONE, 60_000, num_rounds)
     for index, name in enumerate(names):
@@ -293,7 +293,7 @@ def test_the_two_sides_moves_are_independent(game):
 
 
 def test_machines_vmap():
-    stacked = opponents.stack(list(MACHINES.values()))
+    stacked = machines.stack(list(MACHINES.values()))
     stacked = jax.tree.map(jnp.asarray, stacked)
     policy = chain.by_state(ONE, chain.memory_policy(random_table(3)))
     shares = lambda opponent: chain.visits(chain.against(ONE, opponent), policy, num_rounds=3)

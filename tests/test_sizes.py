@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
+from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning import agent as agents
 from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.environments import environment
-from jaxmoral.learning.experiment import OFTEN, initial_state, on_cpu
+from jaxmoral.learning.first_state import initial_state
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.state import UpdateInputs, adjustable

@@ -107,7 +107,8 @@ class EnvConfig:
 
     Attributes:
       opponent: a name in `jaxmoral.world.opponents`, or "learner": a second agent on the same base,
-        with an adapter, optimiser, value head and KL weight of its own and the same reward.
+        with an adapter, optimiser, value head and KL weight of its own and the same reward; or an
+        agent that does not learn, a path or "past(k)", see `jaxmoral.learning.met`.
       opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
         legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
         differs by reward ("paper").
@@ -148,7 +149,8 @@ class MixtureConfig:
       games: names and sets, as in `evaluation.games`; all with as many players as `env.game`.
       labels: pairs of C's and D's, or "words(n)": so many pairs of words, drawn by the seed.
       both_ways: every pair also with its meanings exchanged.
-      opponents: who is met, by weight: an episode is against one of them; null for `env.opponent`.
+      opponents: who is met, by weight: an episode is against one of them, each as it could be
+        `env.opponent`, but no learner; null for `env.opponent`.
       conditions: drawn each update; its cost grows with them, not with the mixture.
       kept: how many conditions' packed prompts and references are kept; others are made again.
     """
@@ -286,7 +288,7 @@ class Config:
       games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`
         or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
       opponents: further opponents, name to `{cooperate, transitions, start}`; see
-        `jaxmoral.world.opponents.machine`.
+        `jaxmoral.world.machines.machine`.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
 

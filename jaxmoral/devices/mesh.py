@@ -65,6 +65,10 @@ class Layout:
         """The sharding whose dimensions are split as in a PartitionSpec; none of them by default"""
         return NamedSharding(self.mesh, PartitionSpec(*spec))
 
+    def stacked(self, lead: bool) -> NamedSharding:
+        """The sharding of arrays with a leading axis of members or conditions, or of whole ones."""
+        return self.sharding(self.lead_axes) if lead else self.sharding()
+
 
 def constrain(x: jax.Array, layout: Layout | None, *spec: Any) -> jax.Array:
     """Fixes how an intermediate value is split; without a layout, or on one device, does nothing.

@@ -182,7 +182,15 @@ def make_agent(
         rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
         if warn and (line := shortage(rounds, free_bytes(), config)):
             warn(line)
-        return Agent(tabular, (), inputs, lambda *_: None, presentation, summary, layout)
+        return Agent(
+            policy=tabular,
+            frozen=(),
+            inputs=inputs,
+            room=lambda *_: None,
+            presentation=presentation,
+            summary=summary,
+            layout=layout,
+        )
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
     plans: list[_Plan] = []
@@ -200,24 +208,24 @@ def make_agent(
     model = load(source, base.dtype, base.sha256, quantisation, layout_for)
     (plan,) = plans
     policy = LanguagePolicy(
-        model.config,
-        model.definition,
-        plan.lora,
-        base.remat,
-        base.max_logits * 10**6,
-        plan.layout,
+        config=model.config,
+        definition=model.definition,
+        lora=plan.lora,
+        remat=base.remat,
+        max_logits=base.max_logits * 10**6,
+        layout=plan.layout,
     )
     return Agent(
-        policy,
-        model.weights,
-        plan.prompter.inputs,
-        plan.prompter.room,
-        plan.presentation,
-        _summary(config, model, plan),
-        plan.layout,
-        model,
-        plan.lora,
-        plan.adapter,
+        policy=policy,
+        frozen=model.weights,
+        inputs=plan.prompter.inputs,
+        room=plan.prompter.room,
+        presentation=plan.presentation,
+        summary=_summary(config, model, plan),
+        layout=plan.layout,
+        model=model,
+        lora=plan.lora,
+        adapter=plan.adapter,
     )
 
 

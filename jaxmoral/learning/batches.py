@@ -18,8 +18,8 @@ from jaxmoral.config import PPOConfig
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.state import Moments
 from jaxmoral.world import chain as chains
+from jaxmoral.world.machines import Opponent
 from jaxmoral.world.memory import NUM_ORDERS, Memory
-from jaxmoral.world.opponents import Opponent
 from jaxmoral.world.rollout import Environment, Trajectories
 
 

@@ -10,22 +10,19 @@ import importlib.metadata
 import json
 import logging
 import math
-import re
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from jaxmoral.config import ALONE, Config, differences, parse, to_dict
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.errors import UserError
+from jaxmoral.learning.damage import Damaged, checksum, first_line, judged, seal_of
 from jaxmoral.learning.run_folder import CHECKPOINTS, DAMAGED
 from jaxmoral.learning.state import Players, TrainState
 
@@ -34,8 +31,6 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 _JSON = ocp.args.JsonRestore()
 _SPARE = 2**20  # bytes of small files that go with a state
 _VERSION = importlib.metadata.version("jaxmoral")
-# What the storage library's parsers and checksums say; the rest is what the system said to it.
-_DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND")
 
 Rewards = list[float | None]  # of the members; None is not a number
 
@@ -57,20 +52,6 @@ def _stored(state: TrainState) -> _Stored:
 def _read_back(stored: _Stored) -> TrainState:
     fields = stored._asdict()
     return TrainState(fields.pop("update"), Players(**fields))
-
-
-@jax.jit
-def checksum(state: Any) -> jax.Array:
-    """A number that changes when any bit of the arrays does, however they are split over devices.
-
-    Bits are weighted by odd numbers of their place and added up modulo 2^32.
-    """
-    total = jnp.uint32(0)
-    for leaf in jax.tree.leaves(state):
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").ravel()
-        place = jax.lax.iota(jnp.uint32, bits.size)
-        total = 3 * total + jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
-    return total
 
 
 def changed_keys(config: Config, saved: Config) -> list[str]:
@@ -115,7 +96,7 @@ class Checkpoints:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             # Earlier versions kept rewards in a file that Orbax reads at once; nothing needs it.
             raise UserError(
-                f"a file metrics/metrics in {folder} is damaged ({_first_line(error)}); delete it"
+                f"a file metrics/metrics in {folder} is damaged ({first_line(error)}); delete it"
             ) from error
         if writable:
             self._read_rewards()
@@ -128,7 +109,7 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             if kind is None:  # otherwise what went wrong first is what matters
-                raise self._unwritten(_first_line(error)) from error
+                raise self._unwritten(first_line(error)) from error
 
     def latest(self) -> int | None:
         """The newest checkpoint's update, or None."""
@@ -159,7 +140,7 @@ class Checkpoints:
         for update in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._configs(update, *self._beside(update))
-            except _Damaged as error:
+            except Damaged as error:
                 damage = damage or error
         if damage is not None:
             raise UserError(f"{damage}; there is no other one")
@@ -197,11 +178,11 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(_stored(state)),
                     config=ocp.args.JsonSave(config),
-                    about=ocp.args.JsonSave(about | {"seal": _seal(config, about)}),
+                    about=ocp.args.JsonSave(about | {"seal": seal_of(config, about)}),
                 ),
             )
         except Exception as error:
-            raise self._unwritten(_first_line(error)) from error
+            raise self._unwritten(first_line(error)) from error
 
     def restore(
         self,
@@ -241,7 +222,7 @@ class Checkpoints:
         for index in reversed(range(len(known))):
             try:
                 state = self._read(known[index], like, members=members, say=say)
-            except _Damaged as error:
+            except Damaged as error:
                 if index == 0:
                     raise UserError(f"{error}; there is no other one") from error
                 say(f"{error}; going back to update {known[index - 1]}")
@@ -276,7 +257,7 @@ class Checkpoints:
                 f" {', '.join(dict.fromkeys(changed))}"
             )
         path = self._folder / str(update)
-        with _judged(path):
+        with judged(path):
             described = ocp.StandardCheckpointHandler().metadata(path / "state")
             odd = set(_shapes(described.tree).items()) ^ set(_shapes(_stored(like)).items())
             if odd:
@@ -289,21 +270,21 @@ class Checkpoints:
             stored = self._manager.restore(update, args=items)["state"]
             state = _read_back(stored)
             if int(checksum(state)) != about["checksum"]:
-                raise _Damaged(path, "its numbers do not have the checksum they were saved with")
+                raise Damaged(path, "its numbers do not have the checksum they were saved with")
         return state
 
     def _beside(self, update: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """What stands beside a state: the members' configurations, and about the checkpoint."""
         path = self._folder / str(update)
-        with _judged(path):
+        with judged(path):
             items = ocp.args.Composite(config=_JSON, about=_JSON)
             found = self._manager.restore(update, args=items)
             saved, about = found["config"], found["about"]
             if not (isinstance(saved, dict) and isinstance(about, dict) and "version" in about):
-                raise _Damaged(path, "config or about is not what was saved")
+                raise Damaged(path, "config or about is not what was saved")
             # Checkpoints of earlier versions have no seal.
-            if about.get("seal") not in (None, _seal(saved, about)) or "checksum" not in about:
-                raise _Damaged(path, "config or about is not what was saved")
+            if about.get("seal") not in (None, seal_of(saved, about)) or "checksum" not in about:
+                raise Damaged(path, "config or about is not what was saved")
         return saved, about
 
     def _configs(
@@ -323,7 +304,7 @@ class Checkpoints:
             if update not in self._rewards:
                 try:
                     rewards = self._beside(update)[1].get("rewards")
-                except _Damaged:  # then it is no one's best
+                except Damaged:  # then it is no one's best
                     continue
                 if rewards is not None:  # those of earlier versions are of the policy before
                     self._rewards[update] = rewards
@@ -357,30 +338,6 @@ class Checkpoints:
         )
 
 
-class _Damaged(UserError):
-    """A checkpoint that a parser or a checksum proves damaged."""
-
-    def __init__(self, path: Path, reason: str):
-        super().__init__(f"the checkpoint {path} is damaged ({reason})")
-
-
-@contextmanager
-def _judged(path: Path) -> Iterator[None]:
-    """Tells damage of a checkpoint from all else that can go wrong while it is read."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError, KeyError) as error:
-        raise _Damaged(path, _first_line(error)) from error
-    except (ValueError, OSError) as error:
-        if str(error).partition(":")[0] in _DAMAGE:
-            raise _Damaged(path, _first_line(error)) from error
-        raise UserError(
-            f"cannot read the checkpoint {path} ({_first_line(error)}); nothing was changed"
-        ) from error
-
-
 @dataclasses.dataclass
 class _BestOfEach:
     """The preservation policy that keeps every member's best checkpoint."""
@@ -400,12 +357,6 @@ def _best(rewards: Mapping[int, Rewards], updates: Iterable[int], member: int) -
     return max(((r, u) for r, u in known if r is not None), default=(0.0, None))[1]
 
 
-def _seal(config: Mapping[str, Any], about: Mapping[str, Any]) -> int:
-    """A checksum of what stands beside a state."""
-    rest = {key: value for key, value in about.items() if key != "seal"}
-    return zlib.crc32(json.dumps([config, rest], sort_keys=True).encode())
-
-
 def _shapes(tree: Any) -> dict[str, tuple]:
     """Names of a pytree's arrays to their shapes and types."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -421,11 +372,3 @@ def shown_members(names: Iterable[str]) -> str:
         return "a single agent"
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return f"the members {'; '.join(listed[:3])}{more}"
-
-
-def _first_line(error: Exception) -> str:
-    # What the system said is deep inside a storage library's message.
-    if known := re.search("No space left on device|Disk quota exceeded", str(error)):
-        return known[0]
-    line = (str(error).splitlines() or [type(error).__name__])[0].partition(" [tensorstore_spec")[0]
-    return line if len(line) <= 160 else f"...{line[-160:]}"

@@ -1,14 +1,14 @@
 """Whom the players meet and what they earn, update by update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.learning.lookup import LEARNER, find_opponent, num_learners, opponents_met
 from jaxmoral.learning.mixture import player_games
-from jaxmoral.world import opponents
 from jaxmoral.world.games import Game
+from jaxmoral.world.machines import Opponent, stack
 from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
 from jaxmoral.world.rollout import Draws, Environment
 from jaxmoral.world.streams import Streams
@@ -24,25 +24,39 @@ def transition(config: Config, update: int) -> float:
     return float(reward.switch_at is not None and update >= reward.switch_at)
 
 
-def environment(config: Config, update: int = 0) -> Environment:
-    """The training game's opponent and rewards in an update."""
-    env, games = config.env, player_games(config, update)
+def environment(
+    config: Config,
+    update: int = 0,
+    *,
+    games: Sequence[Sequence[Game]] | None = None,
+    meet: Callable[[str, int], Opponent] | None = None,
+) -> Environment:
+    """The training games' opponents and rewards in an update.
+
+    Args:
+      config: resolved.
+      update: its number.
+      games: of each learning player; by default drawn here.
+      meet: from a name and the number of a game to a machine; by default only machines are met.
+    """
+    games = player_games(config, update) if games is None else games
+    env, share = config.env, transition(config, update)
     noise = np.array(env.noise, np.float32) if env.noise else None
-    share = transition(config, update)
     rewards = np.array(
         [[_rewards_between(config, game, share) for game in player] for player in games], np.float32
     )
     if env.opponent == LEARNER:
         return Environment(None, rewards, noise)
     met = opponents_met(config)
+    own = games[0]
     # Some know the payoffs.
-    machines = [[find_opponent(config, name, game) for name in met] for game in games[0]]
+    meet = meet or (lambda name, number: find_opponent(config, name, own[number]))
+    each = [[meet(name, number) for name in met] for number in range(len(own))]
     if len(met) > 1:
-        opponent = opponents.stack([opponents.stack(row) for row in machines])
-        return Environment(opponent, rewards[0], noise, np.array([*met.values()], np.float32))
-    alone = [machine for (machine,) in machines]
-    opponent = opponents.stack(alone) if len(alone) > 1 else alone[0]
-    return Environment(opponent, rewards[0], noise)
+        weights = np.array([*met.values()], np.float32)
+        return Environment(stack([stack(row) for row in each]), rewards[0], noise, weights)
+    alone = [machine for (machine,) in each]
+    return Environment(stack(alone) if len(alone) > 1 else alone[0], rewards[0], noise)
 
 
 def _rewards_between(config: Config, game: Game, share: float) -> np.ndarray:

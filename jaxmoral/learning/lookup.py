@@ -1,12 +1,17 @@
 """What a configuration's names of games and opponents mean: its own first, then the registries'."""
 
-from collections.abc import Sequence
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from jaxmoral.config import Config
 from jaxmoral.world.games import Game, choose_games, get_game, make_games
-from jaxmoral.world.opponents import Opponent, get_opponent, make_opponents
+from jaxmoral.world.machines import Opponent
+from jaxmoral.world.opponents import get_opponent, make_opponents
 
 LEARNER = "learner"  # the opponent that is an agent itself
+_PAST = re.compile(r"past\(([1-9]\d{0,6})\)")
 
 
 def num_learners(config: Config) -> int:
@@ -49,3 +54,65 @@ def trained_against(config: Config) -> str:
 def find_opponent(config: Config, name: str, game: Game) -> Opponent:
     """An opponent by name in a game; see `opponents.get_opponent`."""
     return get_opponent(name, game, make_opponents(config.opponents))
+
+
+Kind = Literal["machine", "learner", "past", "stored"]
+
+
+def kind_of(config: Config, name: str) -> Kind:
+    """What is met under a name: a machine (known or not), a second learner, the learner's own past,
+    or an agent that is stored somewhere (a path).
+    """
+    if name in config.opponents:
+        return "machine"
+    if name == LEARNER:
+        return "learner"
+    if past_every(name):
+        return "past"
+    return "stored" if "/" in name else "machine"
+
+
+def meets_agents(config: Config) -> bool:
+    """Whether anybody who is met sees prompts too."""
+    return any(kind_of(config, name) != "machine" for name in opponents_met(config))
+
+
+def past_every(name: str) -> int | None:
+    """The k of "past(k)", the learner as it was every k updates; None for another name."""
+    match = _PAST.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def split_update(name: str) -> tuple[str, int | None]:
+    """A run's folder, and the number of its checkpoint if the name has one: "runs/selfish@40"."""
+    folder, _, update = name.rpartition("@")
+    return (folder, int(update)) if folder and update.isdecimal() else (name, None)
+
+
+def past_updates(config: Config) -> set[int]:
+    """The updates before which the learner is remembered, for those who meet it later."""
+    steps = [past_every(name) for name in opponents_met(config)]
+    return {update for step in steps if step for update in range(0, config.updates, step)}
+
+
+def key_of_met(config: Config) -> str:
+    """The key that says whom a learner meets."""
+    return "env.opponent" if config.mixture.opponents is None else "mixture.opponents"
+
+
+def as_pinned(config: Config, saved: Config) -> Config:
+    """The configuration with runs named as in that of a run that began with them."""
+    known = {split_update(name)[0]: name for name in opponents_met(saved)}
+    return with_names(config, {name: known.get(name, name) for name in opponents_met(config)})
+
+
+def with_names(config: Config, names: Mapping[str, str]) -> Config:
+    """The configuration with those who are met called otherwise."""
+    env = dataclasses.replace(
+        config.env, opponent=names.get(config.env.opponent, config.env.opponent)
+    )
+    mixture = config.mixture
+    if mixture.opponents is not None:
+        renamed = {names[name]: weight for name, weight in mixture.opponents.items()}
+        mixture = dataclasses.replace(mixture, opponents=renamed)
+    return dataclasses.replace(config, env=env, mixture=mixture)

@@ -20,7 +20,12 @@ from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Condition, Presentation, check_labels
-from jaxmoral.learning.lookup import LEARNER, find_games, training_game
+from jaxmoral.learning.lookup import (
+    LEARNER,
+    find_games,
+    meets_agents,
+    training_game,
+)
 from jaxmoral.world.games import Game, draw_payoffs, mirror
 
 _WORDS = re.compile(r"words\((\d{1,4})\)")
@@ -98,11 +103,9 @@ def seen_labels(config: Config) -> list[tuple[str, str]]:
 
 
 def labels_in_words(config: Config) -> str:
-    """Which labels training draws from, whatever words the seed chose: "words(200), both ways"."""
+    """A mixture's labels, whatever words the seed drew: "words(200), both ways"."""
     mixture = config.mixture
-    if mixture.labels is None:
-        return "/".join(config.prompt.labels)
-    told = mixture.labels
+    told = mixture.labels or ()
     if not isinstance(told, str):
         text, pairs = f"words({len(told)})", [tuple(pair) for pair in told]
         try:
@@ -145,10 +148,10 @@ def num_choices(config: Config) -> int:
 
 
 def every_condition(config: Config, presentation: Presentation) -> list[Condition]:
-    """All that a learning player can be shown, but for drawn payoffs."""
+    """All that learners and agents they meet can be shown, but for drawn payoffs."""
     choices = [Choice(*values) for values in itertools.product(*axes(config))]
     conditions = [Condition(choice.game, choice.shown(presentation)) for choice in choices]
-    if config.env.opponent == LEARNER:
+    if meets_agents(config):
         conditions += [c._replace(game=mirror(c.game)) for c in conditions]
     return list({condition.key: condition for condition in conditions}.values())
 

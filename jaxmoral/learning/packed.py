@@ -1,18 +1,35 @@
-"""Packed prompts and references of conditions, each made once and kept as long as there is room."""
+"""Packed prompts of conditions, and what agents that do not learn say to them, each made once.
 
-from collections.abc import Sequence
-from functools import partial
+They are kept as long as there is room.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import map_spread, place
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.policy import reference_table
+from jaxmoral.learning.policy import Policy
 
 PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Speaker:
+    """Somebody who does not learn; each is only equal to itself.
+
+    Attributes:
+      policy: static.
+      trainable: its parameters.
+    """
+
+    policy: Policy
+    trainable: PyTree
 
 
 class Packed(NamedTuple):
@@ -20,41 +37,28 @@ class Packed(NamedTuple):
 
     Attributes:
       prompts: `[num_chunks, ...]` in host memory.
-      reference: `[num_prompts, 3]` log-probabilities of the untrained policy.
+      tables: of each speaker asked so far, `[num_prompts, 3]` log-probabilities.
     """
 
     prompts: PyTree
-    reference: np.ndarray
+    tables: dict[Speaker, np.ndarray]
 
 
 class PackedConditions:
     """Conditions of one shape, so that one compiled program serves all of them."""
 
-    def __init__(self, agent: Agent, room: Any, kept: int, compiler_options: dict):
+    def __init__(self, agent: Agent, room: Any, kept: int):
         """Compiles nothing yet.
 
         Args:
           agent: whose prompts and reference are made.
           room: of `agent.room`, for all conditions that will be asked for.
           kept: how many are kept.
-          compiler_options: of the reference's program.
         """
+        self.reference = Speaker(agent.policy, agent.policy.reference_parameters())
         self._agent, self._room, self._limit = agent, room, kept
         self._kept: dict[tuple, Packed] = {}
-        layout = agent.layout
-        # As many at once as the devices take side by side.
-        self._at_once = layout.num_places if layout.side_by_side else 1
-        self._lead = layout.sharding(layout.lead_axes)
-
-        def refer(frozen, prompts):
-            reference = partial(reference_table, agent.policy, frozen)
-            if self._at_once == 1:
-                return reference(jax.tree.map(lambda leaf: leaf[0], prompts))[None]
-            return map_spread(reference, prompts, layout)
-
-        self._refer = jax.jit(
-            refer, out_shardings=layout.sharding(), compiler_options=compiler_options
-        )
+        self._programs: dict[Policy, Callable] = {}
 
     def stacked(self, groups: Sequence[Sequence[Condition]]) -> tuple[PyTree, np.ndarray]:
         """Groups of as many conditions each.
@@ -63,29 +67,55 @@ class PackedConditions:
           Packed prompts `[num_groups, num_chunks, ...]`, a group's following each other, and their
           references `[num_groups, num_prompts, 3]`.
         """
-        found = self._find([condition for group in groups for condition in group])
+        found = self._find(self.reference, [c for group in groups for c in group])
         of_group = [[found[condition.key] for condition in group] for group in groups]
         join = lambda *leaves: np.concatenate(leaves)
         prompts = [jax.tree.map(join, *(own.prompts for own in group)) for group in of_group]
-        references = [np.concatenate([own.reference for own in group]) for group in of_group]
+        references = [
+            np.concatenate([own.tables[self.reference] for own in group]) for group in of_group
+        ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *prompts), np.stack(references)
 
-    def _find(self, conditions: Sequence[Condition]) -> dict[tuple, Packed]:
+    def table(self, speaker: Speaker, condition: Condition) -> np.ndarray:
+        """What somebody says in a condition, `[num_prompts, 3]` log-probabilities."""
+        return self._find(speaker, [condition])[condition.key].tables[speaker]
+
+    def _find(self, speaker: Speaker, conditions: Sequence[Condition]) -> dict[tuple, Packed]:
+        """The conditions by key, with what the speaker says in them."""
         wanted = {condition.key: condition for condition in conditions}
-        found = {key: self._kept[key] for key in wanted if key in self._kept}
-        missing = [key for key in wanted if key not in found]
-        for start in range(0, len(missing), self._at_once):
-            batch = missing[start : start + self._at_once]
-            found |= zip(batch, self._make([wanted[key] for key in batch]), strict=True)
+        found = {key: self._kept.get(key) or self._pack(c) for key, c in wanted.items()}
+        silent = [own for own in found.values() if speaker not in own.tables]
+        layout = self._agent.layout
+        # As many at once as the devices take side by side.
+        at_once = layout.num_places if layout.side_by_side else 1
+        for start in range(0, len(silent), at_once):
+            batch = silent[start : start + at_once]
+            padded = [*batch, *batch[-1:] * (at_once - len(batch))]
+            together = jax.tree.map(lambda *x: np.stack(x), *(own.prompts for own in padded))
+            tables = self._say(speaker, place(together, layout.stacked(True)))
+            for own, table in zip(batch, jax.device_get(tables), strict=False):
+                own.tables[speaker] = table
         self._kept |= found
         while len(self._kept) > self._limit:  # the oldest goes first
             del self._kept[next(iter(self._kept))]
         return found
 
-    def _make(self, conditions: Sequence[Condition]) -> list[Packed]:
-        packed = [self._agent.inputs([[condition]], self._room) for condition in conditions]
-        alone = [jax.tree.map(lambda leaf: leaf[0], prompts) for prompts in packed]
-        padded = [*alone, *alone[-1:] * (self._at_once - len(alone))]
-        together = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-        references = self._refer(self._agent.frozen, place(together, self._lead))
-        return list(map(Packed, alone, jax.device_get(references)))
+    def _pack(self, condition: Condition) -> Packed:
+        prompts = self._agent.inputs([[condition]], self._room)
+        return Packed(jax.tree.map(lambda leaf: leaf[0], prompts), {})
+
+    def _say(self, speaker: Speaker, prompts: PyTree) -> jax.Array:
+        """The speaker's tables of conditions on a leading axis."""
+        layout, policy = self._agent.layout, speaker.policy
+
+        def read(frozen, prompts, trainable):
+            table = lambda shown: policy.bind(frozen, shown).table(trainable).log_probs
+            if len(jax.tree.leaves(prompts)[0]) == 1:
+                return table(jax.tree.map(lambda leaf: leaf[0], prompts))[None]
+            return map_spread(table, prompts, layout)
+
+        if policy not in self._programs:
+            self._programs[policy] = jax.jit(
+                read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN)
+            )
+        return self._programs[policy](self._agent.frozen, prompts, speaker.trainable)

@@ -14,14 +14,15 @@ from jaxmoral.config import Config, differences
 from jaxmoral.devices.mesh import Layout, map_spread
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.environments import environment
 from jaxmoral.learning.lookup import LEARNER, training_game
 from jaxmoral.learning.losses import Metrics
 from jaxmoral.learning.mixture import label_pairs, num_choices
 from jaxmoral.learning.ppo import Update
 from jaxmoral.learning.state import ADJUSTABLE, TrainState, UpdateInputs
-from jaxmoral.world import opponents
+from jaxmoral.world.machines import stack
 from jaxmoral.world.rollout import Environment
+
+Members = Sequence[tuple[Config, Agent]]
 
 # What may differ within a population: whole groups, and keys.
 VARYING_GROUPS = ("reward.", "evaluation.")
@@ -82,7 +83,7 @@ def check_population(members: Sequence[Config]) -> None:
         raise UserError("env.game: games of a population must have the same number of players")
 
 
-def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
+def prompts_differ(members: Members) -> bool:
     """Whether members see different prompts, now or in a later update."""
     seen = {
         (
@@ -96,7 +97,7 @@ def prompts_differ(members: Sequence[tuple[Config, Agent]]) -> bool:
     return len(seen) > 1
 
 
-def per_member(members: Sequence[tuple[Config, Agent]]) -> frozenset[str]:
+def per_member(members: Members) -> frozenset[str]:
     """The names of an update's inputs that have a leading axis of members."""
     if len(members) == 1:
         return frozenset()
@@ -114,9 +115,8 @@ def stack_members(trees: Sequence[Any]) -> Any:
     return trees[0] if len(trees) == 1 else jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
-def environments(members: Sequence[Config], update: int) -> Environment:
+def stack_environments(each: Sequence[Environment]) -> Environment:
     """The members' environments, as by `stack_members`."""
-    each = [environment(config, update) for config in members]
     if len(each) == 1:
         return each[0]
     if any(own.noise is not None for own in each):
@@ -124,7 +124,7 @@ def environments(members: Sequence[Config], update: int) -> Environment:
         each = [own._replace(noise=silent if own.noise is None else own.noise) for own in each]
     machines = [own.opponent for own in each if own.opponent is not None]
     stacked = stack_members([own._replace(opponent=None) for own in each])
-    return stacked._replace(opponent=opponents.stack(machines) if machines else None)
+    return stacked._replace(opponent=stack(machines) if machines else None)
 
 
 def member_state(state: TrainState, index: int) -> TrainState:

@@ -17,25 +17,28 @@ from jaxmoral.learning.lookup import (
     find_game,
     find_games,
     find_opponent,
+    key_of_met,
+    kind_of,
     opponents_met,
     training_game,
 )
 from jaxmoral.learning.mixture import axes, label_pairs, num_choices
-from jaxmoral.world import opponents
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
+from jaxmoral.world.machines import Opponent
+from jaxmoral.world.opponents import make_opponents
 from jaxmoral.world.rewards import Reward, get_reward, reward_table
 
 
 def resolve(config: Config) -> Config:
     """Checks the configuration's own games and opponents and all names, settles "auto"."""
     make_games(config.games)
-    if LEARNER in opponents.make_opponents(config.opponents):
+    if LEARNER in make_opponents(config.opponents):
         raise UserError(f"opponents.{LEARNER}: the name stands for an agent that learns")
     game = training_game(config)
     if config.env.opponent == LEARNER:
         if game.num_players > 2:
             raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
-    else:
+    elif kind_of(config, config.env.opponent) == "machine":
         find_opponent(config, config.env.opponent, game)
     mixture = _resolved_mixture(config)
     config = _with_first(dataclasses.replace(config, mixture=mixture))
@@ -122,12 +125,19 @@ def _with_first(config: Config) -> Config:
 
 def _check_opponents(config: Config, game: Game) -> None:
     """Raises UserError if somebody who is met cannot play a game."""
-    if config.env.opponent == LEARNER:
-        return
-    key = "env.opponent" if config.mixture.opponents is None else "mixture.opponents"
-    with telling(key, "opponent"):
-        for name in opponents_met(config):
-            _check_streams(config, find_opponent(config, name, game))
+    for name in opponents_met(config):
+        kind = kind_of(config, name)
+        if kind == "machine":
+            with telling(key_of_met(config), "opponent"):
+                opponent = find_opponent(config, name, game)
+            _check_streams(config, opponent)
+        elif kind == "learner":
+            continue
+        elif game.num_players > 2 or config.env.streams == "numpy":
+            raise UserError(
+                f"{key_of_met(config)}: {name} is an agent and needs a game of two players and"
+                " env.streams jax"
+            )
 
 
 def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:
@@ -146,7 +156,7 @@ def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:
             ) from None
 
 
-def _check_streams(config: Config, opponent: opponents.Opponent) -> None:
+def _check_streams(config: Config, opponent: Opponent) -> None:
     """Raises UserError if the paper's streams, whose coins are fair, cannot play the opponent."""
     sure = np.isin(opponent.moves, (0, 1)).all() and opponent.moves.shape[1] == 2
     if config.env.streams == "numpy" and not sure and config.env.opponent != "random":

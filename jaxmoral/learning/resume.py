@@ -8,6 +8,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
+from jaxmoral.learning.lookup import as_pinned
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import has_checkpoints
 from jaxmoral.models.load import same_base
@@ -59,7 +60,7 @@ def go_on(
 
 
 def as_begun(config: Config, saved: Config) -> Config:
-    """The resolved configuration with the model, adapter and switch that the run began with."""
+    """The resolved configuration with model, adapter, switch and opponents as the run began."""
     model, lora, reward = config.model, config.lora, config.reward
     if same_base(model.source, saved.model.source):  # the commit that was read then
         model = dataclasses.replace(model, source=saved.model.source)
@@ -69,7 +70,8 @@ def as_begun(config: Config, saved: Config) -> Config:
         lora = dataclasses.replace(saved.lora, dropout=lora.dropout)
     if reward.switch_at is None:
         reward = dataclasses.replace(reward, switch_at=saved.reward.switch_at)
-    return resolve(dataclasses.replace(config, model=model, lora=lora, reward=reward))
+    config = dataclasses.replace(config, model=model, lora=lora, reward=reward)
+    return resolve(as_pinned(config, saved))
 
 
 def changed_before(config: Config, saved: Config) -> list[str]:

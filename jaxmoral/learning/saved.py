@@ -13,7 +13,7 @@ from jaxmoral.config import ALONE, Config, MeshConfig, MixtureConfig
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.experiment import first_states
+from jaxmoral.learning.first_state import first_states
 from jaxmoral.learning.population import member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import (

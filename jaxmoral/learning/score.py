@@ -5,7 +5,7 @@ policies' alone.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,41 +13,44 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import Config, MixtureConfig
+from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import map_spread, place
-from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.experiment import OFTEN, on_cpu, shown_to
-from jaxmoral.learning.lookup import num_learners, training_game
-from jaxmoral.learning.population import environments, per_member
+from jaxmoral.learning.experiment import (
+    environments,
+    fold_members,
+    groups_of,
+    packed_conditions,
+    shown_to,
+)
+from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.met import Met
+from jaxmoral.learning.population import Members, per_member
 from jaxmoral.learning.state import TrainState, per_player
 from jaxmoral.world import chain as chains
 from jaxmoral.world.memory import Memory
 from jaxmoral.world.rollout import Environment
 
 
-def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState], np.ndarray]:
+def make_score(members: Members, met: Met) -> Callable[[TrainState], np.ndarray]:
     """A function from a state to each member's exact expected reward a round, `[num_members]`.
 
     It counts what training counts, by the last reward of a schedule, in the game's own payoffs
-    where others are drawn, and of a mixture in its first condition; of two learners it is the first
-    one's. It is compiled when it is used.
+    where others are drawn, of a mixture in its first condition, and against the untrained policy
+    instead of past selves; of two learners it is the first one's. It is compiled when it is used.
 
     Args:
-      members: as for `experiment.compile_update`, whose states are measured.
+      members, met: as for `experiment.compile_update`, whose states are measured.
     """
     plain = [(_undrawn(config), agent) for config, agent in members]
-    configs = [config for config, _ in plain]
     config, agent = plain[0]
     several, differ = len(plain) > 1, "prompts" in per_member(plain)
     memory = agent.presentation.remembers(training_game(config))
-    everywhere = agent.layout.sharding()
-    spread = agent.layout.sharding(agent.layout.lead_axes)
-    prompts = agent.inputs(shown_to(plain, 0))
-    if differ:
-        lead = len(plain), num_learners(config)
-        fold = lambda leaf: leaf.reshape(*lead, *leaf.shape[1:])
-        prompts = jax.tree.map(fold, prompts)
-    prompts = place(prompts, spread if differ else everywhere)
-    arena = place(environments(configs, config.updates - 1), spread if several else everywhere)
+    place_of, shown = agent.layout.stacked, shown_to(plain, 0)
+    prompts = fold_members(agent.inputs(groups_of(plain, shown)), plain)
+    prompts = place(prompts, place_of(differ))
+    last, packed = config.updates - 1, packed_conditions(plain)
+    arena = environments(plain, last, shown=shown, met=met, packed=packed, past=False)
+    arena = place(arena, place_of(several))
 
     def score(frozen, prompts, environment, trainable):
         def table(shown, trainable):
@@ -67,7 +70,7 @@ def make_score(members: Sequence[tuple[Config, Agent]]) -> Callable[[TrainState]
     def scores(*arguments):
         return score_members(*arguments) if several else score(*arguments)[None]
 
-    program = jax.jit(scores, out_shardings=everywhere, compiler_options=on_cpu(OFTEN))
+    program = jax.jit(scores, out_shardings=place_of(False), compiler_options=on_cpu(OFTEN))
 
     def scores_of(state: TrainState) -> np.ndarray:
         return jax.device_get(program(agent.frozen, prompts, arena, state.players.trainable))

@@ -20,6 +20,8 @@ from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.experiment import Step, compile_update
+from jaxmoral.learning.lookup import past_updates
+from jaxmoral.learning.met import Met, pinned
 from jaxmoral.learning.mixture import drawn, num_choices
 from jaxmoral.learning.population import check_asked, check_population, member_state
 from jaxmoral.learning.resolve import resolve
@@ -104,7 +106,8 @@ def _train(
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
     pairs = [(settled[name], agents[name]) for name in settled]
-    state, step = compile_update(pairs)
+    met = Met(pairs)
+    state, step = compile_update(pairs, met)
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     if folder is None:
@@ -113,9 +116,9 @@ def _train(
         with locked(folder, resume):
             if not begun:  # first of all: what is in a folder can be resumed from here on
                 on_first(lambda: write_configs(settled, folder))
-            score = make_score(pairs)
+            score = make_score(pairs, met)
             state, history, interrupted = _loop_in(
-                folder, settled, state=state, step=step, score=score, say=say
+                folder, settled, state=state, step=step, score=score, met=met, say=say
             )
             if interrupted is None and len(settled) > 1:
                 on_first(lambda: metrics.share(folder, list(settled)))
@@ -148,7 +151,7 @@ def _make_agents(
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in members.items()
     }
-    settled = {name: settle(config, agents[name]) for name, config in members.items()}
+    settled = {name: pinned(settle(config, agents[name])) for name, config in members.items()}
     say("\n".join(first.summary))
     if len(settled) > 1:
         some = [*list(settled)[:3], *(["..."] if len(settled) > 3 else [])]
@@ -164,10 +167,11 @@ def _open_log(folder: Path, start: int) -> AbstractContextManager[metrics.Metric
     return log[0] if log else nullcontext()
 
 
-def switches(members: Mapping[str, Config]) -> list[int]:
-    """The updates at which a reward is switched, whose checkpoints are kept."""
-    found = {config.reward.switch_at for config in members.values()}
-    return sorted(update for update in found if update is not None)
+def kept_updates(members: Mapping[str, Config]) -> list[int]:
+    """The updates whose checkpoints are kept: a reward is switched, or a past self is met later."""
+    switched = {config.reward.switch_at for config in members.values()}
+    past = {update for config in members.values() for update in past_updates(config)}
+    return sorted(past | {update for update in switched if update is not None})
 
 
 def _loop_in(
@@ -177,13 +181,15 @@ def _loop_in(
     state: TrainState,
     step: Step,
     score: Callable[[TrainState], np.ndarray],
+    met: Met,
     say: Callable[[str], None],
 ) -> tuple[TrainState, list[dict], int | None]:
     """`_loop` from the folder's newest checkpoint, or from the state if there is none."""
-    with Checkpoints(folder, switches(members), writable=True) as checkpoints:
+    with Checkpoints(folder, kept_updates(members), writable=True) as checkpoints:
         resumed = checkpoints.latest() is not None
         if resumed:
             state = checkpoints.restore(state, members, set_aside=True, say=say)
+            met.recall(checkpoints, state)
         else:
             checkpoints.save(0, state, members=members, rewards=score(state))
         with _open_log(folder, int(state.update)) as log:
@@ -216,6 +222,7 @@ def _loop(
     start = int(state.update)
     title = config.reward.title if len(members) == 1 else f"{len(members)} members"
     silent = not is_first()
+    kept = kept_updates(members)
     bar = tqdm(total=config.updates, initial=start, desc=title, unit="update", disable=silent)
     lost: dict[str, int] = {}
     stopped = 0
@@ -248,7 +255,7 @@ def _loop(
             stopped = largest(received[0] if received else 0)  # whichever process was told
             last = update == config.updates or stopped
             due = last or update % config.checkpoint_every == 0
-            if keep and (due or update in switches(members)):
+            if keep and (due or update in kept):
                 if keep.log:
                     keep.log.sync()  # a checkpoint never knows more than the metrics do
                 keep.checkpoints.save(update, state, members=members, rewards=keep.score(state))

@@ -35,8 +35,8 @@ from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
 from jaxmoral.models.sizes import num_parameters
 from jaxmoral.world.games import SETS, Game
+from jaxmoral.world.machines import Opponent, stack
 from jaxmoral.world.memory import history_name
-from jaxmoral.world.opponents import Opponent, stack
 from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_table
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxmoral.learning.metrics import named_action_types
 from jaxmoral.world.games import Game
+from jaxmoral.world.machines import memoryless
 from jaxmoral.world.memory import ILLEGAL, after_matrix, make_memory
-from jaxmoral.world.opponents import memoryless
 from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import bounds
 

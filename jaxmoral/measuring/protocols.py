@@ -15,8 +15,9 @@ import numpy as np
 from jaxmoral.devices.mesh import Layout, constrain, map_spread
 from jaxmoral.learning.policy import Policy
 from jaxmoral.world.chain import against, by_state, memory_policy, visits
+from jaxmoral.world.machines import Opponent
 from jaxmoral.world.memory import Memory, make_memory
-from jaxmoral.world.opponents import Opponent, get_opponent
+from jaxmoral.world.opponents import get_opponent
 from jaxmoral.world.rollout import Draws, Environment, Trajectories, rollout
 from jaxmoral.world.streams import Streams
 

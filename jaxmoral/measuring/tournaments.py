@@ -22,17 +22,12 @@ from jaxmoral.learning.run_folder import is_population, is_run, member_names
 from jaxmoral.learning.saved import load_population, load_trained, update_of
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.runs import read_json
-from jaxmoral.models.peft import base_of
+from jaxmoral.models.peft import base_of, is_adapter
 from jaxmoral.world.chain import memory_policy
 from jaxmoral.world.evolution import fixation, replicator, stationary
 from jaxmoral.world.games import Game, mirror
-from jaxmoral.world.opponents import (
-    NONE,
-    Opponent,
-    get_opponent,
-    memoryless,
-    noisy,
-)
+from jaxmoral.world.machines import Opponent, memoryless, noisy
+from jaxmoral.world.opponents import NONE, get_opponent
 from jaxmoral.world.pairs import (
     Player,
     agent_player,
@@ -131,7 +126,7 @@ def _sources(name: str) -> dict[str, dict[str, Any] | None]:
         update = update_of(folders[0])
     elif is_run(folder):
         folders, update = [folder], update_of(folder)
-    elif (folder / "adapter_config.json").is_file():
+    elif is_adapter(folder):
         folders, update = [folder], None
     else:
         return {name: None}
@@ -149,7 +144,7 @@ def read_entrants(
         ]
     if is_run(folder):
         return [_of_run(folder.name, load_trained(folder), games, noise)]
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         tree = {"model": {"source": base_of(folder)}, "lora": {"adapter": str(folder)}}
         agent = make_agent(resolve(parse(tree)))
         trainable = agent.policy.reference_parameters() | {"adapter": agent.adapter}
@@ -193,64 +188,79 @@ def hold(
       "exploitability": [points a round], "fingerprint": [[long-run cooperation by rate]],
       "evolution": {"path", "fixation", "stationary"}}}}`.
     """
-    names = [one.name for one in entrants]
-    machines = [machine_player(memoryless(float(rate))) for rate in RATES]
-    found: dict[str, Any] = {}
+    found = {}
     for game in games:
-        tables = {}
-        for second, seen in ((False, game), (True, mirror(game))):
-            tables[second] = {
+        tables = {
+            second: {
                 name: reward_table(seen, get_reward(name, "rewards"), xi, r_illegal)
                 for name in dict.fromkeys(["game", *rewards])
             }
-        sides = []
-        for second in (False, True):
-            ours = [one.players[game.name, second] for one in entrants]
-            theirs = [one.players[game.name, not second] for one in entrants]
-            sides.append(_side(ours, theirs, tables[second], num_rounds, r_illegal))
-            if np.array_equal(game.payoffs, mirror(game).payoffs) and _alike(ours, theirs):
-                break
-        measured = {
-            span: {
-                name: np.mean([side[span][name] for side in sides], axis=0).tolist()
-                for name in sides[0][span]
-            }
-            for span in ("episode", "long_run")
+            for second, seen in ((False, game), (True, mirror(game)))
         }
-        exploited = [
-            best_response(
-                entrant.players[game.name, True],
-                game.payoffs[0].astype(float),
-                num_rounds=num_rounds,
-            )
-            for entrant in entrants
-        ]
-        prints = np.zeros((len(names), len(RATES)))
-        players = [one.players[game.name, False] for one in entrants]
-        for rows in group_players(players):
-            meeting = meet([players[row] for row in rows], machines, num_rounds=1)
-            prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
-        payoffs = np.array(measured["long_run"]["game"])
-        start = np.full(len(names), 1 / len(names), np.float32)
-        chances = fixation(payoffs)
-        evolution = {
-            "path": np.asarray(replicator(jnp.asarray(payoffs, jnp.float32), start)).tolist(),
-            "fixation": chances.tolist(),
-            "stationary": stationary(chances).tolist(),
-        }
-        found[game.name] = measured | {
-            "payoffs": game.payoffs.tolist(),
-            "exploitability": exploited,
-            "fingerprint": prints.tolist(),
-            "evolution": evolution,
-        }
+        found[game.name] = _play(entrants, game, tables, num_rounds, r_illegal)
     return {
-        "agents": names,
+        "agents": [one.name for one in entrants],
         "rounds": num_rounds,
         "xi": xi,
         "r_illegal": r_illegal,
         "rates": RATES.tolist(),
         "games": found,
+    }
+
+
+def _play(
+    entrants: Sequence[Entrant],
+    game: Game,
+    tables: Mapping[bool, Mapping[str, np.ndarray]],
+    num_rounds: int,
+    r_illegal: float,
+) -> dict[str, Any]:
+    """One game of `hold`, given the rewards of its first and its second side."""
+    sides = []
+    for second in (False, True):
+        ours = [one.players[game.name, second] for one in entrants]
+        theirs = [one.players[game.name, not second] for one in entrants]
+        sides.append(_side(ours, theirs, tables[second], num_rounds, r_illegal))
+        if np.array_equal(game.payoffs, mirror(game).payoffs) and _alike(ours, theirs):
+            break
+    measured = {
+        span: {
+            name: np.mean([side[span][name] for side in sides], axis=0).tolist()
+            for name in sides[0][span]
+        }
+        for span in ("episode", "long_run")
+    }
+    own_points = game.payoffs[0].astype(float)
+    exploited = [
+        best_response(one.players[game.name, True], own_points, num_rounds=num_rounds)
+        for one in entrants
+    ]
+    return measured | {
+        "payoffs": game.payoffs.tolist(),
+        "exploitability": exploited,
+        "fingerprint": _fingerprints([one.players[game.name, False] for one in entrants]),
+        "evolution": _evolve(np.array(measured["long_run"]["game"])),
+    }
+
+
+def _fingerprints(players: Sequence[Player]) -> list[list[float]]:
+    """Long-run cooperation against machines that cooperate at each of `RATES`."""
+    machines = [machine_player(memoryless(float(rate))) for rate in RATES]
+    prints = np.zeros((len(players), len(RATES)))
+    for rows in group_players(players):
+        meeting = meet([players[row] for row in rows], machines, num_rounds=1)
+        prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
+    return prints.tolist()
+
+
+def _evolve(payoffs: np.ndarray) -> dict[str, Any]:
+    """What selection makes of the entrants, given the points of each against each."""
+    start = np.full(len(payoffs), 1 / len(payoffs), np.float32)
+    chances = fixation(payoffs)
+    return {
+        "path": np.asarray(replicator(jnp.asarray(payoffs, jnp.float32), start)).tolist(),
+        "fixation": chances.tolist(),
+        "stationary": stationary(chances).tolist(),
     }
 
 

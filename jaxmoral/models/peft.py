@@ -95,6 +95,11 @@ def _target_modules(adapter: Adapter, module: str) -> list[str] | str:
     return rf".*{re.escape(module)}layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether it holds an adapter in this layout."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def base_of(folder: Path) -> str:
     """The source of an adapter's base, a hub id with its revision.
 

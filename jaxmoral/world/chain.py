@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoral.world.machines import Opponent, side_by_side
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory
-from jaxmoral.world.opponents import Opponent, side_by_side
 
 
 class Chain(NamedTuple):

@@ -1,144 +1,32 @@
-"""Opponents as data: Moore machines with random moves that play a game against the agent.
+"""Opponents by name: the strategies of the literature, families of them, a configuration's own."""
 
-A machine in state s plays move j with probability `moves[s, j]`, then goes to
-`next_state[s, j, agent's move]`. With two players move 0 is C and 1 is D; with N the machine is all
-the others together and its move is how many of them defect. When the agent's answer is illegal, its
-last legal move stands in for it, as in arXiv 2410.01639.
-
-Most episodes begin with *remembered rounds* that were never played but that the prompt shows. The
-machine goes through them as if it had played them, against an agent that tosses coins. Its own
-first remembered move is `opening`, the move it really begins with (for tit-for-tat a fair coin, as
-in the paper).
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from math import comb
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.errors import UserError, build, check_number, check_whole
+from jaxmoral.errors import UserError, build, check_number
+from jaxmoral.world.crowds import crowd, get_contributor
 from jaxmoral.world.games import Game, get_game
-
-
-class Opponent(NamedTuple):
-    """A Moore machine against which one game is played.
-
-    Attributes:
-      moves: `[num_states, num_moves]` float32 probabilities.
-      next_state: `[num_states, num_moves (its own move), 2 (agent's move)]` int32.
-      start: `[]` int32, the state before any round.
-      opening: `[num_moves]` float32 probabilities of the first remembered move.
-
-    >>> jaxmoral.OPPONENTS["tit-for-tat"].moves[:, 0]  # P(C) in its two states
-    array([1., 0.], dtype=float32)
-    """
-
-    moves: np.ndarray | jax.Array
-    next_state: np.ndarray | jax.Array
-    start: np.ndarray | jax.Array
-    opening: np.ndarray | jax.Array
-
-
-def machine(
-    cooperate: Sequence[float], transitions: Sequence[Sequence[int]], start: int = 0
-) -> Opponent:
-    """A machine for two players.
-
-    Args:
-      cooperate: each state's probability of C.
-      transitions: per state, where it goes after (its own move, the agent's) = CC, CD, DC, DD.
-      start: the first state.
-
-    Raises:
-      UserError: a probability is none, a transition is missing or leads to no state.
-
-    >>> grim = jaxmoral.machine([1, 0], [[0, 1, 0, 1], [1, 1, 1, 1]])
-    >>> int(grim.next_state[0, 0, 1])  # after its own C and the agent's D
-    1
-    """
-    p = [check_number("cooperate", value, 0.0, 1.0) for value in cooperate]
-    if len(transitions) != len(p) or any(len(row) != 4 for row in transitions):
-        raise UserError(
-            f"transitions: needs {len(p)} rows (one a state) of 4 states, for CC, CD, DC, DD"
-        )
-    for row in transitions:
-        for state in row:
-            check_whole("transitions", state, 0, len(p) - 1)
-    first = check_whole("start", start, 0, len(p) - 1)
-    moves = np.stack([p, 1 - np.array(p)], axis=-1).astype(np.float32)
-    next_state = np.array(transitions, np.int32).reshape(-1, 2, 2)
-    return Opponent(moves, next_state, np.array(first, np.int32), moves[first])
-
-
-def watcher(states: Mapping[str, tuple[str, str, str]]) -> Opponent:
-    """A machine for two players that goes by the agent's moves alone.
-
-    Args:
-      states: by name, its first one first; of each what it plays, "C" or "D", and the names of the
-        states it goes to after the agent's C and after the agent's D.
-    """
-    numbers = {name: number for number, name in enumerate(states)}
-    cooperate = [float(move == "C") for move, _, _ in states.values()]
-    after = [[numbers[after_c], numbers[after_d]] for _, after_c, after_d in states.values()]
-    return machine(cooperate, [row * 2 for row in after])  # the same after its own C and D
-
-
-def memoryless(p_cooperate: float) -> Opponent:
-    """Plays C with one probability, whatever happened.
-
-    >>> jaxmoral.memoryless(0.75).moves
-    array([[0.75, 0.25]], dtype=float32)
-    """
-    return machine([p_cooperate], [[0, 0, 0, 0]])
-
-
-def memory_one(cc: float, cd: float, dc: float, dd: float, first: float = 1.0) -> Opponent:
-    """Plays C with a probability that depends on the last round, its own move named first.
-
-    Args:
-      cc, cd, dc, dd: the four probabilities.
-      first: the probability of C in the first round.
-
-    >>> jaxmoral.memory_one(1, 0, 1, 0.25).moves[:, 0]
-    array([1.  , 0.  , 1.  , 0.25, 1.  ], dtype=float32)
-    """
-    last_round = [[0, 1, 2, 3]] * 5
-    return machine([cc, cd, dc, dd, first], last_round, start=4)
-
-
-def noisy(opponent: Opponent, noise: float) -> Opponent:
-    """A trembling hand: each move comes out as the other one with probability `noise`."""
-    noise = check_number("noise", noise, 0.0, 1.0)
-    moves, opening = (
-        ((1 - noise) * chances + noise * chances[..., ::-1]).astype(np.float32)
-        for chances in (opponent.moves, opponent.opening)
-    )
-    return opponent._replace(moves=moves, opening=opening)
-
-
-# Of machines with a state for each move that they play next.
-_C, _D = 0, 1
-
-
-def next_move(after: Sequence[int], first: int = _C) -> Opponent:
-    """A machine whose state is the move that it plays next.
-
-    Args:
-      after: what it plays after (its own move, the agent's) = CC, CD, DC, DD.
-      first: what it plays first.
-    """
-    return machine([1, 0], [after, after], first)
+from jaxmoral.world.machines import (
+    C,
+    D,
+    Opponent,
+    machine,
+    memory_one,
+    memoryless,
+    next_move,
+    noisy,
+    watcher,
+)
 
 
 def tit_for_tat() -> Opponent:
     """Repeats the agent's last legal move; it begins with C, but remembers a coin."""
     coin = np.array([0.5, 0.5], np.float32)
-    return next_move([_C, _D, _C, _D])._replace(opening=coin)
+    return next_move([C, D, C, D])._replace(opening=coin)
 
 
 def generous_tit_for_tat(generosity: float = 1 / 3) -> Opponent:
@@ -189,7 +77,7 @@ OPPONENTS: dict[str, Opponent] = {
     "always-cooperate": memoryless(1.0),
     "always-defect": memoryless(0.0),
     # Tit-for-tat that begins with D (Boyd & Lorberbaum 1987).
-    "suspicious-tit-for-tat": next_move([_C, _D, _C, _D], first=_D),
+    "suspicious-tit-for-tat": next_move([C, D, C, D], first=D),
     # D only after two D in a row (Axelrod 1984).
     "tit-for-two-tats": watcher(
         {
@@ -211,13 +99,13 @@ OPPONENTS: dict[str, Opponent] = {
         {"trusts": ("C", "trusts", "triggered"), "triggered": ("D", "triggered", "triggered")}
     ),
     # Pavlov: repeats its move if the agent played C, else changes it (Nowak & Sigmund 1993).
-    "win-stay-lose-shift": next_move([_C, _D, _D, _C]),
+    "win-stay-lose-shift": next_move([C, D, D, C]),
     # C, D, C, D, ... from its own last move.
-    "alternator": next_move([_D, _D, _C, _C]),
+    "alternator": next_move([D, D, C, C]),
     # The opposite of the agent's last move (Axelrod library's AntiTitForTat).
-    "anti-tit-for-tat": next_move([_D, _C, _D, _C]),
+    "anti-tit-for-tat": next_move([D, C, D, C]),
     # Begins with D, then the opposite of the agent's last move (Nachbar 1992).
-    "bully": next_move([_D, _C, _D, _C], first=_D),
+    "bully": next_move([D, C, D, C], first=D),
     # Tit-for-tat that takes advantage one time in ten (Joss in Axelrod 1980).
     "joss": memory_one(0.9, 0, 0.9, 0),
     # D after C met D; C again, two times in three, after both played D (Frean 1994).
@@ -245,88 +133,6 @@ OPPONENTS: dict[str, Opponent] = {
         }
     ),
 }
-
-
-class Contributor(NamedTuple):
-    """One of several others in a game of N players; all of them are alike.
-
-    Attributes:
-      cooperate: `[2 (its own last move), N (co-operators among the rest)]` probability of C.
-      first: of C in the first round.
-    """
-
-    cooperate: np.ndarray
-    first: float
-
-
-def steady(num_players: int, p_cooperate: float) -> Contributor:
-    """Contributes with one probability, whatever happened."""
-    p = check_number("p_cooperate", p_cooperate, 0.0, 1.0)
-    return Contributor(np.full((2, num_players), p), p)
-
-
-def conditional(num_players: int, threshold: float | None = None) -> Contributor:
-    """Contributes first, and then if at least `threshold` of the rest did (by default, half)."""
-    needed = num_players // 2 if threshold is None else threshold
-    needed = check_whole("threshold", needed, 0, num_players - 1)
-    cooperates = (np.arange(num_players) >= needed) * 1.0
-    return Contributor(np.tile(cooperates, (2, 1)), 1.0)
-
-
-def noisy_contributor(num_players: int, name: str, noise: float) -> Contributor:
-    """Another kind of contributor with a trembling hand."""
-    plain = _get_contributor(num_players, name)
-    noise = check_number("noise", noise, 0.0, 1.0)
-    turned = Contributor(1 - plain.cooperate, 1 - plain.first)
-    return Contributor(
-        cooperate=(1 - noise) * plain.cooperate + noise * turned.cooperate,
-        first=(1 - noise) * plain.first + noise * turned.first,
-    )
-
-
-# What the others do in a game of more than two players (after Fischbacher et al. 2001).
-CONTRIBUTORS: dict[str, Callable[..., Contributor]] = {
-    "always-cooperate": partial(steady, p_cooperate=1.0),
-    "always-defect": partial(steady, p_cooperate=0.0),
-    "random": lambda num_players, p_cooperate=0.5: steady(num_players, p_cooperate),
-    "conditional": conditional,
-    "noisy": noisy_contributor,
-}
-
-
-def _get_contributor(num_players: int, name: str) -> Contributor:
-    return build("opponent", name, {}, CONTRIBUTORS, (num_players,))
-
-
-def crowd(contributor: Contributor, num_players: int) -> Opponent:
-    """All the other players of a game together, exactly.
-
-    They are alike, so the state is what they saw last: the agent's move, and how many of them
-    defected. Those who co-operated saw one co-operator less than those who did not.
-    """
-    others = num_players - 1
-    moves = [_binomial_sum([(others, contributor.first)])]
-    for agent in (0, 1):
-        for defectors in range(num_players):
-            cooperators = others - defectors
-            seen = cooperators + (agent == 0)
-            kept = contributor.cooperate[0, max(seen - 1, 0)]
-            left = contributor.cooperate[1, min(seen, others)]
-            moves.append(_binomial_sum([(cooperators, kept), (defectors, left)]))
-    step = 1 + np.arange(2) * num_players + np.arange(num_players)[:, None]  # [defectors, agent]
-    table = np.array(moves, np.float32)
-    next_state = np.broadcast_to(step, (len(table), num_players, 2)).astype(np.int32)
-    return Opponent(table, next_state, np.array(0, np.int32), table[0])
-
-
-def _binomial_sum(parts: Sequence[tuple[int, float]]) -> np.ndarray:
-    """Distribution of the number of D among groups of `size` who each play C with probability p."""
-    total = np.ones(1)
-    for size, p in parts:
-        k = np.arange(size + 1)
-        ways = np.array([comb(size, int(j)) for j in k], float)
-        total = np.convolve(total, ways * (1 - p) ** k * p ** (size - k))
-    return total
 
 
 def noisy_named(own: Mapping[str, Opponent], game: Game, name: str, noise: float) -> Opponent:
@@ -362,7 +168,7 @@ def get_opponent(
     """
     game = get_game("ipd") if game is None else game
     if game.num_players > 2:
-        return crowd(_get_contributor(game.num_players, name), game.num_players)
+        return crowd(get_contributor(game.num_players, name), game.num_players)
     families = FAMILIES | {"noisy": partial(noisy_named, own)}
     return build("opponent", name, {**OPPONENTS, **own}, families, (game,))
 
@@ -405,41 +211,3 @@ def make_opponents(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Oppo
         if not all(np.array_equal(a, b) for a, b in pairs):
             raise UserError(f"opponents.{name}: the name is taken by another opponent")
     return found
-
-
-def stack(opponents: Sequence[Opponent]) -> Opponent:
-    """Stacks machines on a new leading axis, padded to one number of states for `vmap`.
-
-    Padding states are never entered: no real state leads to one.
-    """
-    size = max(opponent.moves.shape[-2] for opponent in opponents)
-
-    def pad(opponent: Opponent) -> Opponent:
-        missing = (0, size - opponent.moves.shape[-2])
-        lead = [(0, 0)] * np.ndim(opponent.start)  # machines that are stacks themselves
-        return opponent._replace(
-            moves=np.pad(opponent.moves, (*lead, missing, (0, 0)), mode="edge"),
-            next_state=np.pad(opponent.next_state, (*lead, missing, (0, 0), (0, 0))),
-        )
-
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(pad, opponents))
-
-
-def side_by_side(opponent: Opponent) -> Opponent:
-    """A stack of machines as one whose states are all of theirs.
-
-    Its `start` `[num_machines]` and `opening` `[num_machines, num_moves]` are each machine's. A
-    machine that is no stack counts as a stack of one.
-    """
-    if jnp.ndim(opponent.start) == 0:
-        opponent = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], opponent)
-    num_machines, num_states, num_moves = opponent.moves.shape
-    first = jnp.arange(num_machines) * num_states
-    return Opponent(
-        moves=jnp.reshape(opponent.moves, (-1, num_moves)),
-        next_state=jnp.reshape(
-            opponent.next_state + first[:, None, None, None], (-1, num_moves, 2)
-        ),
-        start=opponent.start + first,
-        opening=jnp.asarray(opponent.opening),
-    )

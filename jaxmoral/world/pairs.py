@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmoral.errors import UserError
+from jaxmoral.world.machines import Opponent
 from jaxmoral.world.memory import Memory
-from jaxmoral.world.opponents import Opponent
 
 # The long run is the limit of the mean over ever more rounds, here as a discounted mean: of an
 # episode that goes on with this probability after each round.

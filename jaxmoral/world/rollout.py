@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoral.world.machines import Opponent, side_by_side
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, look_up
-from jaxmoral.world.opponents import Opponent, side_by_side
 
 _KIND_TAG = 2**31 - 1  # of the key that draws opponents; remembered rounds are far fewer
 

@@ -23,8 +23,9 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.measuring.tournaments import Entrant, hold
 from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.world.games import choose_games
+from jaxmoral.world.machines import memory_one, stack
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.opponents import OPPONENTS, get_opponent, memory_one, stack
+from jaxmoral.world.opponents import OPPONENTS, get_opponent
 from jaxmoral.world.pairs import agent_player, machine_player
 from jaxmoral.world.rewards import get_reward, reward_table
 from jaxmoral.world.rollout import Environment, rollout

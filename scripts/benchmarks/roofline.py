@@ -24,6 +24,7 @@ from workers import spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
+from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.language.prompt_tree import sight
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
@@ -31,7 +32,7 @@ from jaxmoral.learning.batches import make_batch
 from jaxmoral.learning.behaviour import sampled_metrics
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.environments import environment
-from jaxmoral.learning.experiment import OFTEN, compile_update, on_cpu
+from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
 from jaxmoral.learning.losses import ppo_loss
 from jaxmoral.learning.resolve import resolve

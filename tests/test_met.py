@@ -1,0 +1,263 @@
+"""Agents that do not learn, and past selves, as those who are met."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from test_mixture import (  # noqa: F401
+    TABULAR,
+    assert_expected,
+    assert_gradient,
+    leaves,
+    plain,
+    quiet,
+    settings,
+    tiny_flags,
+)
+
+from jaxmoral import config as configs
+from jaxmoral.errors import UserError
+from jaxmoral.learning.agent import make_agent, policy_table
+from jaxmoral.learning.experiment import (
+    compile_update,
+    environments,
+    packed_conditions,
+    shown_to,
+)
+from jaxmoral.learning.met import Met
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.saved import load_run, load_trained
+from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.models.peft import save_peft
+from jaxmoral.world import chain
+from jaxmoral.world.games import mirror
+from jaxmoral.world.machines import agent_machine
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.pairs import agent_player, machine_player, meet
+
+PAST = ["--mixture.opponents", "{tit-for-tat: 1, past(2): 3}", "--checkpoint_every", "3"]
+
+
+def assert_alike(found, expected):
+    """Records of two runs, to float32 rounding."""
+    for ours, theirs in zip(found.history, expected.history, strict=True):
+        for key, value in plain(theirs).items():
+            assert ours[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.fixture(scope="module")
+def selfish(tmp_path_factory):
+    """The folder of a short tabular run, whose agent answers illegally now and then."""
+    folder = tmp_path_factory.mktemp("runs") / "selfish"
+    train_agent(settings("--reward.name", "game", "--updates", "3"), folder, say=quiet)
+    return folder
+
+
+@pytest.mark.parametrize("blank", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 2])
+def test_an_agent_as_a_machine_does_what_the_agent_does(length, blank):
+    """In float64 of two players in closed form; what is illegal counts as the last legal move."""
+    memory = make_memory(length, blank=blank)
+    rows = len(memory.histories) * 4
+    random = np.random.default_rng(length)
+    ours, theirs = (
+        np.asarray(chain.memory_policy(jax.nn.log_softmax(random.normal(size=(rows, 3)))))
+        for _ in range(2)
+    )
+    player = agent_player(memory, ours)
+    both = meet([player], [agent_player(memory, theirs)], num_rounds=6).episode[0, 0]
+    found = meet([player], [machine_player(agent_machine(memory, theirs))], num_rounds=6)
+    expected = both[..., :2].copy()
+    for previous in range(memory.num_previous):
+        last = previous % 2 if previous < 4 else 0
+        expected[previous, :, last] += both[previous, :, 2]
+    np.testing.assert_allclose(found.episode[0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["sampled", "exact"])
+def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator):
+    _, agent, trainable = load_run(selfish)
+    config = settings()
+    shown = shown_to([(config, agent)], 0)[0][0][0]
+    policy = np.asarray(chain.memory_policy(policy_table(agent, shown, trainable).log_probs))
+    cells = [[1, 1], [1, 0], [0, 1], [0, 0]]  # (own C, other's C) by the newest cell
+    cooperate = [row[0] + row[2] * own for row, (own, _) in zip(policy, cells, strict=True)]
+    machine = {"cooperate": [*map(float, cooperate), 0.5], "transitions": [[0, 1, 2, 3]] * 5}
+    named = ["--opponents.frozen", json.dumps(machine | {"start": 4})]
+    named += ["--env.opponent", "frozen", "--ppo.estimator", estimator]
+    alone = train_agent(settings(*named), say=quiet)
+    met = ["--ppo.estimator", estimator, "--env.opponent"]
+    for name in (str(selfish), f"{selfish}@3"):
+        found = train_agent(settings(*met, name), say=quiet)
+        assert found.config.env.opponent == f"{selfish}@3"
+        assert_alike(found, alone)
+    earlier = train_agent(settings(*met, f"{selfish}@0"), say=quiet)
+    assert plain(earlier.history[0]) != plain(alone.history[0])
+
+
+def test_an_agent_sees_the_condition_from_its_own_side(tiny_flags, tmp_path):  # noqa: F811
+    """A model in an asymmetric game and other labels than it was trained on."""
+    own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2"]
+    train_agent(configs.load(None, [*own, "--lora.rank", "2"]), tmp_path / "other", say=quiet)
+    _, other, trainable = load_run(tmp_path / "other")
+    flags = ["--mixture.games", "[bos]", "--mixture.labels", "[[A, B], [X, Y]]"]
+    flags += ["--env.opponent", str(tmp_path / "other")]
+    config = resolve(configs.load(None, [*own, *flags]))
+    agent = make_agent(config)
+    members = [(config, agent)]
+    met, packed = Met(members), packed_conditions(members)
+    for update in range(3):
+        shown = shown_to(members, update)
+        arena = environments(members, update, shown=shown, met=met, packed=packed)
+        (condition,) = shown[0][0]
+        mirrored = condition._replace(game=mirror(condition.game))
+        assert mirrored.game.payoffs[0, 0, 0] == 2  # what the row player gets is 3
+        policy = np.asarray(chain.memory_policy(policy_table(other, mirrored, trainable).log_probs))
+        expected = agent_machine(make_memory(), policy)
+        np.testing.assert_allclose(arena.opponent.moves, expected.moves, atol=1e-6)
+
+
+def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
+    own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2", "--ppo.estimator", "exact"]
+    members = configs.load_members(None, [*own, "--seed", "[0, 1]"])
+    train_population(members, tmp_path / "both", say=quiet)
+    member = tmp_path / "both" / "seed=1"
+    trained = load_trained(member)
+    (tmp_path / "peft").mkdir()
+    save_peft(tmp_path / "peft", trained.trainable["adapter"], trained.agent.lora, "base")
+    runs = [
+        train_agent(configs.load(None, [*own, "--env.opponent", str(path)]), say=quiet)
+        for path in (member, tmp_path / "peft")
+    ]
+    one, other = ([plain(record) for record in run.history] for run in runs)
+    assert one == other
+    against_base = train_agent(configs.load(None, [*own, "--env.opponent", "past(9)"]), say=quiet)
+    assert plain(against_base.history[0]) != one[0]
+
+
+def test_the_past_is_remembered_as_it_was(tmp_path):
+    """What is met in update 5 is the policy before update 0, 2 or 4, each as often."""
+    config = settings(*PAST, "--updates", "6")
+    members = [(config, make_agent(config))]
+    met = Met(members)
+    state, step = compile_update(members, met)
+    packed, kept = packed_conditions(members), []
+    for update in range(5):
+        kept.append(np.asarray(state.players.trainable["logits"][0]))
+        state, _ = step(state, update)
+    shown = shown_to(members, 5)
+    condition = shown[0][0][0]
+    found = []
+    for seed in range(300):
+        met._members = [(dataclasses.replace(config, seed=seed), members[0][1])]
+        machine = met.opponent("past(2)", condition, packed=packed, update=5)
+        expected = {
+            past: agent_machine(
+                make_memory(),
+                np.asarray(chain.memory_policy(jax.nn.log_softmax(kept[past]))),
+            )
+            for past in (0, 2, 4)
+        }
+        found += [p for p, e in expected.items() if np.allclose(machine.moves, e.moves, atol=1e-6)]
+    assert len(found) == 300
+    counts = [found.count(past) for past in (0, 2, 4)]
+    assert sum((count - 100) ** 2 / 100 for count in counts) < 15  # p < 0.001
+
+
+@pytest.mark.parametrize("check", [assert_expected, assert_gradient])
+def test_the_exact_estimator_takes_the_expectation_over_them(selfish, check):
+    flags = ["--mixture.opponents", json.dumps({"prober": 2, "past(2)": 1, str(selfish): 1})]
+    flags += ["--mixture.games", "[ipd, bos]", "--mixture.conditions", "2"]
+    config = settings(*flags, "--updates", "9")
+    members = [(config, make_agent(config))]
+    met = Met(members)
+    state, step = compile_update(members, met)
+    for update in range(5):
+        state, _ = step(state, update)
+    shown, packed = shown_to(members, 5), packed_conditions(members)
+    check(environments(members, 5, shown=shown, met=met, packed=packed))
+
+
+def test_before_there_is_a_past_it_is_the_untrained_policy():
+    base = {"cooperate": [2 / 3, 2 / 3, 1 / 3, 1 / 3, 0.5], "transitions": [[0, 1, 2, 3]] * 5}
+    named = ["--opponents.base", json.dumps(base | {"start": 4}), "--env.opponent", "base"]
+    expected = train_agent(settings(*named), say=quiet)
+    assert_alike(train_agent(settings("--env.opponent", "past(6)"), say=quiet), expected)
+
+
+def test_a_resumed_run_goes_on_with_its_past(tmp_path):
+    """Its checkpoints are kept however many there are; a run in memory is the same."""
+    flags = [*PAST, "--updates", "14", "--checkpoint_every", "1"]
+    whole = train_agent(settings(*flags), say=quiet)
+    cut = tmp_path / "cut"
+    train_agent(settings(*flags), cut, say=quiet)
+    kept = {int(path.name) for path in (cut / "checkpoints").iterdir()}
+    assert {0, 2, 4, 6, 8, 10, 12, 14} <= kept
+    assert 3 not in kept
+    for update in (12, 13, 14):
+        shutil.rmtree(cut / "checkpoints" / str(update))
+    resumed = train_agent(settings(*flags), cut, resume=True, say=quiet)
+    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    shutil.rmtree(cut / "checkpoints" / "4")
+    shutil.rmtree(cut / "checkpoints" / "14")
+    with pytest.raises(UserError, match="no checkpoint of update 4"):
+        train_agent(settings(*flags), cut, resume=True, say=quiet)
+
+
+def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
+    """A run stays with the checkpoint it began with; afterwards nobody needs the folder."""
+    other, folder = tmp_path / "other", tmp_path / "run"
+    shutil.copytree(selfish, other)
+    flags = ["--mixture.opponents", json.dumps({str(other): 1, "random": 1})]
+    flags += ["--ppo.final_entropy_coef", "1.0"]
+    train_agent(settings(*flags, "--updates", "2"), folder, say=quiet)
+    longer = settings("--reward.name", "game", "--updates", "5")
+    train_agent(longer, other, resume=True, say=quiet, extend=True)
+    resumed = train_agent(settings(*flags, "--updates", "4"), folder, resume=True, say=quiet)
+    assert set(resumed.config.mixture.opponents) == {f"{other}@3", "random"}
+    shutil.rmtree(other)
+    assert load_run(folder)[0].mixture.opponents == resumed.config.mixture.opponents
+    with pytest.raises(UserError, match=r"mixture\.opponents: there is no run and no PEFT adapter"):
+        train_agent(settings(*flags, "--updates", "6"), folder, resume=True, say=quiet)
+
+
+def test_members_meet_their_own_past():
+    members = configs.load_members(None, [*TABULAR, *PAST, "--seed", "[0, 1]"])
+    together = train_population(members, say=quiet)
+    for name, config in members.items():
+        alone = train_agent(config, say=quiet)
+        for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env.opponent", "runs/nobody"], r"env\.opponent: there is no run and no PEFT adapter"),
+        (["--env.opponent", "past(0)"], r"unknown name 'past'|past"),
+        (["--env.memory", "2"], r"env\.opponent: .* another env\.memory, 1 instead of 2"),
+        (["--env.blank_start", "true"], r"another env\.blank_start"),
+        (
+            ["--env.game", "public-goods(3)"],
+            r"env\.opponent: .* is an agent and needs a game of two",
+        ),
+        (
+            ["--env.streams", "numpy"],
+            r"env\.opponent: .* is an agent and needs .* env\.streams jax",
+        ),
+        (["--mixture.opponents", "{runs/nobody: 1}"], r"mixture\.opponents: there is no run"),
+    ],
+)
+def test_who_cannot_be_met_is_refused(selfish, flags, message):
+    with pytest.raises(UserError, match=message):
+        train_agent(settings("--env.opponent", str(selfish), *flags), say=quiet)
+
+
+def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):  # noqa: F811
+    flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--env.opponent", str(selfish)]
+    with pytest.raises(UserError, match=r"another model\.source"):
+        train_agent(configs.load(None, flags), say=quiet)
