@@ -34,7 +34,6 @@ from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent, train_population
-from jaxmoral.measuring.results import by_novelty
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
 from jaxmoral.world.memory import make_memory
@@ -302,27 +301,6 @@ def test_several_games_are_the_mean_of_each():
     assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-def test_what_holds_outside_is_told_by_what_is_new():
-    row = lambda c, illegal: {"C": c, "D": 1 - c - illegal, "illegal": illegal}
-    condition = lambda novelty, cc, dd: {
-        "novelty": novelty,
-        "policies": {"tuned": {"remembered": {"CC": cc, "DD": dd}}},
-    }
-    named = {
-        "a": condition("new labels", row(0.5, 0.2), row(0.1, 0.0)),
-        "b": condition("seen", row(0.9, 0.0), row(0.2, 0.1)),
-        "c": condition("seen", row(0.7, 0.0), row(0.2, 0.3)),
-    }
-    found = by_novelty(named, "tuned")
-    assert list(found) == ["seen", "new labels"]
-    assert found["seen"] == pytest.approx(
-        {"conditions": 2, "P(C|CC)": 0.8, "P(C|DD)": 0.2, "illegal": 0.3, "apart": 0.1}
-    )
-    assert found["new labels"] == pytest.approx(
-        {"conditions": 1, "P(C|CC)": 0.5, "P(C|DD)": 0.1, "illegal": 0.2, "apart": 0.3}
-    )
-
-
 MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]
 
 
@@ -420,14 +398,23 @@ def test_a_population_meets_a_mixture_of_opponents():
         (["--mixture.labels", "words(9999)"], r"mixture\.labels: .* words\(n\) with n from 1 to"),
         (["--mixture.labels", "letters"], r"mixture\.labels: 'letters' is neither"),
         (["--mixture.games", "['public-goods(3)']"], r"mixture\.games: .* has 3 players"),
-        (["--mixture.games", "[chess]"], "unknown name 'chess'"),
+        (["--mixture.games", "[chess]"], r"^mixture\.games: unknown name 'chess'"),
+        (["--mixture.games", "['donation(1)']"], r"^mixture\.games: .* does not fit donation"),
         (["--mixture.wordings", "[nonsense]"], r"mixture\.wordings: unknown name 'nonsense'"),
         (["--mixture.conditions", "2"], r"mixture\.conditions: 2 cannot be drawn, .* holds 1"),
         (["--mixture.both_ways", "true"], r"mixture\.both_ways: needs mixture\.labels"),
         (["--mixture.tables", "x"], r"unknown key 'mixture\.tables'"),
         (["--mixture.opponents", "{tit-for-tat: 0}"], r"mixture\.opponents"),
         (["--mixture.opponents", "{}"], r"mixture\.opponents"),
-        (["--mixture.opponents", "{nobody: 1}"], "unknown name 'nobody'"),
+        (["--mixture.opponents", "{nobody: 1}"], r"^mixture\.opponents: unknown name 'nobody'"),
+        (
+            ["--mixture.opponents", "{extortionate: 1}", "--mixture.games", "[ipd, bos]"],
+            r"^mixture\.opponents: extortionate: .*bos has no zero-determinant",
+        ),
+        (
+            ["--mixture.wordings", "['Say {choices} or {what} now']"],
+            r"^mixture\.wordings: .* has the unknown placeholder {what}",
+        ),
         ([*MET, "--env.opponent", "learner"], r"mixture\.opponents: cannot stand with"),
     ],
 )
@@ -452,3 +439,45 @@ def test_all_that_can_be_shown_is_known(tiny_flags):
     for update in range(50):
         for group in shown_to([(member, agent)], update)[0]:
             assert {condition.key for condition in group} <= shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--mixture.labels", "words(4)", "--prompt.labels", "[[A, B], [X, Y]]"],
+            r"prompt\.labels: .* mixture\.labels takes its place",
+        ),
+        ([*MET, "--env.opponent", "[random, joss]"], r"env\.opponent: .* mixture\.opponents takes"),
+        (
+            ["--mixture.games", GAMES, "--env.game", "[ipd, bos]"],
+            r"env\.game: .* mixture\.games takes",
+        ),
+    ],
+)
+def test_members_that_would_be_alike_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        train_population(configs.load_members(None, [*TABULAR, *flags]), say=quiet)
+
+
+def test_members_may_have_the_words_their_seeds_drew(tmp_path):
+    """As their files tell them apart when the population goes on."""
+    flags = [*TABULAR, "--mixture.labels", "words(4)", "--seed", "[0, 1]"]
+    members = configs.load_members(None, flags)
+    train_population(members, tmp_path / "runs", say=quiet)
+    read = {name: configs.load(tmp_path / "runs" / name / "config.yaml", []) for name in members}
+    assert len({config.prompt.labels for config in read.values()}) == 2
+    longer = {name: dataclasses.replace(config, updates=8) for name, config in read.items()}
+    trained = train_population(longer, tmp_path / "runs", resume=True, extend=True, say=quiet)
+    assert [len(one.history) for one in trained.values()] == [2, 2]
+
+
+def test_a_run_goes_on_with_more_or_less_kept(tmp_path):
+    """How much is kept only takes memory."""
+    shown = ["--mixture.games", GAMES, "--ppo.final_entropy_coef", "1"]
+    whole = train_agent(settings(*shown, "--updates", "8"), say=quiet)
+    train_agent(settings(*shown, "--updates", "4"), tmp_path / "run", say=quiet)
+    config = settings(*shown, "--updates", "8", "--mixture.kept", "1")
+    resumed = train_agent(config, tmp_path / "run", resume=True, say=quiet)
+    assert len(resumed.history) == 4
+    assert [plain(record) for record in resumed.history] == [plain(r) for r in whole.history[4:]]

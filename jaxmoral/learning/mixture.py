@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Condition, Presentation, check_labels
@@ -97,6 +97,25 @@ def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
     return pairs[: int(match[1])]
 
 
+def seen_labels(config: Config) -> list[tuple[str, str]]:
+    """The pairs that training draws from."""
+    return label_pairs(config) or [config.prompt.labels]
+
+
+def labels_in_words(config: Config) -> str:
+    """A mixture's labels, whatever words the seed drew: "words(200), both ways"."""
+    mixture = config.mixture
+    told = mixture.labels or ()
+    if not isinstance(told, str):
+        text, pairs = f"words({len(told)})", [tuple(pair) for pair in told]
+        try:
+            was_drawn = _drawn_pairs(text, config.seed) == pairs
+        except UserError:
+            was_drawn = False
+        told = text if was_drawn else " ".join(map("/".join, pairs))
+    return told + (", both ways" if mixture.both_ways else "")
+
+
 def axes(config: Config) -> tuple[Sequence, ...]:
     """The mixture's values by field of `Choice`.
 
@@ -106,7 +125,8 @@ def axes(config: Config) -> tuple[Sequence, ...]:
     mixture, own = config.mixture, training_game(config)
     games: Sequence[Game] = [own]
     if mixture.games is not None:
-        games = find_games(config, mixture.games)
+        with telling("mixture.games", "game"):
+            games = find_games(config, mixture.games)
         for game in games:
             if game.num_players != own.num_players:
                 raise UserError(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from jaxmoral.config import Config, MixtureConfig
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
@@ -83,10 +83,9 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
         orders = tuple(dict.fromkeys(mixture.table_orders))
         mixture = dataclasses.replace(mixture, table_orders=orders)
     for wording in mixture.wordings or ():
-        presentation_with(
-            dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, wording=wording)),
-            config.prompt.labels,
-        )
+        prompt = dataclasses.replace(config.prompt, wording=wording)
+        with telling("mixture.wordings", "prompt.wording"):
+            presentation_with(dataclasses.replace(config, prompt=prompt), config.prompt.labels)
     config = dataclasses.replace(config, mixture=mixture)
     total = num_choices(config)
     if mixture.conditions > total:
@@ -129,7 +128,9 @@ def _check_opponents(config: Config, game: Game) -> None:
     for name in opponents_met(config):
         kind = kind_of(config, name)
         if kind == "machine":
-            _check_streams(config, find_opponent(config, name, game))
+            with telling(key_of_met(config), "opponent"):
+                opponent = find_opponent(config, name, game)
+            _check_streams(config, opponent)
         elif kind == "learner":
             continue
         elif game.num_players > 2 or config.env.streams == "numpy":

@@ -23,7 +23,7 @@ from jaxmoral.learning.experiment import Step, compile_update
 from jaxmoral.learning.lookup import past_updates
 from jaxmoral.learning.met import Met, pinned
 from jaxmoral.learning.mixture import drawn, num_choices
-from jaxmoral.learning.population import check_population, member_state
+from jaxmoral.learning.population import check_asked, check_population, member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
 from jaxmoral.learning.run_folder import check_run_folder, locked, write_configs
@@ -97,6 +97,7 @@ def _train(
         on_first(lambda: check_run_folder(folder, resume))
     if not is_first():
         say = _say_nothing
+    check_asked(list(members.values()))
     resolved = {name: resolve(config) for name, config in members.items()}
     check_population(list(resolved.values()))
     begun = go_on(folder, members, extend=extend, say=say) if folder and resume else None

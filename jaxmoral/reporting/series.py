@@ -12,7 +12,7 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.learning.environments import environment, transition
 from jaxmoral.learning.lookup import LEARNER, trained_against
-from jaxmoral.learning.mixture import num_choices
+from jaxmoral.learning.mixture import labels_in_words, num_choices
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.
@@ -30,6 +30,7 @@ _NOT_TOLD = (
     "seed",
     "checkpoint_every",
     "mesh.",
+    "mixture.kept",
     "model.remat",
     "model.max_nodes",
     "model.max_logits",
@@ -97,6 +98,10 @@ def _settings(run: Run) -> dict[str, Any]:
     found = configs.flatten(configs.to_dict(run.config))
     made, asked = len(run.history), run.config.updates
     found["updates"] = asked if made == asked else f"{made} of {asked}"
+    if run.config.mixture.labels is not None:  # as words, which seeds have in common
+        told = {"labels": None, "both_ways": False}
+        found |= {f"mixture.{key}": value for key, value in told.items()}
+        found["prompt.labels"] = [labels_in_words(run.config)]
     found |= _tested(run)
     return {key: value for key, value in found.items() if not key.startswith(_NOT_TOLD)}
 
