@@ -29,7 +29,7 @@ from jaxmoral.learning.experiment import (
     packed_conditions,
     shown_to,
 )
-from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
+from jaxmoral.learning.mixture import drawn, every_condition, kinds_of_labels, label_pairs
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
@@ -100,10 +100,22 @@ def test_words_are_pairs_that_can_be_told_apart():
     assert set(both) == {*pairs, *((b, a) for a, b in pairs)}
 
 
+def test_pairs_are_of_one_kind_and_few_of_many_kinds():
+    kinds = kinds_of_labels()
+    for seed in ("0", "1"):
+        pairs = label_pairs(settings("--mixture.labels", "words(27)", "--seed", seed))
+        found = [
+            [index for index, kind in enumerate(kinds) if {*pair} <= {*kind}] for pair in pairs
+        ]
+        assert sorted(found) == [[index] for index in range(len(kinds)) for _ in range(3)]
+
+
 def test_held_out_labels_are_in_no_list():
     held = held_out_labels()
     assert len(held) == len(set(held)) >= 40
-    assert not {word for pair in held for word in pair} & set(words())
+    known = [label for kind in kinds_of_labels() for label in kind]
+    assert len(known) == len(set(known))
+    assert not {label for pair in held for label in pair} & set(known)
     assert not any(a.startswith(b) or b.startswith(a) for a, b in held)
 
 
