@@ -23,12 +23,9 @@ from jaxmoral.learning.agent import make_agent, policy_table
 from jaxmoral.learning.batches import exact_batch, make_batch
 from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.environments import environment
-from jaxmoral.learning.experiment import (
-    compile_update,
-    groups_of,
-    packed_conditions,
-    shown_to,
-)
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.inputs import Conditions
+from jaxmoral.learning.met import Met
 from jaxmoral.learning.mixture import drawn, every_condition, kinds_of_labels, label_pairs
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
@@ -104,9 +101,8 @@ def test_pairs_are_of_one_kind_and_few_of_many_kinds():
     kinds = kinds_of_labels()
     for seed in ("0", "1"):
         pairs = label_pairs(settings("--mixture.labels", "words(27)", "--seed", seed))
-        found = [
-            [index for index, kind in enumerate(kinds) if {*pair} <= {*kind}] for pair in pairs
-        ]
+        kind_of = lambda pair: [{*pair} <= {*kind} for kind in kinds].index(True)
+        found = [kind_of(pair) for pair in pairs]
         assert sorted(found) == [[index] for index in range(len(kinds)) for _ in range(3)]
 
 
@@ -182,11 +178,12 @@ def test_prompts_of_every_update_have_one_shape_and_their_own_reference(tiny_fla
     config = resolve(configs.load(None, [*tiny_flags, *given, *flags]))
     agent = make_agent(config)
     members = [(config, agent)]
-    packed = packed_conditions(members)
+    conditions = Conditions(members, Met(members))
     shapes = set()
     for update in range(6):
-        (group,) = groups_of(members, shown_to(members, update))
-        prompts, reference = packed.stacked([group])
+        shown = conditions.shown(update)
+        ((group,),) = shown
+        prompts, reference = conditions.prompts(shown), conditions.reference(shown)
         shapes.add(str(jax.tree.map(np.shape, (prompts, reference))))
         table = lambda c: policy_table(agent, c, agent.policy.reference_parameters()).log_probs
         alone = np.concatenate([table(condition) for condition in group])
@@ -194,18 +191,20 @@ def test_prompts_of_every_update_have_one_shape_and_their_own_reference(tiny_fla
     assert len(shapes) == 1
 
 
-def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags):
+def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags, monkeypatch):
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--mixture.labels", PAIRS]
 
     def made(kept):
         config = resolve(configs.load(None, [*flags, "--mixture.kept", str(kept)]))
         agent, calls = make_agent(config), []
-        spied = agent._replace(inputs=lambda *a: calls.append(a) or agent.inputs(*a))
-        packed, seen = packed_conditions([(config, spied)]), []
+        members, make, seen = [(config, agent)], agent.prompter.inputs, []
+        monkeypatch.setattr(agent.prompter, "inputs", lambda *a: calls.append(a) or make(*a))
+        conditions = Conditions(members, Met(members))
         for update in range(40):
-            (groups,) = shown_to([(config, spied)], update)
-            packed.stacked(groups)
-            seen.append(groups[0][0].key)
+            shown = conditions.shown(update)
+            conditions.prompts(shown)
+            conditions.reference(shown)
+            seen.append(shown[0][0][0].key)
         return len(calls), seen
 
     assert made(10)[0] == 4
@@ -428,6 +427,10 @@ def test_a_population_meets_a_mixture_of_opponents():
             r"^mixture\.wordings: .* has the unknown placeholder {what}",
         ),
         ([*MET, "--env.opponent", "learner"], r"mixture\.opponents: cannot stand with"),
+        (
+            ["--mixture.opponents", "{learner: 1, random: 1}"],
+            r"mixture\.opponents: a learner cannot be one of several",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(flags, message):
@@ -447,9 +450,10 @@ def test_all_that_can_be_shown_is_known(tiny_flags):
     config = settings(*flags)
     shown = {condition.key for condition in every_condition(config, Presentation())}
     member = dataclasses.replace(config, updates=50)
-    agent = make_agent(member)
+    members = [(member, make_agent(member))]
+    conditions = Conditions(members, Met(members))
     for update in range(50):
-        for group in shown_to([(member, agent)], update)[0]:
+        for group in conditions.shown(update)[0]:
             assert {condition.key for condition in group} <= shown
 
 

@@ -20,16 +20,12 @@ from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Condition, Presentation, check_labels
-from jaxmoral.learning.lookup import (
-    LEARNER,
-    find_games,
-    meets_agents,
-    training_game,
-)
+from jaxmoral.learning.lookup import LEARNER, find_games, training_game
+from jaxmoral.learning.whom import meets_agents
 from jaxmoral.world.games import Game, draw_payoffs, mirror
 
 _WORDS = re.compile(r"words\((\d{1,4})\)")
-_DRAWS, _PAIRS = 1, 2  # the last of three numbers that seed a stream, which keep them apart
+_DRAWS, _PAIRS = 1, 2  # the third number that seeds a stream, which keeps them apart
 
 
 class Choice(NamedTuple):
@@ -103,6 +99,25 @@ def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
             f" {most}"
         )
     return drawn[: int(match[1])]
+
+
+def seen_labels(config: Config) -> list[tuple[str, str]]:
+    """The pairs that training draws from."""
+    return label_pairs(config) or [config.prompt.labels]
+
+
+def labels_in_words(config: Config) -> str:
+    """A mixture's labels, whatever words the seed drew: "words(200), both ways"."""
+    mixture = config.mixture
+    told = mixture.labels or ()
+    if not isinstance(told, str):
+        text, pairs = f"words({len(told)})", [tuple(pair) for pair in told]
+        try:
+            was_drawn = _drawn_pairs(text, config.seed) == pairs
+        except UserError:
+            was_drawn = False
+        told = text if was_drawn else " ".join(map("/".join, pairs))
+    return told + (", both ways" if mixture.both_ways else "")
 
 
 def axes(config: Config) -> tuple[Sequence, ...]:

@@ -25,11 +25,13 @@ from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
 from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
-from jaxmoral.learning.lookup import find_games, find_opponent, opponents_met, training_game
+from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which, load_trained
+from jaxmoral.learning.tabular_policy import TablePrompter
 from jaxmoral.learning.trained import TrainedAgent
+from jaxmoral.learning.whom import met_by
 from jaxmoral.measuring.measures import describe_shares
 from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
@@ -102,7 +104,7 @@ def _with_met(config: Config, games: Sequence[Game]) -> Config:
     That is as far as they are machines in all the games.
     """
     tests = config.evaluation
-    met = [name for name in opponents_met(config) if _plays(config, name, games)]
+    met = [whom.name for whom in met_by(config) if _plays(config, whom.name, games)]
     every = tuple(dict.fromkeys([*tests.opponents, *met]))
     return dataclasses.replace(config, evaluation=dataclasses.replace(tests, opponents=every))
 
@@ -224,7 +226,7 @@ def _measure_all(
     for group in group_by_size(_sizes(agent, unique), MAX_SHAPES):
         machines = opponents_of(config, [unique[index].game for index in group])
         tested = Tested(
-            inputs=place(agent.inputs([[unique[index]] for index in group]), everywhere),
+            inputs=place(agent.prompter.inputs([[unique[index]] for index in group]), everywhere),
             opponents=place(machines, everywhere),
             frozen=agent.frozen,
             trainables=trainables,
@@ -247,13 +249,15 @@ def opponents_of(config: Config, games: Sequence[Game]) -> Opponent:
 
 def _sizes(agent: Agent, conditions: Sequence[Condition]) -> list[tuple[float, float]]:
     """What each costs: how many products its nodes take in the layers, and its rows of logits."""
-    if agent.model is None:
+    prompter = agent.prompter
+    if agent.model is None or isinstance(prompter, TablePrompter):
         return [(1, 0)] * len(conditions)
-    config, found = agent.model.config, []
+    config = agent.model.config
+    found: list[tuple[float, float]] = []
     rows = config.vocab_size * config.embed_dim
     layers = num_parameters(config) - rows
     for condition in conditions:
-        room = agent.room([condition])
+        room = prompter.room([condition])
         prompts = condition.presentation.remembers(condition.game).num_prompts
         nodes = room.nodes * prompts / room.prompts
         found.append((nodes * layers, prompts * room.responses.prefixes * rows))

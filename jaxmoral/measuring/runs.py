@@ -11,7 +11,6 @@ import pandas as pd
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
-from jaxmoral.learning.lookup import trained_against
 from jaxmoral.learning.run_folder import (
     CONFIG,
     MEMBERS,
@@ -21,6 +20,7 @@ from jaxmoral.learning.run_folder import (
     population_of,
     read_config,
 )
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.results import rows
 
 

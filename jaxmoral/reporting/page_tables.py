@@ -13,7 +13,8 @@ import pandas as pd
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, split_outside
-from jaxmoral.learning.lookup import find_game, trained_against
+from jaxmoral.learning.lookup import find_game
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
 from jaxmoral.reporting.outside import outside_rows

@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
-from jaxmoral.learning.environments import environment, transition
-from jaxmoral.learning.lookup import LEARNER, trained_against
-from jaxmoral.learning.mixture import labels_in_words, num_choices
+from jaxmoral.learning.environments import reward_tables, transition
+from jaxmoral.learning.mixture import labels_in_words, num_choices, player_games
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.
@@ -175,8 +175,7 @@ def reward_bounds(config: Config, update: int) -> tuple[float, float]:
     Raises:
       UserError: the run's reward, game or opponent is not known here.
     """
-    tables = environment(config, update).rewards  # of each player, if two of them learn
-    tables = tables[0] if config.env.opponent == LEARNER else tables
+    tables = reward_tables(config, update, player_games(config, update))[0]
     played = tables if config.env.blank_start else tables[:, :-1]
     cells = played.reshape(len(played), -1)
     return float(cells.min(1).mean()), float(cells.max(1).mean())

@@ -15,7 +15,9 @@ from workers import spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation
-from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.inputs import Conditions
+from jaxmoral.learning.met import Met
 from jaxmoral.learning.mixture import drawn
 from jaxmoral.learning.resolve import resolve
 
@@ -52,13 +54,11 @@ class Kind:
 
     def draw_and_pack(self) -> list[float]:
         """Seconds to draw an update's conditions and to pack those that are new."""
-        members = [(self.config, self.agent)]
-        packed, times = packed_conditions(members), []
+        members, times = [(self.config, self.agent)], []
+        conditions = Conditions(members, Met(members))
         for update in range(self.done):
             start = time.perf_counter()
-            ((group,),) = shown_to(members, update)
-            for condition in group:
-                packed._pack(condition)
+            conditions.prompts(conditions.shown(update))
             times.append(time.perf_counter() - start)
         return times
 
