@@ -22,6 +22,7 @@ import jax
 import pytest
 import torch
 import transformers
+from compiling import compile_quickly
 
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
@@ -67,8 +68,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """What computes little is compiled without most optimisations."""
-    as_users = item.get_closest_marker("real") or item.get_closest_marker("optimised")
-    jax.config.update("jax_disable_most_optimizations", as_users is None)
+    compile_quickly(item.get_closest_marker("real") is None)
 
 
 @pytest.fixture(scope="module", autouse=True)
