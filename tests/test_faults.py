@@ -41,6 +41,7 @@ def lines(folder):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics.read(folder)]
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(tmp_path):
     enough = ["--kills", "3", "--updates", "240"]
     done = Running("crash_test", tmp_path / "runs", *enough).finish(timeout=500)
@@ -264,6 +265,7 @@ def test_lost_metrics_are_noticed(tmp_path):
         train_agent(config, folder, resume=True, say=quiet)
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMORAL_PATIENCE", "10")
     flags = [*FLAGS, "--updates", "200"]
