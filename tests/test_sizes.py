@@ -32,8 +32,6 @@ from jaxmoral.models.sizes import (
 from jaxmoral.world import games
 from jaxmoral.world.memory import make_memory
 
-pytestmark = pytest.mark.optimised
-
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 MODELS = runpy.run_path(str(SCRIPTS / "size_table.py"))["MODELS"]
 
