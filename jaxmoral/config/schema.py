@@ -147,7 +147,7 @@ class MixtureConfig:
 
     Attributes:
       games: names and sets, as in `evaluation.games`; all with as many players as `env.game`.
-      labels: pairs of C's and D's, or "words(n)": so many pairs of words, drawn by the seed.
+      labels: pairs of C's and D's, or "words(n)": so many, drawn by the seed from a list.
       both_ways: every pair also with its meanings exchanged.
       opponents: who is met, by weight: an episode is against one of them, each as it could be
         `env.opponent`, but no learner; null for `env.opponent`.
