@@ -18,12 +18,12 @@ import numpy as np
 
 from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.gguf_file import Vocabulary
 from jaxmoral.models.load import LoadedModel, assemble
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
 from jaxmoral.world.games import get_game
 
 LABELS = ("X", "Y")
@@ -55,7 +55,7 @@ def vocabulary() -> Vocabulary:
 def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
     """Writes the model, its configuration changed by `sizes`; two calls write the same."""
     words = vocabulary()
-    config = GemmaConfig(
+    config = DecoderConfig(
         family="gemma3",
         vocab_size=-(-len(words.pieces) // 8) * 8,
         embed_dim=64,
@@ -71,7 +71,7 @@ def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
     )
     config = dataclasses.replace(config, **sizes)
     random = np.random.default_rng(seed)
-    _, abstract = Gemma.abstract(config)
+    _, abstract = Decoder.abstract(config)
     parts = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
         name = ".".join(str(key.key) for key in path if hasattr(key, "key"))

@@ -4,7 +4,7 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
-class GemmaConfig:
+class DecoderConfig:
     """Sizes and constants of a Gemma text model; embeddings are always tied.
 
     Attributes:

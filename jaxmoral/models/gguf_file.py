@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import bare, check_keys, shown
 
 FAMILIES = ("gemma", "gemma2", "gemma3")
@@ -100,7 +100,7 @@ class Vocabulary:
         return {"bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.pad}
 
 
-def check_config(config: GemmaConfig, path: Path) -> GemmaConfig:
+def check_config(config: DecoderConfig, path: Path) -> DecoderConfig:
     """The configuration; raises UserError if no model can have its sizes and constants."""
 
     def check(fine: bool, name: str) -> None:
@@ -251,7 +251,7 @@ class GGUFModel:
             raise UserError(f"model: {self._path} is not a complete GGUF file ({name} {found})")
         return value
 
-    def config(self) -> GemmaConfig:
+    def config(self) -> DecoderConfig:
         """The model's sizes from the file's metadata; raises UserError if they make no model."""
         family, given = self._architecture, self.fields
 
@@ -283,7 +283,7 @@ class GGUFModel:
         largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
         base, scale = read("rope.freq_base", float, 1e4), self._rope_scale()
         windowed = family != "gemma"
-        config = GemmaConfig(
+        config = DecoderConfig(
             family=family,
             vocab_size=len(self._field(_TOKENS, list)),
             embed_dim=width,
@@ -372,7 +372,7 @@ class GGUFModel:
                 stacked = np.ascontiguousarray(stacked.swapaxes(1, 2))
             yield f"blocks.{name}", stacked
 
-    def _check_tensors(self, config: GemmaConfig) -> None:
+    def _check_tensors(self, config: DecoderConfig) -> None:
         """Raises UserError if there is a tensor that nobody asks for and that changes the model."""
         known = {"token_embd.weight", "output_norm.weight"}
         for name, stored in _BLOCK_TENSORS.items():

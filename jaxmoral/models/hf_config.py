@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import transformers
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import bare, check_keys, shown
 from jaxmoral.models.gguf_file import MAX_LAYERS, check_config
 
@@ -71,7 +71,7 @@ class Described(NamedTuple):
       tokens: what it says of the tokens that begin, end and pad a text.
     """
 
-    config: GemmaConfig
+    config: DecoderConfig
     module: str
     tied: bool
     tokens: dict[str, Any]
@@ -101,7 +101,7 @@ def read_text(path: Path) -> str:
     return str(content, "utf-8")
 
 
-def read_config(folder: Path) -> GemmaConfig:
+def read_config(folder: Path) -> DecoderConfig:
     """The configuration alone; see `describe`."""
     return describe(folder).config
 
@@ -150,7 +150,7 @@ def describe(folder: Path) -> Described:
     return Described(check_config(config, path), module, False not in ties, tokens)
 
 
-def _translate(stored: Any, family: str, path: Path) -> GemmaConfig:
+def _translate(stored: Any, family: str, path: Path) -> DecoderConfig:
     """transformers' configuration as ours; raises UserError if it asks for what we lack."""
 
     def refuse(name: str, value: Any, instead: str) -> None:
@@ -193,7 +193,7 @@ def _translate(stored: Any, family: str, path: Path) -> GemmaConfig:
         value = getattr(stored, name)
         return None if value is None else float(value)
 
-    return GemmaConfig(
+    return DecoderConfig(
         family=family,
         vocab_size=stored.vocab_size,
         embed_dim=stored.hidden_size,

@@ -20,7 +20,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import bare, check_keys, shown
 from jaxmoral.models.hf_config import Described, read_settings, read_text
 
@@ -70,7 +70,7 @@ def check_tensor(tensor: Any, name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} holds {tensor.get_dtype()}, expected {', '.join(_FLOATS)}")
 
 
-def norm_names(config: GemmaConfig) -> dict[str, str]:
+def norm_names(config: DecoderConfig) -> dict[str, str]:
     """Our name of each norm of a block: its name in a checkpoint."""
     names = {"attention_in": "input_layernorm"}
     if config.post_norms:
@@ -211,7 +211,7 @@ def _row_parts(shape: Sequence[int]) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+def _stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a text model, by its name in a checkpoint."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (config.vocab_size, config.embed_dim),
@@ -226,7 +226,7 @@ def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def weights(
-    folder: Path, config: GemmaConfig, tied: bool = True
+    folder: Path, config: DecoderConfig, tied: bool = True
 ) -> Iterator[tuple[str, Any, np.ndarray]]:
     """Yields the weights in parts: our name, where in it the part goes, and the numbers.
 
@@ -288,7 +288,7 @@ def stop_tokens(generation: dict[str, Any]) -> list[Any]:
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
 
-def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTrainedTokenizerFast":
+def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrainedTokenizerFast":
     """Reads the tokenizer; raises UserError if it is missing or has more tokens than the model.
 
     `tokenizer.json` is the tokenizer, `tokenizer_config.json` names the special tokens, and either

@@ -34,11 +34,11 @@ from jaxmoral.devices.mesh import Layout, split_by_rules
 from jaxmoral.errors import UserError
 from jaxmoral.models import huggingface
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import COMMIT, bare
 from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
 from jaxmoral.models.quantise import quantise
 
 # Name of a source: the Python package that carries it, and the extra that installs it.
@@ -60,7 +60,7 @@ class LoadedModel:
 
     source: str
     sha256: str
-    config: GemmaConfig
+    config: DecoderConfig
     definition: nnx.GraphDef
     weights: nnx.State
     tokenizer: "transformers.PreTrainedTokenizerFast"
@@ -246,11 +246,11 @@ def _read_converted(
     try:
         sizes = json.loads((folder / "config.json").read_text())
         sizes |= {"global_layers": tuple(sizes["global_layers"]), "quantisation": quantisation}
-        config = GemmaConfig(**sizes)
+        config = DecoderConfig(**sizes)
         tokenizer = tokenizers.load(folder / "tokenizer")
         generation = json.loads((folder / "generation_config.json").read_text())
         empty = LoadedModel(
-            source, digest, config, *Gemma.abstract(config), tokenizer, generation=generation
+            source, digest, config, *Decoder.abstract(config), tokenizer, generation=generation
         )
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
             layout = layout_for(empty)
@@ -294,7 +294,7 @@ def _read_huggingface(
         source,
         digest,
         config,
-        *Gemma.abstract(config),
+        *Decoder.abstract(config),
         tokenizer,
         described.module,
         huggingface.read_generation(folder, described),
@@ -306,7 +306,7 @@ def _read_huggingface(
 
 
 def assemble(
-    config: GemmaConfig,
+    config: DecoderConfig,
     parts: Iterable[tuple[str, Any, np.ndarray]],
     dtype: str,
     layout: Layout | None = None,
@@ -321,7 +321,7 @@ def assemble(
       dtype: of the matrices, or of the scales of quantised ones; norms are float32.
       layout: where they go; None is the default device.
     """
-    definition, abstract = Gemma.abstract(config, layout)
+    definition, abstract = Decoder.abstract(config, layout)
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
     names = [".".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
     missing = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}

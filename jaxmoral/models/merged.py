@@ -9,7 +9,7 @@ import safetensors.numpy
 import transformers
 from flax import nnx
 
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.huggingface import LINEAR_NAMES, norm_names
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.lora import Adapter, Lora
@@ -53,7 +53,7 @@ def _full(matrix: Any) -> np.ndarray:
     return np.asarray(dequantise(**matrix) if isinstance(matrix, dict) else matrix)
 
 
-def huggingface_config(sizes: GemmaConfig, tokenizer: Any) -> dict[str, Any]:
+def huggingface_config(sizes: DecoderConfig, tokenizer: Any) -> dict[str, Any]:
     """`config.json` of the text model with these sizes."""
     kinds = {
         "gemma": (transformers.GemmaConfig, "GemmaForCausalLM"),

@@ -1,6 +1,6 @@
 """Gemma 1, 2 and 3 as one Flax NNX module, its blocks scanned and LoRA passed in explicitly.
 
-The module is built abstractly and split once (`Gemma.abstract`) and its weights come from a file;
+The module is built abstractly and split once (`Decoder.abstract`) and its weights come from a file;
 from then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles
 are computed in float32 whatever the weights' dtype is.
 """
@@ -16,13 +16,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmoral.devices.mesh import Layout, constrain
 from jaxmoral.language.prompt_tree import Sight
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import LayerAdapter, lora_linear
 from jaxmoral.models.quantise import Quantised, dequantise, matrix, read_matrix
 from jaxmoral.models.vocabulary import cut, log_sum_exp, soft_cap
 
 
-def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(config: DecoderConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
     """Sine and cosine, `[2 (sliding, global), num_tokens, head_dim / 2]` float32 each."""
     half = config.head_dim // 2
     bases = jnp.array([config.rope_base_local, config.rope_base_global])
@@ -101,7 +101,7 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """One transformer block: attention and a gated MLP, normalised before and perhaps after."""
 
-    def __init__(self, config: GemmaConfig, layout: Layout | None):
+    def __init__(self, config: DecoderConfig, layout: Layout | None):
         self.config = config
         self.layout = layout
         for name, shape in config.linear_shapes.items():
@@ -186,9 +186,9 @@ class Block(nnx.Module):
 
 
 def tokens_at_once(
-    config: GemmaConfig, layout: Layout | None, num_rows: int, max_logits: int
+    config: DecoderConfig, layout: Layout | None, num_rows: int, max_logits: int
 ) -> int:
-    """The most tokens whose logits `Gemma.log_sum_exp` makes for so many rows at once."""
+    """The most tokens whose logits `Decoder.log_sum_exp` makes for so many rows at once."""
     size = min(config.vocab_size, max_logits // num_rows)
     if config.quantisation is not None:  # never dequantised as a whole
         size = min(size, config.vocab_size // _VOCABULARY_PIECES)
@@ -197,10 +197,10 @@ def tokens_at_once(
     return max(size, 1)
 
 
-class Gemma(nnx.Module):
+class Decoder(nnx.Module):
     """A Gemma text model with tied embeddings and its blocks stacked on a leading axis."""
 
-    def __init__(self, config: GemmaConfig, layout: Layout | None = None):
+    def __init__(self, config: DecoderConfig, layout: Layout | None = None):
         self.config = config
         self.layout = layout
         self.embedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
@@ -295,7 +295,7 @@ class Gemma(nnx.Module):
 
     @staticmethod
     def abstract(
-        config: GemmaConfig, layout: Layout | None = None
+        config: DecoderConfig, layout: Layout | None = None
     ) -> tuple[nnx.GraphDef, nnx.State]:
         """The module's definition and the shapes of its weights, without allocating any."""
-        return nnx.split(nnx.eval_shape(lambda: Gemma(config, layout)))
+        return nnx.split(nnx.eval_shape(lambda: Decoder(config, layout)))
