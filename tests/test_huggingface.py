@@ -66,13 +66,23 @@ def test_logits_equal_torch_flat_and_in_the_tree(checkpoints, kind):
 
 def test_families_differ_where_they_should(checkpoints):
     configs = {kind: hf_config.read_config(folder) for kind, (folder, _) in checkpoints.items()}
-    assert [configs[kind].family for kind in CONFIGS] == ["gemma", "gemma2", "gemma3", "gemma3"]
+    families = ["gemma", "gemma2", "gemma3", "gemma3", "llama", "llama", "mistral"]
+    assert [config.family for config in configs.values()] == [*families, "qwen2", "qwen3"]
     assert configs["gemma"].global_layers == (True,) * 4
     assert configs["gemma2"].attention_softcap == 3.0
     assert configs["gemma2"].final_softcap == 2.0
     assert configs["gemma3-vision"].rope_scale == 8.0
     assert not configs["gemma"].post_norms
-    assert configs["gemma3"].qk_norm
+    assert {kind for kind in CONFIGS if configs[kind].qk_norm} == {
+        *("gemma3", "gemma3-vision", "qwen3")
+    }
+    assert configs["llama"].rope_ramp == (1.0, 4.0, 8.0)
+    assert configs["llama-biased"].biases == ("q", "k", "v", "o", "gate", "up", "down")
+    assert configs["qwen2"].biases == ("q", "k", "v")
+    assert configs["qwen2"].global_layers == (True, False, False, False)
+    assert configs["mistral"].global_layers == (False,) * 4
+    assert not any(configs[kind].tied for kind in ("llama-biased", "mistral", "qwen2"))
+    assert all(configs[kind].tied for kind in ("gemma3", "llama", "qwen3"))
 
 
 def test_bfloat16_keeps_norms_in_float32(checkpoints):
@@ -139,7 +149,7 @@ def test_an_unexpected_tensor(broken):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "'llama' model; supported are gemma, gemma2, gemma3_text"),
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe' model; supported are gemma, gemma2, gemma3_"),
         ({"model_type": "nonsense"}, "damaged or of an unknown kind"),
         (
             {"hidden_activation": "relu"},

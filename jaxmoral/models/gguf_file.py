@@ -116,6 +116,9 @@ def check_config(config: DecoderConfig, path: Path) -> DecoderConfig:
     check(config.num_heads % config.num_kv_heads == 0, "num_kv_heads")
     check(config.head_dim % 2 == 0, "head_dim")
     check(len(config.global_layers) == config.num_layers, "global_layers")
+    if config.rope_ramp is not None:
+        low, high, length = config.rope_ramp
+        check(0 < low < high < math.inf and 0 < length < math.inf, "rope_ramp")
     for name in _POSITIVE:
         check(_is_positive(getattr(config, name)), name)
     for name in ("attention_softcap", "final_softcap"):
@@ -394,7 +397,7 @@ class GGUFModel:
         kind, shape, rows = self._head.tensors.get(f"{name}.weight", (None, None, None))
         if shape != expected:
             found = "is missing" if shape is None else f"has shape {shape}, expected {expected}"
-            raise UserError(f"model: {self._path} is not a complete Gemma ({name}.weight {found})")
+            raise UserError(f"model: {self._path} is not a complete model ({name}.weight {found})")
         try:
             return gguf.dequantize(rows, kind).astype(np.float32, copy=False)
         except NotImplementedError as error:

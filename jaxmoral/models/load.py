@@ -1,4 +1,4 @@
-"""Finds a Gemma model, converts it once into a cache, and loads it from there.
+"""Finds a model, converts it once into a cache, and loads it from there.
 
 A source is the name of a model that a Python package carries (`PACKAGED`), the path of a GGUF file,
 a folder in Hugging Face layout, or a hub id. The first load of a GGUF dequantises the weights,
@@ -34,7 +34,7 @@ from jaxmoral.devices.mesh import Layout, split_by_rules
 from jaxmoral.errors import UserError
 from jaxmoral.models import huggingface
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.config import DecoderConfig
+from jaxmoral.models.config import DecoderConfig, Ramp
 from jaxmoral.models.foreign import COMMIT, bare
 from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
@@ -212,7 +212,7 @@ def _convert(path: Path, folder: Path) -> None:
         except UserError:  # says it all
             raise
         except (KeyError, ValueError, NotImplementedError) as error:
-            raise UserError(f"model: {path} is not a complete Gemma ({error})") from error
+            raise UserError(f"model: {path} is not a complete model ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
         (scratch / "generation_config.json").write_text(json.dumps(vocabulary.generation))
@@ -245,8 +245,7 @@ def _read_converted(
 ) -> LoadedModel:
     try:
         sizes = json.loads((folder / "config.json").read_text())
-        sizes |= {"global_layers": tuple(sizes["global_layers"]), "quantisation": quantisation}
-        config = DecoderConfig(**sizes)
+        config = DecoderConfig(**_as_hashable(sizes) | {"quantisation": quantisation})
         tokenizer = tokenizers.load(folder / "tokenizer")
         generation = json.loads((folder / "generation_config.json").read_text())
         empty = LoadedModel(
@@ -262,6 +261,16 @@ def _read_converted(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
         ) from error
     return dataclasses.replace(empty, definition=definition, weights=weights)
+
+
+def _as_hashable(sizes: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that JSON has turned tuples into lists of."""
+    ramp = sizes.get("rope_ramp")
+    return sizes | {
+        "global_layers": tuple(sizes["global_layers"]),
+        "biases": tuple(sizes.get("biases", ())),
+        "rope_ramp": None if ramp is None else Ramp(*ramp),
+    }
 
 
 def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
@@ -300,7 +309,7 @@ def _read_huggingface(
         huggingface.read_generation(folder, described),
     )
     layout = layout_for(empty)
-    parts = huggingface.weights(folder, config, described.tied)
+    parts = huggingface.weights(folder, config)
     definition, weights = assemble(config, parts, dtype, layout)
     return dataclasses.replace(empty, definition=definition, weights=weights)
 
@@ -339,7 +348,7 @@ def assemble(
             del missing[name]
 
     for name, index, part in parts:
-        if config.quantisation is None or name.endswith(".scale"):
+        if config.quantisation is None or name.endswith((".scale", "_bias")):
             put(name, index, part)
         else:
             codes, scales = quantise(part, config.quantisation)

@@ -1,4 +1,4 @@
-"""Gemma 1, 2 and 3 as one Flax NNX module, its blocks scanned and LoRA passed in explicitly.
+"""Decoders of all families as one Flax NNX module, its blocks scanned, LoRA passed in explicitly.
 
 The module is built abstractly and split once (`Decoder.abstract`) and its weights come from a file;
 from then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles
@@ -6,6 +6,7 @@ are computed in float32 whatever the weights' dtype is.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import chex
@@ -27,7 +28,13 @@ def rotary_angles(config: DecoderConfig, positions: chex.Array) -> tuple[jax.Arr
     half = config.head_dim // 2
     bases = jnp.array([config.rope_base_local, config.rope_base_global])
     scales = jnp.array([config.rope_scale_local, config.rope_scale])
-    frequencies = bases[:, None] ** (-jnp.arange(half) / half) / scales[:, None]
+    frequencies = bases[:, None] ** (-jnp.arange(half) / half)
+    if config.rope_ramp is None:
+        frequencies = frequencies / scales[:, None]
+    else:
+        low, high, length = config.rope_ramp
+        kept = jnp.clip((frequencies * length / (2 * math.pi) - low) / (high - low), 0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / scales[:, None])
     angles = positions[None, :, None] * frequencies[:, None, :]
     return jnp.sin(angles), jnp.cos(angles)
 
@@ -47,6 +54,10 @@ RECOMPUTED = {
     "none": jax.checkpoint_policies.everything_saveable,
     "elementwise": jax.checkpoint_policies.save_only_these_names(_KEPT),
     "block": jax.checkpoint_policies.nothing_saveable,
+}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
 }
 _VOCABULARY_PIECES = 64  # in which a quantised embedding is multiplied
 _CACHED = 2048  # tokens whose embeddings and logits stay in the caches of a CPU
@@ -106,6 +117,8 @@ class Block(nnx.Module):
         self.layout = layout
         for name, shape in config.linear_shapes.items():
             setattr(self, name, matrix(config.quantisation, shape))
+            if name in config.biases:
+                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[1])))
         for name, size in config.norm_sizes.items():
             setattr(self, name, RMSNorm(size, config.rms_eps))
 
@@ -123,7 +136,8 @@ class Block(nnx.Module):
             # Where the layer is not split by what an adapter matrix touches, its rank is.
             pair = {"a": whole(a, writes, reads), "b": whole(b, reads, writes)}
             adapter = adapter._replace(weights=adapter.weights | {name: pair})
-        return _keep(lora_linear(inputs, kernel, name, adapter))
+        y = lora_linear(inputs, kernel, name, adapter)
+        return _keep(y + getattr(self, f"{name}_bias") if name in self.config.biases else y)
 
     def project(
         self, x: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
@@ -166,7 +180,7 @@ class Block(nnx.Module):
         """The rest of the block, given the heads' outputs."""
         x = x + self.norm("attention_out", by_nodes(self.linear("o", heads, adapter), self.layout))
         h = self.norm("mlp_in", x)
-        gate = jax.nn.gelu(self.linear("gate", h, adapter), approximate=True)
+        gate = ACTIVATIONS[self.config.activation](self.linear("gate", h, adapter))
         h = gate * self.linear("up", h, adapter)
         h = by_nodes(self.linear("down", h, adapter), self.layout)
         return x + self.norm("mlp_out", h)
@@ -198,19 +212,26 @@ def tokens_at_once(
 
 
 class Decoder(nnx.Module):
-    """A Gemma text model with tied embeddings and its blocks stacked on a leading axis."""
+    """A decoder of text with its blocks stacked on a leading axis."""
 
     def __init__(self, config: DecoderConfig, layout: Layout | None = None):
         self.config = config
         self.layout = layout
         self.embedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
+        if not config.tied:
+            self.unembedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
         self.blocks = nnx.vmap(lambda: Block(config, layout), axis_size=config.num_layers)()
         self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
 
+    @property
+    def head(self) -> nnx.Param | Quantised:
+        """The matrix that makes logits, `[vocab_size, embed_dim]`."""
+        return self.embedding if self.config.tied else self.unembedding
+
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Scaled embeddings, `[...]` to `[..., embed_dim]`."""
+        """Embeddings as the first block reads them, `[...]` to `[..., embed_dim]`."""
         x = constrain(self.embedding[tokens], self.layout, *[None] * (tokens.ndim + 1))
-        return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
+        return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.config.scaled_embedding else x
 
     def hidden(
         self,
@@ -252,10 +273,10 @@ class Decoder(nnx.Module):
         """Next-token logits, `[..., embed_dim]` to `[..., vocab_size]` float32."""
 
         def against(rows):
-            table = constrain(self.embedding[rows], self.layout, "tensor", None)
+            table = constrain(self.head[rows], self.layout, "tensor", None)
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
-        if isinstance(self.embedding, Quantised):  # never dequantised as a whole
+        if isinstance(self.head, Quantised):  # never dequantised as a whole
             pieces = jnp.arange(self.config.vocab_size)
             pieces = pieces.reshape(math.gcd(self.config.vocab_size, _VOCABULARY_PIECES), -1)
             logits = jax.lax.map(jax.checkpoint(against), pieces)
@@ -266,7 +287,7 @@ class Decoder(nnx.Module):
 
     def chosen_logits(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
         """Logits of one token each, `[..., n, embed_dim]` and `[n]` to `[..., n]` float32."""
-        rows = constrain(self.embedding[tokens], self.layout, None, None)
+        rows = constrain(self.head[tokens], self.layout, None, None)
         logits = jnp.einsum("...nd,nd->...n", hidden, rows, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.final_softcap)
 
@@ -284,9 +305,9 @@ class Decoder(nnx.Module):
         layout = self.layout
         rows = hidden.shape[0] * hidden.shape[1]
         at_once = tokens_at_once(self.config, layout, rows, max_logits)
-        quantised = isinstance(self.embedding, Quantised)
+        quantised = isinstance(self.head, Quantised)
         splits = 1 if layout is None else math.gcd(layout.mesh.shape["tensor"], excluded.shape[1])
-        stored = self.embedding
+        stored = self.head
         leaves = (stored.codes[...], stored.scales[...]) if quantised else (stored[...],)
         whole = tuple(constrain(leaf, layout, "tensor", None) for leaf in leaves)
         read = (lambda leaves: dequantise(*leaves)) if quantised else (lambda leaves: leaves[0])

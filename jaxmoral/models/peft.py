@@ -261,7 +261,7 @@ def _names(path: Path, stored: Iterable[str]) -> dict[tuple[int, str, str], str]
         if _UNUSED.match(name):
             continue
         if not match or match[2] not in _TARGETS:
-            raise UserError(f"lora.adapter: {path}: {shown(name)} is not a LoRA weight of Gemma")
+            raise UserError(f"lora.adapter: {path}: {shown(name)} is not a LoRA weight of a layer")
         key = int(match[1]), _TARGETS[match[2]], match[3].lower()
         if key in names:
             raise UserError(
