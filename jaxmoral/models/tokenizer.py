@@ -1,4 +1,4 @@
-"""Gemma's tokenizer: built from a SentencePiece vocabulary, cached, and read as byte pieces.
+"""Tokenizers: built from a GGUF's vocabulary, cached, and read as byte pieces.
 
 SentencePiece's BPE merges by score, Hugging Face's by a list of merges; the list is recovered by
 splitting every piece into all pairs of pieces, better pieces first.
@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from jaxmoral.errors import UserError
+from jaxmoral.models import byte_level
 from jaxmoral.models.foreign import bare, shown
 from jaxmoral.models.gguf_file import Vocabulary
 
@@ -36,13 +37,15 @@ def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, st
 
 
 def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
-    """Builds the tokenizer; encoding with special tokens puts exactly one BOS in front.
+    """Builds the tokenizer; encoding with special tokens puts one BOS in front, if it has one.
 
     Raises:
       UserError: a piece is empty, too long, or stands in the vocabulary twice.
     """
-    # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
-    pieces = [piece.replace(" ", SPACE) for piece in vocabulary.pieces]
+    pieces = vocabulary.pieces
+    if vocabulary.cutting is None:
+        # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
+        pieces = [piece.replace(" ", SPACE) for piece in pieces]
     known: set[str] = set()
     for number, piece in enumerate(pieces):
         if not 0 < len(piece) <= _LONGEST or piece in known:
@@ -55,23 +58,15 @@ def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
 
 
 def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
+    if vocabulary.cutting is None:
+        tokenizer = _sentencepiece(pieces, vocabulary)
+    else:
+        cutting = byte_level.CUTTINGS[vocabulary.cutting]
+        tokenizer = Tokenizer(byte_level.merging(pieces, vocabulary.merges, cutting))
+        tokenizer.normalizer = byte_level.normalizer(cutting)
+        tokenizer.pre_tokenizer = byte_level.cut(cutting)
+        tokenizer.decoder = decoders.ByteLevel()
     kinds = vocabulary.types.tolist()
-    # SentencePiece keeps user-defined pieces (runs of spaces and newlines, tags) whole: rank first.
-    scores = np.where(vocabulary.types == _USER_DEFINED, np.inf, vocabulary.scores).tolist()
-    tokenizer = Tokenizer(
-        models.BPE(
-            {piece: i for i, piece in enumerate(pieces)},
-            merges(pieces, scores),
-            unk_token=pieces[vocabulary.unk],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
     tokenizer.add_special_tokens(
         [AddedToken(pieces[i], special=True) for i, kind in enumerate(kinds) if kind == _CONTROL]
     )
@@ -82,19 +77,40 @@ def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTraine
             if kind == _USER_DEFINED and pieces[i].strip(SPACE)
         ]
     )
-    bos = pieces[vocabulary.bos]
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
-    )
+    ids = {"bos": vocabulary.bos, "unk": vocabulary.unk, "pad": vocabulary.pad}
+    roles = {f"{role}_token": None if i is None else pieces[i] for role, i in ids.items()}
+    bos = roles["bos_token"]
+    if vocabulary.begins:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
+        )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=bos,
         eos_token=pieces[vocabulary.eos],
-        unk_token=pieces[vocabulary.unk],
-        pad_token=pieces[vocabulary.pad],
         chat_template=vocabulary.template,
         clean_up_tokenization_spaces=False,
+        **roles,
     )
+
+
+def _sentencepiece(pieces: list[str], vocabulary: Vocabulary) -> Tokenizer:
+    # SentencePiece keeps user-defined pieces (runs of spaces and newlines, tags) whole: rank first.
+    scores = np.where(vocabulary.types == _USER_DEFINED, np.inf, vocabulary.scores).tolist()
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            merges(pieces, scores),
+            unk_token=None if vocabulary.unk is None else pieces[vocabulary.unk],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
 
 
 def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:
@@ -116,12 +132,16 @@ def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes
     special = set(tokenizer.all_special_tokens) | {
         str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
     }
+    added = tokenizer.added_tokens_decoder
+    by_bytes = byte_level.decodes_bytes(tokenizer.backend_tokenizer.decoder)
     byte = re.compile(r"<0x([0-9A-F]{2})>")
     vocabulary = tokenizer.get_vocab()
     pieces: list[bytes | None] = []
-    for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+    for token, piece in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
         if piece in special:
             pieces.append(None)
+        elif by_bytes:
+            pieces.append(piece.encode() if token in added else byte_level.piece_bytes(piece))
         elif match := byte.fullmatch(piece):
             code = int(match[1], 16)
             character = chr(code).replace(" ", SPACE)
