@@ -31,7 +31,7 @@ torch.set_num_threads(1)  # of tiny models; more would wait for each other
 
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
-REAL = {"real", "gguf_file"}  # fixtures
+REAL = {"real", "gguf_file", "smol"}  # fixtures
 
 
 def pytest_collection_modifyitems(items):
@@ -200,6 +200,12 @@ def weights_once():
 def real(weights_once):
     """The real model, converted into the user's cache on the first run."""
     return gemma_load.load("gemma3-270m", "float32")
+
+
+@pytest.fixture(scope="session")
+def smol(weights_once):
+    """SmolLM2 135M, instruction-tuned, converted on the first run too."""
+    return gemma_load.load("smollm2-135m", "float32")
 
 
 @pytest.fixture(scope="session")

