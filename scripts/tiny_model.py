@@ -19,7 +19,6 @@ import numpy as np
 from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.config import DecoderConfig
-from jaxmoral.models.gguf_file import Vocabulary
 from jaxmoral.models.load import LoadedModel, assemble
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
@@ -31,7 +30,7 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 _CONTROL, _BYTE, _NORMAL = 3, 6, 1
 
 
-def vocabulary() -> Vocabulary:
+def vocabulary() -> tokenizers.Vocabulary:
     """Every byte, and every word of the prompts with its beginnings, from which it is merged."""
     texts = all_prompts(get_game("ipd"), Presentation(labels=LABELS))
     found = dict.fromkeys(re.findall(r" ?[a-z]+|.", " ".join(texts), re.IGNORECASE))
@@ -41,7 +40,7 @@ def vocabulary() -> Vocabulary:
     raw = [f"<0x{byte:02X}>" for byte in range(256)]
     everything = [*SPECIAL, *raw, *pieces]
     kinds = [_CONTROL] * len(SPECIAL) + [_BYTE] * len(raw) + [_NORMAL] * len(pieces)
-    return Vocabulary(
+    return tokenizers.Vocabulary(
         pieces=everything,
         scores=np.array([float(len(piece)) for piece in everything], np.float32),
         types=np.array(kinds, np.int32),

@@ -1,5 +1,7 @@
 """Byte-level tokenizers of files and folders against transformers, and the prompts made of them."""
 
+import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -183,6 +185,16 @@ def test_prompts_have_no_bos_and_chats_follow_the_template(model):
     assert chat.count(1) == 2
 
 
+def test_a_chat_is_the_same_every_day(model):
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.chat_template = (  # as in Llama 3.2
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
+        "{% endif %}{{ date_string }}: {{ messages[0].content }}"
+    )
+    prompter = Prompter(dataclasses.replace(model, tokenizer=tokenizer), "chat")
+    assert tokenizer.decode(prompter.tokens("one")) == "26 Jul 2024: one"
+
+
 def test_a_folder_whose_tokenizer_begins_texts(trained, tmp_path):
     tiny_model.write(tmp_path, **SIZES)
     tokenizers.save(write(tmp_path / "model.gguf", trained, "llama-bpe", bos_token_id=0), tmp_path)
@@ -191,10 +203,17 @@ def test_a_folder_whose_tokenizer_begins_texts(trained, tmp_path):
     assert Prompter(model, "plain").tokens("one")[:2] == [0, *model.tokenizer.encode("one")[1:2]]
     assert model.tokenizer.backend_tokenizer.decoder.decode(["Ġone"]) == " one"
     assert isinstance(model.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel)
-    path = tmp_path / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
+    path, stored = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
+    settings, whole = json.loads(path.read_text()), stored.read_text()
+    prefixing = whole.replace('"add_prefix_space": false', '"add_prefix_space": true')
+    assert prefixing != whole
+    stored.write_text(prefixing)
+    path.write_text(json.dumps(settings | {"add_prefix_space": True, "errors": "replace"}))
+    assert loading.load(str(tmp_path)).tokenizer.encode("one") == model.tokenizer.encode(" one")
+    stored.write_text(whole)
     for change, message in (
         ({"add_bos_token": False}, "its settings say add_bos_token False, itself True"),
+        ({"add_prefix_space": True}, "add_prefix_space = True is not supported"),
         ({"bos_token": None}, "puts '<|endoftext|>' before a text, which is not its bos_token"),
     ):
         path.write_text(json.dumps(settings | change))

@@ -35,7 +35,7 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.gguf_file import GGUFModel, Vocabulary
+from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.lora import Lora, init_adapter
 from jaxmoral.models.peft import load_peft, save_peft
 from jaxmoral.world import games, opponents
@@ -640,7 +640,7 @@ def test_any_vocabulary(pieces, data):
     number = st.integers(0, size - 1)
     kinds = data.draw(st.lists(st.integers(0, 7), min_size=size, max_size=size))
     scores = data.draw(st.lists(st.floats(width=32), min_size=size, max_size=size))
-    vocabulary = Vocabulary(
+    vocabulary = tokenizers.Vocabulary(
         pieces,
         np.array(scores, np.float32),
         np.array(kinds, np.int32),
@@ -659,7 +659,7 @@ def checkpoint(tmp_path_factory):
     size = len(PIECES_OF_TEXT)
     scores = -np.arange(size, dtype=np.float32)
     kinds = np.array(KINDS, np.int32)
-    tokenizer = tokenizers.build(Vocabulary(PIECES_OF_TEXT, scores, kinds, 2, 1, 3, 0))
+    tokenizer = tokenizers.build(tokenizers.Vocabulary(PIECES_OF_TEXT, scores, kinds, 2, 1, 3, 0))
     tokenizers.save(tokenizer, folder)
     assert read_folder(folder).num_layers == 4
     return folder

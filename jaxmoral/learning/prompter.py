@@ -22,6 +22,7 @@ from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.tokenizer import byte_pieces
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
+_DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt must stay the same
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
@@ -105,7 +106,7 @@ class Prompter:
         """The token ids of a chat up to the model's next turn, begun like a prompt."""
         render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
         try:
-            text = render(add_generation_prompt=True)
+            text = render(add_generation_prompt=True, date_string=_DATE)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
         return self._encode(text)

@@ -118,6 +118,22 @@ class DecoderConfig:
         return sizes
 
 
+def from_json(sizes: dict[str, Any]) -> DecoderConfig:
+    """A configuration from its fields, of which JSON has turned tuples into lists.
+
+    Those that an earlier version did not write have their defaults.
+    """
+    ramp = sizes.get("rope_ramp")
+    return DecoderConfig(
+        **sizes
+        | {
+            "global_layers": tuple(sizes["global_layers"]),
+            "biases": tuple(sizes.get("biases", ())),
+            "rope_ramp": None if ramp is None else Ramp(*ramp),
+        }
+    )
+
+
 def biased_layers(family: str, attention: bool, mlp: bool) -> tuple[str, ...]:
     """The linear layers with a bias, if those of the attention or the MLP may have one."""
     if family == "qwen2":

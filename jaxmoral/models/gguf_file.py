@@ -4,7 +4,6 @@ GGUF stores matrices as `[outputs, inputs]` and the norms' scales with Gemma's 1
 `gguf` library turns quantised blocks into numbers.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from jaxmoral.models.config import (
 )
 from jaxmoral.models.foreign import bare, check_keys, shown
 from jaxmoral.models.gguf_head import MERGES, TOKENS, Head
+from jaxmoral.models.tokenizer import Vocabulary
 
 FAMILIES = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
 # Metadata that is read (after "gemma3." or the like), or that changes nothing.
@@ -70,40 +70,6 @@ _BLOCK_TENSORS = {
     "q_norm.scale": "attn_q_norm",
     "k_norm.scale": "attn_k_norm",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """A SentencePiece or byte-level vocabulary, `[vocab_size]`, and the ids of special tokens.
-
-    Attributes:
-      scores: of SentencePiece, which merges by them.
-      turn_ends: further tokens that end a response.
-      template: of chats, in Jinja, or None.
-      cutting: of a byte-level vocabulary, a name in `jaxmoral.models.byte_level.CUTTINGS`; None is
-        SentencePiece.
-      merges: of a byte-level vocabulary, two pieces with a space between them each.
-      begins: whether a text begins with a BOS.
-    """
-
-    pieces: list[str]
-    scores: np.ndarray
-    types: np.ndarray
-    bos: int | None
-    eos: int
-    unk: int | None
-    pad: int | None
-    turn_ends: tuple[int, ...] = ()
-    template: str | None = None
-    cutting: str | None = None
-    merges: list[str] = dataclasses.field(default_factory=list)
-    begins: bool = True
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The same as `generation_config.json` has it."""
-        ends = [self.eos, *self.turn_ends]
-        return {"bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.pad}
 
 
 class GGUFModel:
@@ -164,19 +130,7 @@ class GGUFModel:
                 f"model: {self._path} is not a complete GGUF file (it has {layers} layers of"
                 f" {heads} heads of {head_dim} numbers)"
             )
-        # What some files say besides, and what the model here always has.
-        for name, only in {
-            "vocab_size": len(self._field(TOKENS, list)),
-            "attention.value_length": head_dim,
-            "attention.key_length_swa": head_dim,
-            "attention.value_length_swa": head_dim,
-            "rope.dimension_count": head_dim,
-            "rope.dimension_count_swa": head_dim,
-            "attention.causal": True,
-            "expert_count": 0,
-        }.items():
-            if given.get(f"{family}.{name}", only) != only:
-                self._refuse(f"{family}.{name}", f"only {only}")
+        self._check_constants(head_dim)
         # The 27B models alone scale their queries by the width per head, not by the head's size.
         largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
         base, scale = read("rope.freq_base", float, 1e4), self._rope_scale()
@@ -213,6 +167,22 @@ class GGUFModel:
         )
         return check_config(config, self._path)
 
+    def _check_constants(self, head_dim: int) -> None:
+        """Raises UserError unless what some files say besides is what the model here always has."""
+        for name, only in {
+            "vocab_size": len(self._field(TOKENS, list)),
+            "attention.value_length": head_dim,
+            "attention.key_length_swa": head_dim,
+            "attention.value_length_swa": head_dim,
+            "rope.dimension_count": head_dim,
+            "rope.dimension_count_swa": head_dim,
+            "attention.causal": True,
+            "expert_count": 0,
+        }.items():
+            name = f"{self._architecture}.{name}"
+            if self.fields.get(name, only) != only:
+                self._refuse(name, f"only {only}")
+
     def _refuse(self, name: str, instead: str) -> NoReturn:
         value = shown(self.fields.get(name))
         raise UserError(f"model: {self._path}: {name} {value} is not supported, {instead}")
@@ -229,14 +199,16 @@ class GGUFModel:
 
     def _ramp_scale(self, base: float, head_dim: int) -> float | None:
         """The scale of Llama 3's rotary frequencies, of which the file has the divisors."""
-        if self._architecture != "llama" or "rope_freqs.weight" not in self._head.tensors:
+        has_divisors = "rope_freqs.weight" in self._head.tensors
+        if self._architecture != "llama" or not has_divisors or not base > 0:
             return None
         if self._rope_scale() != 1.0:
             self._refuse("llama.rope.scaling.factor", "beside rope_freqs.weight")
         found = self._weight("rope_freqs.weight", (head_dim // 2,))
         scale = float(found.max())
         frequencies = base ** (-np.arange(head_dim // 2) / (head_dim // 2))
-        if not scale > 0 or np.abs(found / _RAMP.divisors(frequencies, scale) - 1).max() > 1e-3:
+        error = np.abs(found / _RAMP.divisors(frequencies, scale) - 1).max() if scale > 0 else 1.0
+        if not error < 1e-3:
             raise UserError(
                 f"model: {self._path}: rope_freqs.weight is not supported, only Llama 3's (a ramp"
                 f" from {_RAMP.low} to {_RAMP.high} turns in {_RAMP.length:,.0f} positions)"

@@ -41,20 +41,12 @@ LINEAR_NAMES = {
 _HARMLESS = (
     *("*_token", "*_token_id", "chat_template", "response_schema", "added_tokens_decoder"),
     *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
-    *(
-        "tokenizer_class",
-        "processor_class",
-        "backend",
-        "is_local",
-        "legacy",
-        "use_fast",
-        "from_slow",
-    ),
+    *("tokenizer_class", "processor_class", "backend", "is_local", "legacy", "use_fast"),
+    *("from_slow", "local_files_only", "errors"),
     *("model_max_length", "max_length", "vocab_size", "padding*", "truncation*", "stride"),
     *("pad_to_multiple_of", "clean_up_tokenization_spaces", "spaces_between_special_tokens"),
     *("sp_model_kwargs", "use_default_system_prompt", "name_or_path", "tokenizer_file"),
     *("special_tokens_map_file", "unsloth_*", "pad_token_type_id", "model_input_names"),
-    "local_files_only",
 )
 _HEAD = re.compile(r"(?:.*\.)?lm_head\.weight")
 _UNUSED = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.")  # by texts
@@ -318,11 +310,13 @@ def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrai
     if not path.is_file():
         raise UserError(f"model: {folder} holds no tokenizer.json")
     settings = read_settings(named, "model") if named.is_file() else {}
-    check_keys(f"model: {named}", settings, _HARMLESS)
     try:
         backend = Tokenizer.from_file(str(path))
         backend.no_truncation()
         backend.no_padding()
+        # Some versions of transformers follow this key, others what `tokenizer.json` does.
+        prefixed = backend.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
+        check_keys(f"model: {named}", settings, (*_HARMLESS, *["add_prefix_space"] * prefixed))
         vocabulary = backend.get_vocab()
         _check_added(
             settings, {i: one.content for i, one in backend.get_added_tokens_decoder().items()}
@@ -346,6 +340,8 @@ def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrai
             clean_up_tokenization_spaces=False,
             **roles,
         )
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises nothing more special
         raise UserError(f"model: {path} cannot be read ({bare(error)})") from None
     added = tokenizer.added_tokens_decoder

@@ -33,7 +33,7 @@ from jaxmoral.devices.mesh import Layout, split_by_rules
 from jaxmoral.errors import UserError
 from jaxmoral.models import huggingface, packaged
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.config import DecoderConfig, Ramp
+from jaxmoral.models.config import DecoderConfig, from_json
 from jaxmoral.models.foreign import COMMIT, bare
 from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
@@ -240,7 +240,7 @@ def _read_converted(
 ) -> LoadedModel:
     try:
         sizes = json.loads((folder / "config.json").read_text())
-        config = DecoderConfig(**_as_hashable(sizes) | {"quantisation": quantisation})
+        config = from_json(sizes | {"quantisation": quantisation})
         tokenizer = tokenizers.load(folder / "tokenizer")
         generation = json.loads((folder / "generation_config.json").read_text())
         empty = LoadedModel(
@@ -256,16 +256,6 @@ def _read_converted(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
         ) from error
     return dataclasses.replace(empty, definition=definition, weights=weights)
-
-
-def _as_hashable(sizes: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that JSON has turned tuples into lists of."""
-    ramp = sizes.get("rope_ramp")
-    return sizes | {
-        "global_layers": tuple(sizes["global_layers"]),
-        "biases": tuple(sizes.get("biases", ())),
-        "rope_ramp": None if ramp is None else Ramp(*ramp),
-    }
 
 
 def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:

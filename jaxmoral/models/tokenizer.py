@@ -4,9 +4,11 @@ SentencePiece's BPE merges by score, Hugging Face's by a list of merges; the lis
 splitting every piece into all pairs of pieces, better pieces first.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
@@ -16,11 +18,44 @@ from tokenizers.processors import TemplateProcessing
 from jaxmoral.errors import UserError
 from jaxmoral.models import byte_level
 from jaxmoral.models.foreign import bare, shown
-from jaxmoral.models.gguf_file import Vocabulary
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
 _LONGEST = 1000  # characters of a piece; all its splits are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """A SentencePiece or byte-level vocabulary, `[vocab_size]`, and the ids of special tokens.
+
+    Attributes:
+      scores: of SentencePiece, which merges by them.
+      turn_ends: further tokens that end a response.
+      template: of chats, in Jinja, or None.
+      cutting: of a byte-level vocabulary, a name in `jaxmoral.models.byte_level.CUTTINGS`; None is
+        SentencePiece.
+      merges: of a byte-level vocabulary, two pieces with a space between them each.
+      begins: whether a text begins with a BOS.
+    """
+
+    pieces: list[str]
+    scores: np.ndarray
+    types: np.ndarray
+    bos: int | None
+    eos: int
+    unk: int | None
+    pad: int | None
+    turn_ends: tuple[int, ...] = ()
+    template: str | None = None
+    cutting: str | None = None
+    merges: list[str] = dataclasses.field(default_factory=list)
+    begins: bool = True
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The same as `generation_config.json` has it."""
+        ends = [self.eos, *self.turn_ends]
+        return {"bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.pad}
 
 
 def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
