@@ -1,7 +1,8 @@
 # make quickstart: install, fine-tune Gemma 3 270M, evaluate it, draw the result.
 # make quickstart MODEL=smollm2-135m: the same with an instruction-tuned model, in its chat template.
 # make check: install everything the tests need, then lint, check types and who imports whom, and
-# run the tests that need neither the real model nor torch.
+# run the tests that need neither the real model nor torch nor several processes and devices, that
+# start, compile and wait for each other (marked slow).
 # make test: the same with all tests.
 
 # On Linux: malloc in huge pages, without which a CPU zeroes 100,000 small ones in every update.
@@ -35,7 +36,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 check: lint
-	$(PYTEST) -m "not real and not torch"
+	$(PYTEST) -m "not real and not torch and not slow"
 
 test: lint
 	$(PYTEST) --durations=15

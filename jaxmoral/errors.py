@@ -4,7 +4,8 @@ import difflib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -20,6 +21,18 @@ class UserError(ValueError):
     Traceback (most recent call last):
     jaxmoral.errors.UserError: game: unknown name 'chess'...; choose from ipd, ish, ...
     """
+
+
+@contextmanager
+def telling(key: str, instead_of: str) -> Iterator[None]:
+    """What is said inside of one key, or of what is looked up, is said of another."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        if text.startswith((f"{instead_of}:", f"{instead_of} ")):
+            text = f"{key}:{text.removeprefix(instead_of).removeprefix(':')}"
+        raise UserError(text) from None
 
 
 def choose(kind: str, name: str, options: Mapping[str, T]) -> T:

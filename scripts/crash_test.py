@@ -93,12 +93,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--model", default="tabular")
+    parser.add_argument("--updates", help="900, or 60 of a model; enough for all kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     tabular = arguments.model == "tabular"
     flags = ["--model.source", arguments.model, "--checkpoint_every", str(INTERVAL)]
-    flags += ["--updates", "900" if tabular else "60", "--env.episodes", "512"]
+    flags += ["--updates", arguments.updates or ("900" if tabular else "60")]
+    flags += ["--env.episodes", "512"]
     flags += ["--ppo.learning_rate", "0.003", *([] if tabular else ["--prompt.labels", "[X, Y]"])]
     arguments.folder.mkdir(parents=True)
     whole, cut = arguments.folder / "whole", arguments.folder / "cut"

@@ -5,7 +5,8 @@ and the commands that tests start: the same update is compiled once a session, a
 as long as nothing in it changes.
 
 A test that asks for the real model is marked `real`, one of a file that imports torch `torch`;
-`make check` leaves both out. What is real stays together on one worker, like each file.
+`make check` leaves both out, and what is marked `slow`. What is real stays together on one worker,
+like each file.
 """
 
 import dataclasses
@@ -22,7 +23,10 @@ import jax
 import pytest
 import torch
 import transformers
+from compiling import compile_quickly
 
+from jaxmoral.config import MeshConfig
+from jaxmoral.devices.mesh import make_layout
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
 
@@ -67,8 +71,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """What computes little is compiled without most optimisations."""
-    as_users = item.get_closest_marker("real") or item.get_closest_marker("optimised")
-    jax.config.update("jax_disable_most_optimizations", as_users is None)
+    compile_quickly(item.get_closest_marker("real") is None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,24 +175,22 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def weights_once():
-    """Whoever loads the packaged model shares its weights, which nothing changes."""
-    read, shapes, kept = gemma_load._read_converted, {}, {}
+    """Whoever loads the packaged model as it is shares its weights, which nothing changes.
+
+    This process has one device, on which every layout places them alike. Quantised ones are read
+    again: they go with the test that asked for them.
+    """
+    read, kept = gemma_load._read_converted, {}
 
     def read_once(source, folder, digest, dtype, quantisation, layout_for):
-        def first_layout(model):
-            shapes[key] = model
-            layouts.append(layout_for(model))
-            return layouts[0]
-
-        key, layouts = (source, folder, dtype, quantisation), []
-        if key not in shapes:
-            model = read(source, folder, digest, dtype, quantisation, first_layout)
-            kept[key, layouts[0]] = model
-            return model
-        layout = layout_for(shapes[key])
-        if (key, layout) not in kept:
-            kept[key, layout] = read(source, folder, digest, dtype, quantisation, lambda _: layout)
-        return kept[key, layout]
+        key = source, folder, dtype
+        if quantisation is not None:
+            return read(source, folder, digest, dtype, quantisation, layout_for)
+        if key in kept:
+            layout_for(kept[key])
+        else:
+            kept[key] = read(source, folder, digest, dtype, None, layout_for)
+        return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gemma_load, "_read_converted", read_once)
@@ -199,7 +200,8 @@ def weights_once():
 @pytest.fixture(scope="session")
 def real(weights_once):
     """The real model, converted into the user's cache on the first run."""
-    return gemma_load.load("gemma3-270m", "float32")
+    layout = make_layout(MeshConfig(), 1)
+    return gemma_load.load("gemma3-270m", "float32", layout_for=lambda _: layout)
 
 
 @pytest.fixture(scope="session")

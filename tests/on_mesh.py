@@ -44,7 +44,6 @@ def evaluated(trained) -> np.ndarray:
 def main() -> None:
     cluster.start()
     use_compilation_cache()
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling would take longest
     output, jobs = sys.argv[1], json.loads(sys.argv[2])
     found = {}
     for job in jobs:

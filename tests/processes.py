@@ -2,7 +2,7 @@
 
 An interpreter that imports JAX, Orbax and transformers takes seconds to start; a fork of one takes
 none. What a test sees is a process as the shell starts it: its own output, exit code and signals,
-the environment of the test, the functions that run at its end.
+the environment of the test, the functions that run at its end. It compiles as the test does.
 """
 
 import atexit
@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+
+from compiling import compile_quickly, compiles_quickly
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -42,8 +44,8 @@ class Running:
         files[0].write_text(text)
         self._files = files
         given = os.environ | dict(environment)
-        target = _run, (module, [*map(str, arguments)], given, [*map(str, files)])
-        self._process = FORKS.Process(target=target[0], args=target[1])
+        told = module, [*map(str, arguments)], given, [*map(str, files)], compiles_quickly()
+        self._process = FORKS.Process(target=_run, args=told)
         self._process.start()
         self.pid = self._process.pid
 
@@ -71,9 +73,12 @@ def command(module: str, *arguments, text: str = "") -> Done:
     return Running(f"jaxmoral.{module}", *arguments, text=text).finish()
 
 
-def _run(module: str, arguments: list[str], environment: dict[str, str], files: list[str]) -> None:
+def _run(
+    module: str, arguments: list[str], environment: dict[str, str], files: list[str], quickly: bool
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    compile_quickly(quickly)
     for number, path in enumerate(files):
         flags = os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY
         os.dup2(os.open(path, flags), number)

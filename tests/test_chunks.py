@@ -12,7 +12,9 @@ from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
 from jaxmoral.learning.agent import drawable, make_agent
-from jaxmoral.learning.experiment import compile_update, packed_conditions, shown_to
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.inputs import Conditions
+from jaxmoral.learning.met import Met
 from jaxmoral.learning.mixture import player_games
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
@@ -40,7 +42,7 @@ def test_chunks_have_the_numbers_of_one_tree(tiny_folder):
     """Two remembered rounds, an adapter that is not zero: one tree and several, one table."""
     config, agent = agent_of(tiny_folder, memory=2)
     condition = Condition(player_games(config)[0][0], agent.presentation)
-    whole = agent.inputs([[condition]])
+    whole = agent.prompter.inputs([[condition]])
     parts = Prompter(agent.model, "plain", max_nodes=1000).inputs([[condition]])
     assert whole.tree.tokens.shape[1] == 1
     assert parts.tree.tokens.shape[1] > 1
@@ -62,8 +64,8 @@ def test_chunks_have_the_numbers_of_one_tree(tiny_folder):
 def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(tiny_folder):
     config, agent = agent_of(tiny_folder, payoff_draws=2, payoff_range=(1, 12), episodes=64)
     members = [(config, agent)]
-    packed = packed_conditions(members)
-    first, later = (packed.stacked(shown_to(members, update)[0])[0] for update in (0, 1))
+    conditions = Conditions(members, Met(members))
+    first, later = (conditions.prompts(conditions.shown(update)) for update in (0, 1))
     shapes = [jax.tree.map(lambda leaf: leaf.shape, inputs) for inputs in (first, later)]
     assert shapes[0] == shapes[1]
     for update, inputs in ((0, first), (1, later)):
@@ -149,8 +151,8 @@ def test_room_for_other_payoffs_changes_no_number(tmp_path):
     config = resolve(parse(tree))
     agent = make_agent(config)
     group = [Condition(game, agent.presentation) for game in player_games(config)[0]]
-    roomy = agent.inputs([group], agent.room(group, drawable(config)))
-    tight = agent.inputs([group])
+    roomy = agent.prompter.inputs([group], agent.prompter.room(group, drawable(config)))
+    tight = agent.prompter.inputs([group])
     assert roomy.tree.tokens.size > tight.tree.tokens.size
     trainable = jax.jit(agent.policy.init)(jax.random.key(0))
     trainable = jax.tree.map(

@@ -42,14 +42,15 @@ def lines(folder):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics.read(folder)]
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(tmp_path):
-    done = Running("crash_test", tmp_path / "runs", "--kills", "3").finish(timeout=500)
+    enough = ["--kills", "3", "--updates", "240"]
+    done = Running("crash_test", tmp_path / "runs", *enough).finish(timeout=500)
     assert done.returncode == 0, done.stderr
     assert "equal to the last bit" in done.stdout
     assert done.stdout.startswith("3 kills")
 
 
-@pytest.mark.optimised  # as the command's process is
 @pytest.mark.parametrize("size", ["150k", "1200k"])  # too small for the first checkpoint, for all
 def test_a_full_disk(size, tmp_path):
     elsewhere = tmp_path / "whole"
@@ -265,9 +266,10 @@ def test_lost_metrics_are_noticed(tmp_path):
         train_agent(config, folder, resume=True, say=quiet)
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMORAL_PATIENCE", "10")
-    flags = [*FLAGS, "--updates", "400"]
+    flags = [*FLAGS, "--updates", "200"]
     job = {"name": "run", "flags": flags, "folder": str(tmp_path / "run")}
     output = tmp_path / "found.npz"
     first, second = start_cluster(output, [job], 2, 1)
@@ -283,8 +285,8 @@ def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
     assert second.finish().returncode == -signal.SIGKILL
 
     found = finish(start_cluster(output, [job | {"resume": True}], 2, 1), output)
-    assert len(found["run||losses"]) < 400
-    whole = train_agent(configs.load(None, flags), tmp_path / "whole", say=quiet)
-    assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 401))
+    assert len(found["run||losses"]) < 200
+    whole = train_agent(configs.load(None, flags), say=quiet)
+    assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 201))
     expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.trainable)])
     np.testing.assert_allclose(found["run||parameters"], expected, rtol=1e-5, atol=1e-6)

@@ -111,16 +111,19 @@ def assert_close(found, expected, name):
             assert np.linalg.norm(ours - value) <= 1e-5 * np.linalg.norm(value), (name, kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ALONE)
 def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
     assert_close(eight_devices[1], {"": one_device[1][""]}, f"alone-{mesh}")
 
 
+@pytest.mark.slow
 def test_biases_and_output_heads_are_split_too(biased, eight_devices):
     trained = train_population(load_members(None, biased), say=lambda line: None)[""]
     assert_close(eight_devices[1], {"": numbers(trained)}, "biased")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", TOGETHER)
 def test_a_population_on_every_mesh(mesh, one_device, eight_devices):
     members = {name: values for name, values in one_device[1].items() if name}
@@ -128,6 +131,7 @@ def test_a_population_on_every_mesh(mesh, one_device, eight_devices):
     assert_close(eight_devices[1], members, f"together-{mesh}")
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_spread(one_device, eight_devices):
     for name, expected in zip(("alone-all", "together-data"), one_device[2], strict=True):
         found = eight_devices[1][f"{name}|evaluation"]
@@ -143,6 +147,7 @@ def resumed(folder, flags, updates, copy):
     return train_population(members, copy, resume=True, say=lambda line: None)[""]
 
 
+@pytest.mark.slow
 def test_checkpoints_move_between_meshes(one_device, eight_devices, flags, tmp_path):
     here = numbers(resumed(eight_devices[0], flags, 5, tmp_path / "from-eight"))
     assert len(here["losses"]) == 2  # updates 4 and 5
@@ -158,6 +163,7 @@ def test_checkpoints_move_between_meshes(one_device, eight_devices, flags, tmp_p
     assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
 def test_processes_equal_one_device(processes, devices, one_device, flags, tmp_path):
     jobs = [

@@ -20,20 +20,17 @@ from test_mixture import (  # noqa: F401
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
+from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import make_agent, policy_table
-from jaxmoral.learning.experiment import (
-    compile_update,
-    environments,
-    packed_conditions,
-    shown_to,
-)
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import load_run, load_trained
 from jaxmoral.learning.training import train_agent, train_population
 from jaxmoral.models.peft import save_peft
 from jaxmoral.world import chain
-from jaxmoral.world.games import mirror
+from jaxmoral.world.games import get_game, mirror
 from jaxmoral.world.machines import agent_machine
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.pairs import agent_player, machine_player, meet
@@ -80,8 +77,7 @@ def test_an_agent_as_a_machine_does_what_the_agent_does(length, blank):
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
 def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator):
     _, agent, trainable = load_run(selfish)
-    config = settings()
-    shown = shown_to([(config, agent)], 0)[0][0][0]
+    shown = Condition(get_game("ipd"), agent.presentation)
     policy = np.asarray(chain.memory_policy(policy_table(agent, shown, trainable).log_probs))
     cells = [[1, 1], [1, 0], [0, 1], [0, 0]]  # (own C, other's C) by the newest cell
     cooperate = [row[0] + row[2] * own for row, (own, _) in zip(policy, cells, strict=True)]
@@ -108,10 +104,10 @@ def test_an_agent_sees_the_condition_from_its_own_side(tiny_flags, tmp_path):  #
     config = resolve(configs.load(None, [*own, *flags]))
     agent = make_agent(config)
     members = [(config, agent)]
-    met, packed = Met(members), packed_conditions(members)
+    conditions = Conditions(members, Met(members))
     for update in range(3):
-        shown = shown_to(members, update)
-        arena = environments(members, update, shown=shown, met=met, packed=packed)
+        shown = conditions.shown(update)
+        arena = conditions.environment(shown, update)
         (condition,) = shown[0][0]
         mirrored = condition._replace(game=mirror(condition.game))
         assert mirrored.game.payoffs[0, 0, 0] == 2  # what the row player gets is 3
@@ -144,16 +140,14 @@ def test_the_past_is_remembered_as_it_was(tmp_path):
     members = [(config, make_agent(config))]
     met = Met(members)
     state, step = compile_update(members, met)
-    packed, kept = packed_conditions(members), []
+    conditions, kept = Conditions(members, met), []
     for update in range(5):
         kept.append(np.asarray(state.players.trainable["logits"][0]))
         state, _ = step(state, update)
-    shown = shown_to(members, 5)
-    condition = shown[0][0][0]
-    found = []
+    ((group,),), found = conditions.shown(5), []
     for seed in range(300):
         met._members = [(dataclasses.replace(config, seed=seed), members[0][1])]
-        machine = met.opponent("past(2)", condition, packed=packed, update=5)
+        ((machine, _),) = met.machines(0, group, update=5, packed=conditions.packed)
         expected = {
             past: agent_machine(
                 make_memory(),
@@ -177,8 +171,8 @@ def test_the_exact_estimator_takes_the_expectation_over_them(selfish, check):
     state, step = compile_update(members, met)
     for update in range(5):
         state, _ = step(state, update)
-    shown, packed = shown_to(members, 5), packed_conditions(members)
-    check(environments(members, 5, shown=shown, met=met, packed=packed))
+    conditions = Conditions(members, met)
+    check(conditions.environment(conditions.shown(5), 5))
 
 
 def test_before_there_is_a_past_it_is_the_untrained_policy():
@@ -204,7 +198,7 @@ def test_a_resumed_run_goes_on_with_its_past(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     shutil.rmtree(cut / "checkpoints" / "4")
     shutil.rmtree(cut / "checkpoints" / "14")
-    with pytest.raises(UserError, match="no checkpoint of update 4"):
+    with pytest.raises(UserError, match=r"meets itself as it was before update 4 \(no checkpoint"):
         train_agent(settings(*flags), cut, resume=True, say=quiet)
 
 
@@ -225,6 +219,20 @@ def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
         train_agent(settings(*flags, "--updates", "6"), folder, resume=True, say=quiet)
 
 
+def test_one_agent_under_two_names_is_refused(selfish):
+    names = json.dumps({str(selfish): 1, f"{selfish}@3": 2})
+    with pytest.raises(UserError, match=r"mixture\.opponents: .* are the same agent"):
+        train_agent(settings("--mixture.opponents", names), say=quiet)
+
+
+def test_a_long_path_is_no_long_key(selfish, tmp_path):
+    folder = tmp_path / ("x" * 150) / "selfish"
+    shutil.copytree(selfish, folder)
+    flags = ["--mixture.opponents", json.dumps({str(folder): 1, "random": 1}), "--updates", "1"]
+    train_agent(settings(*flags), tmp_path / "run", say=quiet)
+    assert f"{folder}@3" in load_run(tmp_path / "run")[0].mixture.opponents
+
+
 def test_members_meet_their_own_past():
     members = configs.load_members(None, [*TABULAR, *PAST, "--seed", "[0, 1]"])
     together = train_population(members, say=quiet)
@@ -239,16 +247,17 @@ def test_members_meet_their_own_past():
     [
         (["--env.opponent", "runs/nobody"], r"env\.opponent: there is no run and no PEFT adapter"),
         (["--env.opponent", "past(0)"], r"unknown name 'past'|past"),
-        (["--env.memory", "2"], r"env\.opponent: .* another env\.memory, 1 instead of 2"),
-        (["--env.blank_start", "true"], r"another env\.blank_start"),
+        (["--env.memory", "2"], r"env\.opponent: .* its env\.memory is 1, not 2"),
+        (["--env.blank_start", "true"], r"its env\.blank_start is False, not True"),
         (
             ["--env.game", "public-goods(3)"],
-            r"env\.opponent: .* is an agent and needs a game of two",
+            r"env\.opponent: .* needs a game of two players",
         ),
         (
             ["--env.streams", "numpy"],
-            r"env\.opponent: .* is an agent and needs .* env\.streams jax",
+            r"env\.opponent: .* is an agent and needs env\.streams jax",
         ),
+        (["--opponents.past(2)", "{cooperate: [1], transitions: [[0, 0, 0, 0]]}"], "stands for"),
         (["--mixture.opponents", "{runs/nobody: 1}"], r"mixture\.opponents: there is no run"),
     ],
 )
@@ -259,5 +268,5 @@ def test_who_cannot_be_met_is_refused(selfish, flags, message):
 
 def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):  # noqa: F811
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--env.opponent", str(selfish)]
-    with pytest.raises(UserError, match=r"another model\.source"):
+    with pytest.raises(UserError, match=r"its policy is a table, not a language model"):
         train_agent(configs.load(None, flags), say=quiet)

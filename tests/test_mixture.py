@@ -23,18 +23,14 @@ from jaxmoral.learning.agent import make_agent, policy_table
 from jaxmoral.learning.batches import exact_batch, make_batch
 from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.environments import environment
-from jaxmoral.learning.experiment import (
-    compile_update,
-    groups_of,
-    packed_conditions,
-    shown_to,
-)
-from jaxmoral.learning.mixture import drawn, every_condition, label_pairs, words
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.inputs import Conditions
+from jaxmoral.learning.met import Met
+from jaxmoral.learning.mixture import drawn, every_condition, kinds_of_labels, label_pairs
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import train_agent, train_population
-from jaxmoral.measuring.results import by_novelty
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
 from jaxmoral.world.memory import make_memory
@@ -101,10 +97,21 @@ def test_words_are_pairs_that_can_be_told_apart():
     assert set(both) == {*pairs, *((b, a) for a, b in pairs)}
 
 
+def test_pairs_are_of_one_kind_and_few_of_many_kinds():
+    kinds = kinds_of_labels()
+    for seed in ("0", "1"):
+        pairs = label_pairs(settings("--mixture.labels", "words(27)", "--seed", seed))
+        kind_of = lambda pair: [{*pair} <= {*kind} for kind in kinds].index(True)
+        found = [kind_of(pair) for pair in pairs]
+        assert sorted(found) == [[index] for index in range(len(kinds)) for _ in range(3)]
+
+
 def test_held_out_labels_are_in_no_list():
     held = held_out_labels()
     assert len(held) == len(set(held)) >= 40
-    assert not {word for pair in held for word in pair} & set(words())
+    known = [label for kind in kinds_of_labels() for label in kind]
+    assert len(known) == len(set(known))
+    assert not {label for pair in held for label in pair} & set(known)
     assert not any(a.startswith(b) or b.startswith(a) for a, b in held)
 
 
@@ -127,14 +134,38 @@ ONE = ["--mixture.games", "[ipd]", "--mixture.labels", "[[X, Y]]", "--prompt.lab
 ONE += ["--mixture.wordings", "[structured]", "--mixture.table_orders", "[original]"]
 
 
-@pytest.mark.parametrize("opponent", ["tit-for-tat", "learner"])
-def test_a_mixture_of_one_is_the_run_without(tiny_flags, opponent):
-    flags = [*tiny_flags, "--env.opponent", opponent]
+SETTINGS = {
+    "plain": [],
+    "two learners": ["--env.opponent", "learner"],
+    "by tokens": ["--ppo.level", "token"],
+    "the paper's streams": ["--env.streams", "numpy"],
+    "drawn payoffs": ["--env.payoff_draws", "2"],
+    "exact, longer memory": ["--ppo.estimator", "exact", "--env.memory", "2"],
+    "blank start, noise": ["--env.blank_start", "true", "--env.noise", "0.1"],
+    "two rewards": ["--reward.name", "game", "--reward.then", "utilitarian"],
+    "minibatches": ["--ppo.epochs", "2", "--ppo.minibatches", "3"],
+    "own past": ["--env.opponent", "past(1)"],
+}
+
+
+@pytest.mark.parametrize("flags", SETTINGS.values(), ids=SETTINGS)
+def test_a_mixture_of_one_is_the_run_without(tiny_flags, flags):
+    flags = [*tiny_flags, "--updates", "3", *flags]
     alone = train_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
     mixed = train_agent(configs.load(None, [*flags, *ONE]), say=quiet)
     for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [plain(r) for r in mixed.history] == [plain(r) for r in alone.history]
+
+
+def test_games_of_several_players_are_mixed():
+    """In each update the one that is drawn is played, as if it were alone."""
+    games = ["public-goods(3, 1.2)", "public-goods(3, 2.5)"]
+    flags = ["--env.opponent", "conditional", "--ppo.estimator", "exact"]
+    mixed = settings(*flags, "--mixture.games", json.dumps(games))
+    found = train_agent(mixed, say=quiet).history[0]
+    alone = train_agent(settings(*flags, "--env.game", found["conditions"][0]), say=quiet)
+    assert plain(found) == plain(alone.history[0])
 
 
 @pytest.mark.parametrize(
@@ -147,11 +178,12 @@ def test_prompts_of_every_update_have_one_shape_and_their_own_reference(tiny_fla
     config = resolve(configs.load(None, [*tiny_flags, *given, *flags]))
     agent = make_agent(config)
     members = [(config, agent)]
-    packed = packed_conditions(members)
+    conditions = Conditions(members, Met(members))
     shapes = set()
     for update in range(6):
-        (group,) = groups_of(members, shown_to(members, update))
-        prompts, reference = packed.stacked([group])
+        shown = conditions.shown(update)
+        ((group,),) = shown
+        prompts, reference = conditions.prompts(shown), conditions.reference(shown)
         shapes.add(str(jax.tree.map(np.shape, (prompts, reference))))
         table = lambda c: policy_table(agent, c, agent.policy.reference_parameters()).log_probs
         alone = np.concatenate([table(condition) for condition in group])
@@ -159,18 +191,20 @@ def test_prompts_of_every_update_have_one_shape_and_their_own_reference(tiny_fla
     assert len(shapes) == 1
 
 
-def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags):
+def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags, monkeypatch):
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--mixture.labels", PAIRS]
 
     def made(kept):
         config = resolve(configs.load(None, [*flags, "--mixture.kept", str(kept)]))
         agent, calls = make_agent(config), []
-        spied = agent._replace(inputs=lambda *a: calls.append(a) or agent.inputs(*a))
-        packed, seen = packed_conditions([(config, spied)]), []
+        members, make, seen = [(config, agent)], agent.prompter.inputs, []
+        monkeypatch.setattr(agent.prompter, "inputs", lambda *a: calls.append(a) or make(*a))
+        conditions = Conditions(members, Met(members))
         for update in range(40):
-            (groups,) = shown_to([(config, spied)], update)
-            packed.stacked(groups)
-            seen.append(groups[0][0].key)
+            shown = conditions.shown(update)
+            conditions.prompts(shown)
+            conditions.reference(shown)
+            seen.append(shown[0][0][0].key)
         return len(calls), seen
 
     assert made(10)[0] == 4
@@ -278,27 +312,6 @@ def test_several_games_are_the_mean_of_each():
     assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
 
 
-def test_what_holds_outside_is_told_by_what_is_new():
-    row = lambda c, illegal: {"C": c, "D": 1 - c - illegal, "illegal": illegal}
-    condition = lambda novelty, cc, dd: {
-        "novelty": novelty,
-        "policies": {"tuned": {"remembered": {"CC": cc, "DD": dd}}},
-    }
-    named = {
-        "a": condition("new labels", row(0.5, 0.2), row(0.1, 0.0)),
-        "b": condition("seen", row(0.9, 0.0), row(0.2, 0.1)),
-        "c": condition("seen", row(0.7, 0.0), row(0.2, 0.3)),
-    }
-    found = by_novelty(named, "tuned")
-    assert list(found) == ["seen", "new labels"]
-    assert found["seen"] == pytest.approx(
-        {"conditions": 2, "P(C|CC)": 0.8, "P(C|DD)": 0.2, "illegal": 0.3, "apart": 0.1}
-    )
-    assert found["new labels"] == pytest.approx(
-        {"conditions": 1, "P(C|CC)": 0.5, "P(C|DD)": 0.1, "illegal": 0.2, "apart": 0.3}
-    )
-
-
 MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]
 
 
@@ -396,15 +409,28 @@ def test_a_population_meets_a_mixture_of_opponents():
         (["--mixture.labels", "words(9999)"], r"mixture\.labels: .* words\(n\) with n from 1 to"),
         (["--mixture.labels", "letters"], r"mixture\.labels: 'letters' is neither"),
         (["--mixture.games", "['public-goods(3)']"], r"mixture\.games: .* has 3 players"),
-        (["--mixture.games", "[chess]"], "unknown name 'chess'"),
+        (["--mixture.games", "[chess]"], r"^mixture\.games: unknown name 'chess'"),
+        (["--mixture.games", "['donation(1)']"], r"^mixture\.games: .* does not fit donation"),
         (["--mixture.wordings", "[nonsense]"], r"mixture\.wordings: unknown name 'nonsense'"),
         (["--mixture.conditions", "2"], r"mixture\.conditions: 2 cannot be drawn, .* holds 1"),
         (["--mixture.both_ways", "true"], r"mixture\.both_ways: needs mixture\.labels"),
         (["--mixture.tables", "x"], r"unknown key 'mixture\.tables'"),
         (["--mixture.opponents", "{tit-for-tat: 0}"], r"mixture\.opponents"),
         (["--mixture.opponents", "{}"], r"mixture\.opponents"),
-        (["--mixture.opponents", "{nobody: 1}"], "unknown name 'nobody'"),
+        (["--mixture.opponents", "{nobody: 1}"], r"^mixture\.opponents: unknown name 'nobody'"),
+        (
+            ["--mixture.opponents", "{extortionate: 1}", "--mixture.games", "[ipd, bos]"],
+            r"^mixture\.opponents: extortionate: .*bos has no zero-determinant",
+        ),
+        (
+            ["--mixture.wordings", "['Say {choices} or {what} now']"],
+            r"^mixture\.wordings: .* has the unknown placeholder {what}",
+        ),
         ([*MET, "--env.opponent", "learner"], r"mixture\.opponents: cannot stand with"),
+        (
+            ["--mixture.opponents", "{learner: 1, random: 1}"],
+            r"mixture\.opponents: a learner cannot be one of several",
+        ),
     ],
 )
 def test_what_cannot_be_mixed_is_refused(flags, message):
@@ -424,7 +450,50 @@ def test_all_that_can_be_shown_is_known(tiny_flags):
     config = settings(*flags)
     shown = {condition.key for condition in every_condition(config, Presentation())}
     member = dataclasses.replace(config, updates=50)
-    agent = make_agent(member)
+    members = [(member, make_agent(member))]
+    conditions = Conditions(members, Met(members))
     for update in range(50):
-        for group in shown_to([(member, agent)], update)[0]:
+        for group in conditions.shown(update)[0]:
             assert {condition.key for condition in group} <= shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--mixture.labels", "words(4)", "--prompt.labels", "[[A, B], [X, Y]]"],
+            r"prompt\.labels: .* mixture\.labels takes its place",
+        ),
+        ([*MET, "--env.opponent", "[random, joss]"], r"env\.opponent: .* mixture\.opponents takes"),
+        (
+            ["--mixture.games", GAMES, "--env.game", "[ipd, bos]"],
+            r"env\.game: .* mixture\.games takes",
+        ),
+    ],
+)
+def test_members_that_would_be_alike_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        train_population(configs.load_members(None, [*TABULAR, *flags]), say=quiet)
+
+
+def test_members_may_have_the_words_their_seeds_drew(tmp_path):
+    """As their files tell them apart when the population goes on."""
+    flags = [*TABULAR, "--mixture.labels", "words(4)", "--seed", "[0, 1]"]
+    members = configs.load_members(None, flags)
+    train_population(members, tmp_path / "runs", say=quiet)
+    read = {name: configs.load(tmp_path / "runs" / name / "config.yaml", []) for name in members}
+    assert len({config.prompt.labels for config in read.values()}) == 2
+    longer = {name: dataclasses.replace(config, updates=8) for name, config in read.items()}
+    trained = train_population(longer, tmp_path / "runs", resume=True, extend=True, say=quiet)
+    assert [len(one.history) for one in trained.values()] == [2, 2]
+
+
+def test_a_run_goes_on_with_more_or_less_kept(tmp_path):
+    """How much is kept only takes memory."""
+    shown = ["--mixture.games", GAMES, "--ppo.final_entropy_coef", "1"]
+    whole = train_agent(settings(*shown, "--updates", "8"), say=quiet)
+    train_agent(settings(*shown, "--updates", "4"), tmp_path / "run", say=quiet)
+    config = settings(*shown, "--updates", "8", "--mixture.kept", "1")
+    resumed = train_agent(config, tmp_path / "run", resume=True, say=quiet)
+    assert len(resumed.history) == 4
+    assert [plain(record) for record in resumed.history] == [plain(r) for r in whole.history[4:]]

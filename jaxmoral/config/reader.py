@@ -17,7 +17,7 @@ from jaxmoral.errors import UserError
 MAX_FILE = 200_000  # characters of a file, its aliases spelled out
 MAX_TEXT = 16_000  # characters of a wording or a persona; escaped in a file, each may become six
 MAX_NAME = 1_000  # characters of any other text, a path for instance
-MAX_KEY = 100  # characters of a key
+MAX_KEY = 100  # characters of a key that is no path
 MAX_DEPTH = 16
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAK = re.compile(r"[\t\n\r\u2028\u2029]")
@@ -105,9 +105,10 @@ def _copied(value: Any, *, key: str, depth: int) -> Any:
     if isinstance(value, dict):
         copy = {}
         for name, inner in value.items():
-            if not isinstance(name, str) or len(name) > MAX_KEY or not name.isprintable():
+            most = MAX_NAME if key == "mixture.opponents" else MAX_KEY
+            if not isinstance(name, str) or len(name) > most or not name.isprintable():
                 raise UserError(
-                    f"{key or 'config'}: a key must be text, at most {MAX_KEY} printable"
+                    f"{key or 'config'}: a key must be text, at most {most} printable"
                     f" characters, got {brief(name)}"
                 )
             copy[name] = _copied(inner, key=f"{key}.{name}" if key else name, depth=depth + 1)

@@ -8,6 +8,7 @@ from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, Condition, Present
 from jaxmoral.world.games import Game
 
 _MOST_OF_AXIS = 8
+_EVERY_IN_NEW_GAMES = 2  # pair of new labels also stands in a new game
 WORDINGS = ("structured", "story", "unstructured", "explicit")
 
 
@@ -92,13 +93,14 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
     every += [(own, {"wording": name}) for name in new_wordings]
     every += [(own, {"table_order": name}) for name in new_orders]
     every += [(own, {"persona": name}) for name in new_personas]
-    for index, pair in enumerate(new_labels):
-        game = _in_turn(new_games or [own], index)
-        every.append((game, {"labels": pair}))
-        if index % max(len(new_labels) // _MOST_OF_AXIS, 1) == 0:
-            wording = _in_turn(new_wordings or [base.wording], index)
-            order = _in_turn(new_orders or [base.table_order], index)
-            every.append((game, {"labels": pair, "wording": wording, "table_order": order}))
+    games_in_turn = new_games or [own]
+    for index, pair in enumerate(new_labels[::_EVERY_IN_NEW_GAMES]):
+        every.append((_in_turn(games_in_turn, index), {"labels": pair}))
+    for index, pair in enumerate(new_labels[:: max(len(new_labels) // _MOST_OF_AXIS, 1)]):
+        wording = _in_turn(new_wordings or [base.wording], index)
+        order = _in_turn(new_orders or [base.table_order], index)
+        changes = {"labels": pair, "wording": wording, "table_order": order}
+        every.append((_in_turn(games_in_turn, index), changes))
     conditions = [Condition(game, base._replace(**changes)) for game, changes in every]
     return {_name(condition): condition for condition in conditions}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout, make_layout
@@ -19,7 +18,7 @@ from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter, random_labels
-from jaxmoral.learning.tabular_policy import TabularPolicy
+from jaxmoral.learning.tabular_policy import TablePrompter, TabularPolicy
 from jaxmoral.models.load import LoadedModel, load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import at_revision, load_peft
@@ -34,9 +33,7 @@ class Agent(NamedTuple):
     Attributes:
       policy: static.
       frozen: arrays that are never trained.
-      inputs: packs the prompts of lists of conditions, a list on each place of a leading axis; see
-        `Prompter.inputs`.
-      room: how large packed prompts are; see `Prompter.room`.
+      prompter: packs prompts.
       presentation: in which it is trained; files read in, random labels drawn.
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
@@ -47,8 +44,7 @@ class Agent(NamedTuple):
 
     policy: Policy
     frozen: Any
-    inputs: Callable[..., Any]
-    room: Callable[..., Any]
+    prompter: Prompter | TablePrompter
     presentation: Presentation
     summary: list[str]
     layout: Layout
@@ -59,7 +55,7 @@ class Agent(NamedTuple):
 
 def policy_table(agent: Agent, condition: Condition, trainable: Any) -> PolicyTable:
     """What an agent with these parameters says in one condition."""
-    prompts = jax.tree.map(lambda x: x[0], agent.inputs([[condition]]))
+    prompts = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
 
     @jax.jit
     def read(frozen, prompts, trainable):
@@ -111,6 +107,11 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
     return presentation
 
 
+def lora_of(config: Config) -> Lora:
+    """The adapter a configuration describes."""
+    return Lora(**{f.name: getattr(config.lora, f.name) for f in dataclasses.fields(Lora)})
+
+
 class _Plan(NamedTuple):
     """All of an agent that is known before the base's weights are read."""
 
@@ -130,13 +131,7 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     multiple = 1 if layout.side_by_side else layout.num_places
     prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
     presentation = make_presentation(config, model)
-    lora = Lora(
-        settings.rank,
-        settings.alpha,
-        settings.dropout,
-        settings.targets,
-        settings.rank_stabilised,
-    )
+    lora = lora_of(config)
     adapter = None
     if settings.adapter is not None:
         adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
@@ -152,7 +147,15 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
         )
     inputs = prompter.inputs(player_conditions(config, presentation)[:1], room)
     needed = footprint(config, gemma, lora, inputs, layout, units or 1)
-    return _Plan(layout, prompter, presentation, lora, adapter, inputs, needed)
+    return _Plan(
+        layout=layout,
+        prompter=prompter,
+        presentation=presentation,
+        lora=lora,
+        adapter=adapter,
+        inputs=inputs,
+        needed=needed,
+    )
 
 
 def make_agent(
@@ -177,7 +180,6 @@ def make_agent(
         histories = presentation.remembers(training_game(config)).histories
         tabular = TabularPolicy(len(histories) * NUM_ORDERS)
         summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        inputs = lambda groups, room=None: np.zeros((len(groups), len(groups[0]), 0), np.float32)
         layout = make_layout(config.mesh, units)
         rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
         if warn and (line := shortage(rounds, free_bytes(), config)):
@@ -185,8 +187,7 @@ def make_agent(
         return Agent(
             policy=tabular,
             frozen=(),
-            inputs=inputs,
-            room=lambda *_: None,
+            prompter=TablePrompter(),
             presentation=presentation,
             summary=summary,
             layout=layout,
@@ -218,8 +219,7 @@ def make_agent(
     return Agent(
         policy=policy,
         frozen=model.weights,
-        inputs=plan.prompter.inputs,
-        room=plan.prompter.room,
+        prompter=plan.prompter,
         presentation=plan.presentation,
         summary=_summary(config, model, plan),
         layout=plan.layout,

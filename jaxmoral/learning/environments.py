@@ -1,17 +1,17 @@
-"""Whom the players meet and what they earn, update by update."""
+"""What players earn and whom they meet, update by update."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.learning.lookup import LEARNER, find_opponent, num_learners, opponents_met
+from jaxmoral.learning.lookup import LEARNER, find_opponent
 from jaxmoral.learning.mixture import player_games
+from jaxmoral.learning.whom import met_by
 from jaxmoral.world.games import Game
 from jaxmoral.world.machines import Opponent, stack
 from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
-from jaxmoral.world.rollout import Draws, Environment
-from jaxmoral.world.streams import Streams
+from jaxmoral.world.rollout import Environment
 
 
 def transition(config: Config, update: int) -> float:
@@ -24,39 +24,50 @@ def transition(config: Config, update: int) -> float:
     return float(reward.switch_at is not None and update >= reward.switch_at)
 
 
-def environment(
+def reward_tables(config: Config, update: int, games: Sequence[Sequence[Game]]) -> np.ndarray:
+    """Of each learning player's games in an update, `[num_players, num_games, ...]`.
+
+    The rest of the shape is that of `rewards.reward_table`.
+    """
+    share = transition(config, update)
+    tables = [[_rewards_between(config, game, share) for game in player] for player in games]
+    return np.array(tables, np.float32)
+
+
+def make_environment(
     config: Config,
-    update: int = 0,
+    update: int,
     *,
-    games: Sequence[Sequence[Game]] | None = None,
-    meet: Callable[[str, int], Opponent] | None = None,
+    games: Sequence[Sequence[Game]],
+    machines: Sequence[Sequence[Opponent]] | None,
 ) -> Environment:
-    """The training games' opponents and rewards in an update.
+    """The opponents and rewards in an update.
 
     Args:
       config: resolved.
       update: its number.
-      games: of each learning player; by default drawn here.
-      meet: from a name and the number of a game to a machine; by default only machines are met.
+      games: of each learning player.
+      machines: in each game all who are met, in the order of `whom.met_by`; None if two learn.
     """
-    games = player_games(config, update) if games is None else games
-    env, share = config.env, transition(config, update)
-    noise = np.array(env.noise, np.float32) if env.noise else None
-    rewards = np.array(
-        [[_rewards_between(config, game, share) for game in player] for player in games], np.float32
-    )
-    if env.opponent == LEARNER:
+    noise = np.array(config.env.noise, np.float32) if config.env.noise else None
+    rewards = reward_tables(config, update, games)
+    if machines is None:
         return Environment(None, rewards, noise)
-    met = opponents_met(config)
-    own = games[0]
-    # Some know the payoffs.
-    meet = meet or (lambda name, number: find_opponent(config, name, own[number]))
-    each = [[meet(name, number) for name in met] for number in range(len(own))]
-    if len(met) > 1:
-        weights = np.array([*met.values()], np.float32)
-        return Environment(stack([stack(row) for row in each]), rewards[0], noise, weights)
-    alone = [machine for (machine,) in each]
+    chances = [*met_by(config).values()]
+    if len(chances) > 1:
+        opponent, weights = stack([stack(row) for row in machines]), np.array(chances, np.float32)
+        return Environment(opponent, rewards[0], noise, weights)
+    alone = [machine for (machine,) in machines]
     return Environment(stack(alone) if len(alone) > 1 else alone[0], rewards[0], noise)
+
+
+def environment(config: Config, update: int = 0) -> Environment:
+    """The environment of an update in which nobody but machines is met, or two learn."""
+    games, machines = player_games(config, update), None
+    if config.env.opponent != LEARNER:
+        names = [whom.name for whom in met_by(config)]
+        machines = [[find_opponent(config, name, game) for name in names] for game in games[0]]
+    return make_environment(config, update, games=games, machines=machines)
 
 
 def _rewards_between(config: Config, game: Game, share: float) -> np.ndarray:
@@ -76,33 +87,3 @@ def _rewards(config: Config, game: Game, name: str) -> np.ndarray:
     if env.opponent != LEARNER:
         return table
     return add_illegal_opponent(table, env.opponent_illegal, name, settings.illegal)
-
-
-def paper_draws(config: Config) -> Callable[[int], Draws | None]:
-    """The paper's random numbers of each update, or None for JAX's own.
-
-    Updates are asked for in ascending order; those skipped (made by an earlier session) are drawn
-    and thrown away, so that a resumed run goes on in the same stream.
-    """
-    env = config.env
-    if env.streams == "jax":
-        return lambda update: None
-    streams, made = Streams(config.seed), -1
-    newest: Draws | None = None
-    num_players = num_learners(config)
-    remembered = {"always-cooperate": 0, "always-defect": 1}.get(env.opponent)
-
-    def draw(update: int) -> Draws | None:
-        nonlocal made, newest
-        while made < update:
-            newest = streams.draw(
-                env.episodes,
-                env.rounds,
-                num_players=num_players,
-                remembered=remembered,
-                coin=env.opponent == "random",
-            )
-            made += 1
-        return newest
-
-    return draw

@@ -1,13 +1,11 @@
-"""Whom learners meet: machines by name, agents that do not learn, and their own past.
+"""Those who are met and do not learn, as machines: what they do follows from their policy tables.
 
-An agent that does not learn is a machine too: what it does follows from its policy table in the
-condition that is played. Its parameters are those of a run's checkpoint ("runs/selfish", in full
-"runs/selfish@40"), of a population's member, or of a PEFT adapter. "past(k)" is the learner as it
-was after 0, k, 2k, ... updates, another one of them each update.
+A stored agent sees each condition from its own side and acts by its exact policy there. Of the
+learner's past one self is met in each update, drawn by the seed; see `whom` for the names.
 """
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,27 +14,18 @@ from jaxmoral.config import Config
 from jaxmoral.devices.mesh import place
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.agent import Agent, lora_of
 from jaxmoral.learning.language_policy import LanguagePolicy
-from jaxmoral.learning.lookup import (
-    find_opponent,
-    key_of_met,
-    kind_of,
-    opponents_met,
-    past_every,
-    past_updates,
-    split_update,
-    with_names,
-)
-from jaxmoral.learning.packed import PackedConditions, Speaker
+from jaxmoral.learning.lookup import find_opponent
+from jaxmoral.learning.packed import FixedAgent, PackedConditions
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, member_state
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.run_folder import is_run, read_config
+from jaxmoral.learning.run_folder import is_population, is_run, member_names, read_config
 from jaxmoral.learning.saved import load_state, update_of
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.trained import first_player
+from jaxmoral.learning.whom import Whom, key_of_met, met_by, past_updates, renamed
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import is_adapter, load_peft
 from jaxmoral.world.chain import memory_policy
@@ -47,23 +36,32 @@ _PASTS = 3  # the third of four numbers that seed a stream, as in `mixture`
 
 
 def pinned(config: Config) -> Config:
-    """The configuration with every run that is met named by its newest checkpoint."""
-    return with_names(config, {name: _pin(config, name) for name in opponents_met(config)})
+    """The configuration with every stored run named by its newest checkpoint."""
+    names = {}
+    for whom in met_by(config):
+        if whom.kind == "stored" and whom.update is None and is_run(whom.folder):
+            names[whom.name] = f"{whom.folder}@{update_of(whom.folder)}"
+    return renamed(config, names)
 
 
-def _pin(config: Config, name: str) -> str:
-    folder, update = split_update(name)
-    if kind_of(config, name) != "stored" or update is not None:
-        return name
-    newest = update_of(Path(folder)) if is_run(Path(folder)) else None
-    return name if newest is None else f"{name}@{newest}"
+def check_stored(configs: Sequence[Config]) -> None:
+    """Raises UserError if a stored agent is not where its name says, before any model is read."""
+    for config in configs:
+        for whom in met_by(config):
+            if whom.kind != "stored" or is_run(whom.folder) or is_adapter(whom.folder):
+                continue
+            key, folder = key_of_met(config), whom.folder
+            if is_population(folder):
+                some = ", ".join(member_names(folder)[:3])
+                raise UserError(f"{key}: {folder} holds a population; name a member: {some}, ...")
+            raise UserError(f"{key}: there is no run and no PEFT adapter in {folder}")
 
 
 class Met:
-    """Those whom the members meet and who are no machines, whatever update it is."""
+    """Those whom the members meet, whatever update it is."""
 
     def __init__(self, members: Members):
-        """Reads those who do not learn.
+        """Reads the stored agents.
 
         Args:
           members: as for `experiment.compile_update`.
@@ -72,102 +70,123 @@ class Met:
           UserError: one of them cannot be read, or is of another model or memory.
         """
         self._members = members
-        self._agents: dict[str, Speaker] = {}
+        self._stored: dict[Whom, FixedAgent] = {}
         for config, agent in members:
-            for name in opponents_met(config):
-                if kind_of(config, name) == "stored" and name not in self._agents:
-                    self._agents[name] = _read(config, agent, name)
+            for whom in met_by(config):
+                if whom.kind == "stored" and whom not in self._stored:
+                    self._stored[whom] = _read(config, agent, whom)
         self.updates = {update for config, _ in members for update in past_updates(config)}
-        self._past: dict[int, list[Speaker]] = {}
+        self._past: dict[int, list[FixedAgent]] = {}  # grows, by an adapter each
 
     def remember(self, update: int, state: TrainState) -> None:
         """Keeps the members as they are before an update, if anybody will meet them."""
         if update in self.updates:
             alone = len(self._members) == 1
             self._past[update] = [
-                Speaker(agent.policy, first_player(state if alone else member_state(state, index)))
-                for index, (_, agent) in enumerate(self._members)
+                FixedAgent(agent.policy, first_player(state if alone else member_state(state, at)))
+                for at, (_, agent) in enumerate(self._members)
             ]
 
-    def recall(self, checkpoints: Checkpoints, state: TrainState) -> None:
+    def recall(self, state: TrainState, restore: Callable[[int], TrainState]) -> None:
         """Reads what was remembered before a run was cut.
 
         Args:
-          checkpoints: of the run.
           state: from which it goes on.
-        """
-        configs = checkpoints.newest_configs()
-        for update in sorted(self.updates):
-            if update < int(state.update) and configs is not None:
-                self.remember(update, checkpoints.restore(state, configs, update=update))
+          restore: from an update to its checkpoint's state.
 
-    def opponent(
+        Raises:
+          UserError: one of the checkpoints that are needed is gone or damaged.
+        """
+        for update in sorted(self.updates):
+            if update < int(state.update):
+                try:
+                    self.remember(update, restore(update))
+                except UserError as error:
+                    key = key_of_met(self._members[0][0])
+                    raise UserError(
+                        f"{key}: the run meets itself as it was before update {update} ({error})"
+                    ) from None
+
+    def machines(
         self,
-        name: str,
-        condition: Condition,
+        member: int,
+        conditions: Sequence[Condition],
         *,
+        update: int | None,
         packed: PackedConditions,
-        member: int = 0,
-        update: int | None = None,
-    ) -> Opponent:
-        """Who is met under a name, as a machine.
+    ) -> list[list[Opponent]]:
+        """Everybody a member meets, in each condition, in the order of `whom.met_by`.
 
         Args:
-          name: of `lookup.opponents_met`.
-          condition: as the learner sees it.
-          packed: the conditions' prompts.
-          member: of the population.
+          member: its place.
+          conditions: as the member sees them.
           update: the number of the update, on which it depends which past self is met; None for the
             untrained policy instead of one.
+          packed: the conditions' prompts.
         """
         config, agent = self._members[member]
-        if kind_of(config, name) == "machine":
-            return find_opponent(config, name, condition.game)
-        step = past_every(name)
-        if step is None:
-            speaker = self._agents[name]
-        elif update is None:
-            speaker = packed.reference
-        else:
-            known = range(0, max(update, 1), step)
-            random = np.random.default_rng([config.seed, update, _PASTS, step])
-            speaker = self._past[known[random.integers(len(known))]][member]
-        seen = condition._replace(game=mirror(condition.game))
-        policy = np.asarray(memory_policy(jnp.asarray(packed.table(speaker, seen))))
-        return agent_machine(agent.presentation.remembers(condition.game), policy)
+        seen = [c._replace(game=mirror(c.game)) for c in conditions]
+        columns = []
+        for whom in met_by(config):
+            if whom.kind == "machine":  # some know the payoffs
+                columns.append([find_opponent(config, whom.name, c.game) for c in conditions])
+                continue
+            fixed = self._fixed(whom, member, update, packed)
+            tables = packed.tables(fixed, [[condition] for condition in seen])
+            if not np.isfinite(tables).all():
+                raise UserError(
+                    f"{key_of_met(config)}: what {whom.name} does is not a number; its training"
+                    " diverged"
+                )
+            policies = [np.asarray(memory_policy(jnp.asarray(table))) for table in tables]
+            memories = [agent.presentation.remembers(c.game) for c in conditions]
+            columns.append(list(map(agent_machine, memories, policies)))
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _fixed(
+        self, whom: Whom, member: int, update: int | None, packed: PackedConditions
+    ) -> FixedAgent:
+        if whom.kind == "stored":
+            return self._stored[whom]
+        if update is None:
+            return packed.reference
+        known = range(0, max(update, 1), whom.every)
+        seed = self._members[member][0].seed
+        random = np.random.default_rng([seed, update, _PASTS, whom.every])
+        return self._past[known[random.integers(len(known))]][member]
 
 
-def _read(config: Config, agent: Agent, name: str) -> Speaker:
+def _read(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
     """An agent that does not learn, on the learner's own frozen arrays."""
-    key, (where, update) = key_of_met(config), split_update(name)
-    folder = Path(where)
+    check_stored([config])
     try:
-        if is_run(folder):
-            return _read_run(config, agent, folder=folder, update=update)
-        if is_adapter(folder) and agent.model is not None:
-            weights, lora = load_peft(folder, agent.model.config, 0.0)
-            own = agent.policy.reference_parameters() | {"adapter": weights}
-            return Speaker(_adapted(agent, lora), place(own, agent.layout.sharding()))
+        if is_run(whom.folder):
+            return _read_run(config, agent, whom)
+        if agent.model is None:
+            raise UserError("an adapter needs a language model, and this run trains a table")
+        weights, lora = load_peft(whom.folder, agent.model.config, 0.0)
+        own = agent.policy.reference_parameters() | {"adapter": weights}
+        return FixedAgent(_adapted(agent, lora), place(own, agent.layout.sharding()))
     except UserError as error:
-        raise UserError(f"{key}: {name} cannot be met ({error})") from None
-    raise UserError(f"{key}: there is no run and no PEFT adapter for this policy in {folder}")
+        raise UserError(f"{key_of_met(config)}: {whom.name} cannot be met: {error}") from None
 
 
-def _read_run(config: Config, agent: Agent, *, folder: Path, update: int | None) -> Speaker:
-    theirs = resolve(read_config(folder))
-    for what, (a, b) in {
-        "model.source": (config.model.source == "tabular", theirs.model.source == "tabular"),
+def _read_run(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
+    theirs = resolve(read_config(whom.folder))
+    kind = lambda own: "a table" if own.model.source == "tabular" else "a language model"
+    for what, (ours, other) in {
+        "policy": (kind(config), kind(theirs)),
         "model.sha256": (agent.model and agent.model.sha256, theirs.model.sha256),
         "model.quantisation": (config.model.quantisation, theirs.model.quantisation),
         "env.memory": (config.env.memory, theirs.env.memory),
         "env.blank_start": (config.env.blank_start, theirs.env.blank_start),
     }.items():
-        if a != b:
-            raise UserError(f"it has another {what}, {b} instead of {a}")
-    lora = Lora(**{f.name: getattr(theirs.lora, f.name) for f in dataclasses.fields(Lora)})
-    policy = _adapted(agent, lora)
+        if ours != other:
+            raise UserError(f"its {what} is {other}, not {ours}")
+    policy = _adapted(agent, lora_of(theirs))
     own = agent._replace(policy=policy, adapter=None)
-    return Speaker(policy, first_player(load_state(folder, theirs, agent=own, update=update)))
+    state = load_state(whom.folder, theirs, agent=own, update=whom.update)
+    return FixedAgent(policy, first_player(state))
 
 
 def _adapted(agent: Agent, lora: Lora) -> Policy:

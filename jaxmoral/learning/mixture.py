@@ -16,20 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Condition, Presentation, check_labels
-from jaxmoral.learning.lookup import (
-    LEARNER,
-    find_games,
-    meets_agents,
-    training_game,
-)
+from jaxmoral.learning.lookup import LEARNER, find_games, training_game
+from jaxmoral.learning.whom import meets_agents
 from jaxmoral.world.games import Game, draw_payoffs, mirror
 
 _WORDS = re.compile(r"words\((\d{1,4})\)")
-_DRAWS, _PAIRS = 1, 2  # the last of three numbers that seed a stream, which keep them apart
+_DRAWS, _PAIRS = 1, 2  # the third number that seeds a stream, which keeps them apart
 
 
 class Choice(NamedTuple):
@@ -59,9 +55,11 @@ class Choice(NamedTuple):
 
 
 @cache
-def words() -> tuple[str, ...]:
-    """The words of which pairs of labels are drawn."""
-    return tuple((Path(prompts.__file__).parent / "labels.txt").read_text().split())
+def kinds_of_labels() -> tuple[tuple[str, ...], ...]:
+    """What pairs of labels are drawn from, by kind: words, letters, numbers, strings, ..."""
+    text = (Path(prompts.__file__).parent / "labels.txt").read_text(encoding="utf-8")
+    _, *kinds = text.split("\n\n")  # the first lines say what the file is for
+    return tuple(tuple(kind.splitlines()[1:]) for kind in kinds)
 
 
 def label_pairs(config: Config) -> list[tuple[str, str]] | None:
@@ -83,18 +81,43 @@ def label_pairs(config: Config) -> list[tuple[str, str]] | None:
 
 
 def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
-    match, known = _WORDS.fullmatch(asked), words()
-    order = np.random.default_rng([seed, 0, _PAIRS]).permutation(len(known))
-    pairs = [(known[a], known[b]) for a, b in order[: len(order) // 2 * 2].reshape(-1, 2)]
-    # "sea" and "seal" could not be told apart.
-    pairs = [(a, b) for a, b in pairs if not (a.startswith(b) or b.startswith(a))]
-    most = len(pairs) // 10 * 10
+    """The pairs of "words(n)", of every kind in turn as long as there are some."""
+    match = _WORDS.fullmatch(asked)
+    random = np.random.default_rng([seed, 0, _PAIRS])
+    kinds = []
+    for known in kinds_of_labels():
+        order = random.permutation(len(known))
+        pairs = [(known[a], known[b]) for a, b in order[: len(order) // 2 * 2].reshape(-1, 2)]
+        # "sea" and "seal" could not be told apart.
+        kinds.append([(a, b) for a, b in pairs if not (a.startswith(b) or b.startswith(a))])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
+    drawn = [pair for pair in turns if pair is not None]
+    most = len(drawn) // 10 * 10
     if not match or not 0 < int(match[1]) <= most:
         raise UserError(
             f"mixture.labels: {asked!r} is neither a list of pairs nor words(n) with n from 1 to"
             f" {most}"
         )
-    return pairs[: int(match[1])]
+    return drawn[: int(match[1])]
+
+
+def seen_labels(config: Config) -> list[tuple[str, str]]:
+    """The pairs that training draws from."""
+    return label_pairs(config) or [config.prompt.labels]
+
+
+def labels_in_words(config: Config) -> str:
+    """A mixture's labels, whatever words the seed drew: "words(200), both ways"."""
+    mixture = config.mixture
+    told = mixture.labels or ()
+    if not isinstance(told, str):
+        text, pairs = f"words({len(told)})", [tuple(pair) for pair in told]
+        try:
+            was_drawn = _drawn_pairs(text, config.seed) == pairs
+        except UserError:
+            was_drawn = False
+        told = text if was_drawn else " ".join(map("/".join, pairs))
+    return told + (", both ways" if mixture.both_ways else "")
 
 
 def axes(config: Config) -> tuple[Sequence, ...]:
@@ -106,7 +129,8 @@ def axes(config: Config) -> tuple[Sequence, ...]:
     mixture, own = config.mixture, training_game(config)
     games: Sequence[Game] = [own]
     if mixture.games is not None:
-        games = find_games(config, mixture.games)
+        with telling("mixture.games", "game"):
+            games = find_games(config, mixture.games)
         for game in games:
             if game.num_players != own.num_players:
                 raise UserError(

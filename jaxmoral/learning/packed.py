@@ -17,10 +17,11 @@ from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.policy import Policy
 
 PyTree = Any
+Groups = Sequence[Sequence[Condition]]  # of as many conditions each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Speaker:
+class FixedAgent:
     """Somebody who does not learn; each is only equal to itself.
 
     Attributes:
@@ -37,76 +38,75 @@ class Packed(NamedTuple):
 
     Attributes:
       prompts: `[num_chunks, ...]` in host memory.
-      tables: of each speaker asked so far, `[num_prompts, 3]` log-probabilities.
+      tables: of each fixed agent asked so far, `[num_prompts, 3]` log-probabilities.
     """
 
     prompts: PyTree
-    tables: dict[Speaker, np.ndarray]
+    tables: dict[FixedAgent, np.ndarray]
 
 
 class PackedConditions:
-    """Conditions of one shape, so that one compiled program serves all of them."""
+    """Conditions of one shape, so that one compiled program serves all of them.
+
+    Attributes:
+      reference: the untrained policy.
+    """
 
     def __init__(self, agent: Agent, room: Any, kept: int):
         """Compiles nothing yet.
 
         Args:
           agent: whose prompts and reference are made.
-          room: of `agent.room`, for all conditions that will be asked for.
+          room: of `Prompter.room`, for all conditions that will be asked for.
           kept: how many are kept.
         """
-        self.reference = Speaker(agent.policy, agent.policy.reference_parameters())
+        self.reference = FixedAgent(agent.policy, agent.policy.reference_parameters())
         self._agent, self._room, self._limit = agent, room, kept
         self._kept: dict[tuple, Packed] = {}
         self._programs: dict[Policy, Callable] = {}
 
-    def stacked(self, groups: Sequence[Sequence[Condition]]) -> tuple[PyTree, np.ndarray]:
-        """Groups of as many conditions each.
-
-        Returns:
-          Packed prompts `[num_groups, num_chunks, ...]`, a group's following each other, and their
-          references `[num_groups, num_prompts, 3]`.
-        """
-        found = self._find(self.reference, [c for group in groups for c in group])
-        of_group = [[found[condition.key] for condition in group] for group in groups]
-        join = lambda *leaves: np.concatenate(leaves)
-        prompts = [jax.tree.map(join, *(own.prompts for own in group)) for group in of_group]
-        references = [
-            np.concatenate([own.tables[self.reference] for own in group]) for group in of_group
+    def prompts(self, groups: Groups) -> PyTree:
+        """Packed prompts `[num_groups, num_chunks, ...]`, a group's following each other."""
+        found = self._find(groups)
+        joined = [
+            jax.tree.map(lambda *x: np.concatenate(x), *(found[c.key].prompts for c in group))
+            for group in groups
         ]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *prompts), np.stack(references)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *joined)
 
-    def table(self, speaker: Speaker, condition: Condition) -> np.ndarray:
-        """What somebody says in a condition, `[num_prompts, 3]` log-probabilities."""
-        return self._find(speaker, [condition])[condition.key].tables[speaker]
-
-    def _find(self, speaker: Speaker, conditions: Sequence[Condition]) -> dict[tuple, Packed]:
-        """The conditions by key, with what the speaker says in them."""
-        wanted = {condition.key: condition for condition in conditions}
-        found = {key: self._kept.get(key) or self._pack(c) for key, c in wanted.items()}
-        silent = [own for own in found.values() if speaker not in own.tables]
+    def tables(self, fixed: FixedAgent, groups: Groups) -> np.ndarray:
+        """What somebody says, `[num_groups, num_prompts, 3]` log-probabilities."""
+        found = self._find(groups)
+        missing = [packed for packed in found.values() if fixed not in packed.tables]
         layout = self._agent.layout
         # As many at once as the devices take side by side.
         at_once = layout.num_places if layout.side_by_side else 1
-        for start in range(0, len(silent), at_once):
-            batch = silent[start : start + at_once]
+        for start in range(0, len(missing), at_once):
+            batch = missing[start : start + at_once]
             padded = [*batch, *batch[-1:] * (at_once - len(batch))]
             together = jax.tree.map(lambda *x: np.stack(x), *(own.prompts for own in padded))
-            tables = self._say(speaker, place(together, layout.stacked(True)))
+            tables = self._tables_of(fixed, place(together, layout.stacked(True)))
             for own, table in zip(batch, jax.device_get(tables), strict=False):
-                own.tables[speaker] = table
+                own.tables[fixed] = table
+        return np.stack(
+            [np.concatenate([found[c.key].tables[fixed] for c in group]) for group in groups]
+        )
+
+    def _find(self, groups: Groups) -> dict[tuple, Packed]:
+        wanted = {condition.key: condition for group in groups for condition in group}
+        found = {key: self._kept.get(key) or self._pack(c) for key, c in wanted.items()}
         self._kept |= found
         while len(self._kept) > self._limit:  # the oldest goes first
             del self._kept[next(iter(self._kept))]
         return found
 
     def _pack(self, condition: Condition) -> Packed:
-        prompts = self._agent.inputs([[condition]], self._room)
+        prompts = self._agent.prompter.inputs([[condition]], self._room)
         return Packed(jax.tree.map(lambda leaf: leaf[0], prompts), {})
 
-    def _say(self, speaker: Speaker, prompts: PyTree) -> jax.Array:
-        """The speaker's tables of conditions on a leading axis."""
-        layout, policy = self._agent.layout, speaker.policy
+    def _tables_of(self, fixed: FixedAgent, prompts: PyTree) -> jax.Array:
+        """The agent's tables of conditions on a leading axis."""
+        layout, policy = self._agent.layout, fixed.policy
 
         def read(frozen, prompts, trainable):
             table = lambda shown: policy.bind(frozen, shown).table(trainable).log_probs
@@ -118,4 +118,4 @@ class PackedConditions:
             self._programs[policy] = jax.jit(
                 read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN)
             )
-        return self._programs[policy](self._agent.frozen, prompts, speaker.trainable)
+        return self._programs[policy](self._agent.frozen, prompts, fixed.trainable)

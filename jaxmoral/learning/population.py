@@ -39,6 +39,31 @@ VARYING = (
 )
 
 
+# What a part of the mixture takes the place of.
+_REPLACED = {
+    "games": "env.game",
+    "labels": "prompt.labels",
+    "wordings": "prompt.wording",
+    "personas": "prompt.persona",
+    "table_orders": "prompt.table_order",
+    "opponents": "env.opponent",
+}
+
+
+def check_asked(members: Sequence[Config]) -> None:
+    """Raises UserError if members, as they were asked for, differ in what has no effect."""
+    first = members[0]
+    for other in members[1:]:
+        changed = differences(first, other)
+        for part, key in _REPLACED.items():
+            mixed = f"mixture.{part}"
+            if getattr(first.mixture, part) is not None and key in changed and mixed not in changed:
+                raise UserError(
+                    f"{key}: members that differ in it would be alike, as {mixed} takes its place;"
+                    " leave one of the two out"
+                )
+
+
 def check_population(members: Sequence[Config]) -> None:
     """Raises UserError if members differ in what cannot vary within one compiled step."""
     first = members[0]

@@ -2,27 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from jaxmoral.config import Config, MixtureConfig
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
 from jaxmoral.learning.agent import presentation_with
-from jaxmoral.learning.lookup import (
-    LEARNER,
-    find_game,
-    find_games,
-    find_opponent,
-    key_of_met,
-    kind_of,
-    opponents_met,
-    training_game,
-)
+from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import axes, label_pairs, num_choices
+from jaxmoral.learning.run_folder import is_run
+from jaxmoral.learning.whom import PAST, key_of_met, met_by, parse
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.opponents import make_opponents
@@ -32,13 +26,11 @@ from jaxmoral.world.rewards import Reward, get_reward, reward_table
 def resolve(config: Config) -> Config:
     """Checks the configuration's own games and opponents and all names, settles "auto"."""
     make_games(config.games)
-    if LEARNER in make_opponents(config.opponents):
-        raise UserError(f"opponents.{LEARNER}: the name stands for an agent that learns")
+    for name in make_opponents(config.opponents):
+        if name == LEARNER or PAST.fullmatch(name):
+            raise UserError(f"opponents.{name}: the name stands for an agent that learns")
     game = training_game(config)
-    if config.env.opponent == LEARNER:
-        if game.num_players > 2:
-            raise UserError(f"env.opponent: learner needs a game of two players, not {game.name}")
-    elif kind_of(config, config.env.opponent) == "machine":
+    if parse(config, config.env.opponent).kind == "machine":  # though a mixture may replace it
         find_opponent(config, config.env.opponent, game)
     mixture = _resolved_mixture(config)
     config = _with_first(dataclasses.replace(config, mixture=mixture))
@@ -83,10 +75,9 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
         orders = tuple(dict.fromkeys(mixture.table_orders))
         mixture = dataclasses.replace(mixture, table_orders=orders)
     for wording in mixture.wordings or ():
-        presentation_with(
-            dataclasses.replace(config, prompt=dataclasses.replace(config.prompt, wording=wording)),
-            config.prompt.labels,
-        )
+        prompt = dataclasses.replace(config.prompt, wording=wording)
+        with telling("mixture.wordings", "prompt.wording"):
+            presentation_with(dataclasses.replace(config, prompt=prompt), config.prompt.labels)
     config = dataclasses.replace(config, mixture=mixture)
     total = num_choices(config)
     if mixture.conditions > total:
@@ -126,17 +117,21 @@ def _with_first(config: Config) -> Config:
 
 def _check_opponents(config: Config, game: Game) -> None:
     """Raises UserError if somebody who is met cannot play a game."""
-    for name in opponents_met(config):
-        kind = kind_of(config, name)
+    key = key_of_met(config)
+    for name, kind, *_ in met_by(config):
         if kind == "machine":
-            _check_streams(config, find_opponent(config, name, game))
+            if is_run(Path(name)):
+                raise UserError(f"{key}: {name} is a run folder; write ./{name}")
+            with telling(key, "opponent"):
+                opponent = find_opponent(config, name, game)
+            _check_streams(config, opponent)
+        elif game.num_players > 2:
+            raise UserError(f"{key}: {name} needs a game of two players, not {game.name}")
         elif kind == "learner":
-            continue
-        elif game.num_players > 2 or config.env.streams == "numpy":
-            raise UserError(
-                f"{key_of_met(config)}: {name} is an agent and needs a game of two players and"
-                " env.streams jax"
-            )
+            if config.mixture.opponents is not None:
+                raise UserError("mixture.opponents: a learner cannot be one of several")
+        elif config.env.streams == "numpy":
+            raise UserError(f"{key}: {name} is an agent and needs env.streams jax")
 
 
 def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:

@@ -8,9 +8,9 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
-from jaxmoral.learning.lookup import as_pinned
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import has_checkpoints
+from jaxmoral.learning.whom import as_pinned
 from jaxmoral.models.load import same_base
 
 

@@ -15,13 +15,7 @@ import numpy as np
 from jaxmoral.config import Config, MixtureConfig
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import map_spread, place
-from jaxmoral.learning.experiment import (
-    environments,
-    fold_members,
-    groups_of,
-    packed_conditions,
-    shown_to,
-)
+from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.population import Members, per_member
@@ -45,11 +39,10 @@ def make_score(members: Members, met: Met) -> Callable[[TrainState], np.ndarray]
     config, agent = plain[0]
     several, differ = len(plain) > 1, "prompts" in per_member(plain)
     memory = agent.presentation.remembers(training_game(config))
-    place_of, shown = agent.layout.stacked, shown_to(plain, 0)
-    prompts = fold_members(agent.inputs(groups_of(plain, shown)), plain)
-    prompts = place(prompts, place_of(differ))
-    last, packed = config.updates - 1, packed_conditions(plain)
-    arena = environments(plain, last, shown=shown, met=met, packed=packed, past=False)
+    place_of, conditions = agent.layout.stacked, Conditions(plain, met)
+    shown = conditions.shown(0)
+    prompts = place(conditions.prompts(shown), place_of(differ))
+    arena = conditions.environment(shown, config.updates - 1, past=False)
     arena = place(arena, place_of(several))
 
     def score(frozen, prompts, environment, trainable):
@@ -100,11 +93,11 @@ def expected_reward(
     noise = environment.noise
     rewards = jnp.asarray(environment.rewards)
     if environment.opponent is None:
-        chain, (rewards,) = chains.between(memory, policies[1], noise=noise), rewards[0]
+        chain, own = chains.between(memory, policies[1], noise=noise), rewards[0, 0]
     else:
-        opponent, weights, (rewards,) = environment.opponent, environment.weights, rewards
+        opponent, weights, own = environment.opponent, environment.weights, rewards[0]
         if weights is not None:
             opponent = jax.tree.map(lambda leaf: leaf[0], opponent)
         chain = chains.against(memory, opponent, noise=noise, weights=weights)
     shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds=num_rounds)
-    return jnp.sum(shares * chains.noisy_rewards(rewards, noise))
+    return jnp.sum(shares * chains.noisy_rewards(own, noise))

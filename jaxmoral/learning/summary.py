@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from jaxmoral.config import Config
-from jaxmoral.learning.lookup import trained_against
 from jaxmoral.learning.mixture import num_choices
+from jaxmoral.learning.whom import trained_against
 
 
 def summary(members: Sequence[Config]) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """The tabular policy: free logits per prompt, the baseline that needs no language model."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.policy import PolicyTable
 
 PyTree = Any
@@ -30,6 +33,17 @@ class TabularPolicy:
 
     def bind(self, frozen: PyTree, prompts: PyTree) -> "BoundTable":
         return BoundTable(num_games=len(prompts))
+
+
+class TablePrompter:
+    """Packs prompts for a policy that reads none; in place of a `Prompter`."""
+
+    def room(self, conditions: Sequence[Condition], points: Sequence[float] = ()) -> None:
+        """Nothing has a size."""
+
+    def inputs(self, groups: Sequence[Sequence[Condition]], room: None = None) -> np.ndarray:
+        """`[num_groups, num_games, 0]`; only how many games there are matters."""
+        return np.zeros((len(groups), len(groups[0]), 0), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

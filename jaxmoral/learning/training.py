@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.experiment import Step, compile_update
-from jaxmoral.learning.lookup import past_updates
-from jaxmoral.learning.met import Met, pinned
+from jaxmoral.learning.met import Met, check_stored, pinned
 from jaxmoral.learning.mixture import drawn, num_choices
-from jaxmoral.learning.population import check_population, member_state
+from jaxmoral.learning.population import check_asked, check_population, member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
 from jaxmoral.learning.run_folder import check_run_folder, locked, write_configs
@@ -31,6 +31,7 @@ from jaxmoral.learning.score import make_score
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.summary import summary_lines
 from jaxmoral.learning.trained import TrainedAgent
+from jaxmoral.learning.whom import past_updates
 
 
 def train_agent(
@@ -97,10 +98,12 @@ def _train(
         on_first(lambda: check_run_folder(folder, resume))
     if not is_first():
         say = _say_nothing
+    check_asked(list(members.values()))
     resolved = {name: resolve(config) for name, config in members.items()}
     check_population(list(resolved.values()))
     begun = go_on(folder, members, extend=extend, say=say) if folder and resume else None
     started = time.perf_counter()
+    check_stored(list(resolved.values()))
     settled, agents = _make_agents(begun or resolved, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
@@ -188,7 +191,8 @@ def _loop_in(
         resumed = checkpoints.latest() is not None
         if resumed:
             state = checkpoints.restore(state, members, set_aside=True, say=say)
-            met.recall(checkpoints, state)
+            earlier = partial(checkpoints.restore, state, members, say=_say_nothing)
+            met.recall(state, lambda update: earlier(update=update))
         else:
             checkpoints.save(0, state, members=members, rewards=score(state))
         with _open_log(folder, int(state.update)) as log:

@@ -5,6 +5,7 @@ Conditions are chosen by the configuration's suites and games, measured by the p
 over the frequencies that the program returns.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,16 +22,20 @@ from jaxmoral.config import Config
 from jaxmoral.devices.mesh import place
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import mark
-from jaxmoral.language.prompts import Condition, Presentation, all_prompts
+from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
 from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which, load_trained
+from jaxmoral.learning.tabular_policy import TablePrompter
 from jaxmoral.learning.trained import TrainedAgent
+from jaxmoral.learning.whom import met_by
 from jaxmoral.measuring.measures import describe_shares
+from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
+from jaxmoral.models.sizes import num_parameters
 from jaxmoral.world.games import SETS, Game
 from jaxmoral.world.machines import Opponent, stack
 from jaxmoral.world.memory import history_name
@@ -39,7 +44,8 @@ from jaxmoral.world.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_ta
 
 PyTree = Any
 Key = tuple  # of a condition
-MAX_SHAPES = 3
+MAX_SHAPES = 5
+_WORTH = 0.05  # of all the work, which a shape must save to be worth its compilation
 KEY_TAG = 2**32 - 1  # training folds the numbers of its updates, below 2**31, into the same key
 
 
@@ -84,10 +90,32 @@ def evaluate_agent(
     config = configs.parse(tree)
     resolve(config)
     chosen = chosen_conditions(config, agent.presentation)
+    if SUITE in chosen:
+        config = _with_met(config, [c.game for c in chosen[SUITE].values()])
     _check_fit(agent, config, chosen=chosen)
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
     return {"update": made} | describe(config, chosen, measured=measured)
+
+
+def _with_met(config: Config, games: Sequence[Game]) -> Config:
+    """Tested against whom training met, too, so that it is known which opponents are new.
+
+    That is as far as they are machines in all the games.
+    """
+    tests = config.evaluation
+    met = [whom.name for whom in met_by(config) if _plays(config, whom.name, games)]
+    every = tuple(dict.fromkeys([*tests.opponents, *met]))
+    return dataclasses.replace(config, evaluation=dataclasses.replace(tests, opponents=every))
+
+
+def _plays(config: Config, name: str, games: Sequence[Game]) -> bool:
+    try:
+        for game in games:
+            find_opponent(config, name, game)
+    except UserError:
+        return False
+    return True
 
 
 def _check_fit(
@@ -176,7 +204,7 @@ def _fitting_games(config: Config) -> list[Game]:
 def _measure_all(
     config: Config, agent: Agent, *, trained: PyTree | None, unique: Sequence[Condition]
 ) -> dict[Key, Measured]:
-    """Measures conditions, those of similar length in one program."""
+    """Measures conditions, those of similar size in one program."""
     settings, presentation = config.evaluation, agent.presentation
     protocols = Protocols(
         remembers=(presentation.memory, unique[0].game.num_players, presentation.blank),
@@ -195,11 +223,10 @@ def _measure_all(
     trainables, key = prepare(config.seed, *([] if trained is None else [trained]))
     draws = place(draw_paper() if "paper" in settings.protocols else (), everywhere)
     found = {}
-    sizes = [len(all_prompts(*condition)[0]) for condition in unique]
-    for group in group_by_size(sizes, MAX_SHAPES):
+    for group in group_by_size(_sizes(agent, unique), MAX_SHAPES):
         machines = opponents_of(config, [unique[index].game for index in group])
         tested = Tested(
-            inputs=place(agent.inputs([[unique[index]] for index in group]), everywhere),
+            inputs=place(agent.prompter.inputs([[unique[index]] for index in group]), everywhere),
             opponents=place(machines, everywhere),
             frozen=agent.frozen,
             trainables=trainables,
@@ -220,19 +247,46 @@ def opponents_of(config: Config, games: Sequence[Game]) -> Opponent:
     return jax.tree.map(lambda x: x.reshape(len(games), len(names), *x.shape[1:]), flat)
 
 
-def group_by_size(sizes: Sequence[int], max_groups: int) -> list[list[int]]:
-    """Splits indices into few groups so that padding each to its largest member costs least."""
-    order = sorted(range(len(sizes)), key=lambda index: sizes[index])
-    best, cost = [order], sizes[order[-1]] * len(order)
-    places = range(1, len(order))
-    for count in range(1, min(max_groups, len(order))):
-        for cuts in itertools.combinations(places, count):
-            bounds = [0, *cuts, len(order)]
-            groups = [order[a:b] for a, b in itertools.pairwise(bounds)]
-            total = sum(sizes[group[-1]] * len(group) for group in groups)
-            if total < 0.9 * cost:  # another shape is another compilation
-                best, cost = groups, total
-    return best
+def _sizes(agent: Agent, conditions: Sequence[Condition]) -> list[tuple[float, float]]:
+    """What each costs: how many products its nodes take in the layers, and its rows of logits."""
+    prompter = agent.prompter
+    if agent.model is None or isinstance(prompter, TablePrompter):
+        return [(1, 0)] * len(conditions)
+    config = agent.model.config
+    found: list[tuple[float, float]] = []
+    rows = config.vocab_size * config.embed_dim
+    layers = num_parameters(config) - rows
+    for condition in conditions:
+        room = prompter.room([condition])
+        prompts = condition.presentation.remembers(condition.game).num_prompts
+        nodes = room.nodes * prompts / room.prompts
+        found.append((nodes * layers, prompts * room.responses.prefixes * rows))
+    return found
+
+
+def group_by_size(sizes: Sequence[Sequence[float]], max_groups: int) -> list[list[int]]:
+    """Splits indices into few groups, so that padding each in all its sizes costs little.
+
+    Args:
+      sizes: what each costs, in several parts; a group's members cost the largest of each part.
+      max_groups: the most there may be.
+    """
+
+    def cost(group: Sequence[int]) -> float:
+        return len(group) * sum(map(max, zip(*(sizes[index] for index in group), strict=True)))
+
+    order = sorted(range(len(sizes)), key=lambda index: tuple(sizes[index])[::-1])
+    groups = [list(alike) for _, alike in itertools.groupby(order, key=lambda i: tuple(sizes[i]))]
+    total = sum(map(cost, groups))
+    while len(groups) > 1:
+        costs = list(map(cost, groups))
+        joined = [cost(one + other) for one, other in itertools.pairwise(groups)]
+        added = [j - a - b for j, (a, b) in zip(joined, itertools.pairwise(costs), strict=True)]
+        at = min(range(len(added)), key=added.__getitem__)
+        if len(groups) <= max_groups and added[at] > _WORTH * total:
+            break
+        groups[at : at + 2] = [groups[at] + groups[at + 1]]
+    return groups
 
 
 def describe(

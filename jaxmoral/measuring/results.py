@@ -6,6 +6,8 @@ from typing import Any
 import jax
 
 from jaxmoral.config import tree_differences
+from jaxmoral.measuring.outside import SUITE as OUTSIDE
+from jaxmoral.measuring.outside import by_novelty
 
 MOST_BESIDE = 5  # histories that are shown beside the measures
 WIDTH = 100  # of a line in the terminal
@@ -18,6 +20,7 @@ def rows(evaluation: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for name, condition in named.items():
             shown = {"suite": suite, "condition": name} | {key: condition[key] for key in keys}
             shown["labels"] = "/".join(condition["labels"])
+            shown["novelty"] = condition.get("novelty", "")  # not told by earlier versions
             for policy, result in condition["policies"].items():
                 start = shown | {"policy": policy}
                 for metric, value in _leaves(result["remembered"], "remembered"):
@@ -56,7 +59,7 @@ def table(evaluation: dict[str, Any]) -> str:
     """
     lines: list[str] = []
     for suite, named in evaluation["suites"].items():
-        lines += (_novelty_lines if suite == "generalisation" else _suite_lines)(suite, named)
+        lines += _novelty_lines(evaluation) if suite == OUTSIDE else _suite_lines(suite, named)
     lines.append(
         "De regret is deontological, in points; Ut regret is utilitarian, from 0 to 1 (normalised)."
     )
@@ -106,51 +109,47 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
     return lines
 
 
-def by_novelty(named: dict[str, Any], policy: str) -> dict[str, dict[str, float]]:
-    """What holds outside of training: a policy's measures by what is new in a condition.
-
-    Args:
-      named: conditions of an evaluation by name.
-      policy: "base" or "tuned".
-
-    Returns:
-      By novelty, "seen" first: "conditions", how many; "P(C|...)" means after remembered rounds;
-      "illegal", the largest share after any; "apart", the largest distance of a P(C|...) from its
-      mean over what was seen.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {"seen": []}
-    for condition in named.values():
-        groups.setdefault(condition["novelty"], []).append(
-            condition["policies"][policy]["remembered"]
-        )
-    mean = lambda tables, cell: sum(table[cell]["C"] for table in tables) / len(tables)
-    found = {}
-    for novelty, tables in groups.items():
-        if not tables:
-            continue
-        cells = list(tables[0])
-        seen = {cell: mean(groups["seen"] or tables, cell) for cell in cells}
-        found[novelty] = {"conditions": float(len(tables))}
-        found[novelty] |= {f"P(C|{cell})": mean(tables, cell) for cell in cells}
-        found[novelty]["illegal"] = max(t[cell]["illegal"] for t in tables for cell in cells)
-        found[novelty]["apart"] = max(abs(t[c]["C"] - seen[c]) for t in tables for c in cells)
-    return found
-
-
-def _novelty_lines(suite: str, named: dict[str, Any]) -> list[str]:
-    """A table by what is new, instead of one by condition."""
-    policies = next(iter(named.values()))["policies"]
-    found = {policy: by_novelty(named, policy) for policy in policies}
+def _novelty_lines(evaluation: dict[str, Any]) -> list[str]:
+    """Tables by what is new, instead of by condition: what is done, and how much of it holds."""
+    policies = evaluation["policies"]
+    found = {policy: by_novelty(evaluation, policy) for policy in policies}
+    rows = {
+        (f"{novelty} ({first['conditions']:.0f})", policy): found[policy][novelty]
+        for novelty, first in found[policies[0]].items()
+        for policy in policies
+    }
+    start = max(len(name) for name, _ in rows) + 2
+    every = next(iter(rows.values()))
+    cells = [head for head in every if head.startswith("P(")]
+    lines = []
+    if len(cells) <= MOST_BESIDE:
+        done = {
+            key: {h: f"{row[h]:.1%}" for h in cells}
+            for key, row in rows.items()
+            if "illegal" in row
+        }
+        lines += [
+            *_block(f"suite {OUTSIDE}: by what is new, in how many conditions", start, done),
+            "",
+        ]
     shown = {}
-    for novelty, base in next(iter(found.values())).items():
-        for policy in policies:
-            measured = found[policy][novelty]
-            texts = {head: f"{measured[head]:.1%}" for head in measured if head != "conditions"}
-            shown[f"{novelty} ({base['conditions']:.0f})", policy] = texts
-    start = max(len(name) for name, _ in shown) + 2
+    for key, row in rows.items():
+        texts = {
+            head: f"{row[name]:.1%}" if name in row else ""
+            for head, name in (
+                ("illegal", "illegal"),
+                ("at worst", "worst illegal"),
+                ("apart", "apart"),
+                ("at most", "worst apart"),
+            )
+        }
+        texts["De regret"] = f"{row['deontological']:.2f}"
+        shown[key] = texts | {"Ut regret": f"{row['utilitarian']:.3f}"}
     return [
-        *_block(f"suite {suite}: by what is new, and in how many conditions", start, shown),
-        "illegal: the largest share; apart: the largest distance of a P(C|...) from what was seen.",
+        *lines,
+        *_block(f"suite {OUTSIDE}: how much of training holds", start, shown),
+        "illegal: largest share after a remembered round; apart: largest distance of P(C|...)",
+        "from that with labels of training in the same game. Means, and of the worst condition.",
         "",
     ]
 

@@ -11,7 +11,6 @@ import pandas as pd
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
-from jaxmoral.learning.lookup import trained_against
 from jaxmoral.learning.run_folder import (
     CONFIG,
     MEMBERS,
@@ -21,6 +20,7 @@ from jaxmoral.learning.run_folder import (
     population_of,
     read_config,
 )
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.results import rows
 
 
@@ -130,6 +130,15 @@ def without_stale(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     return kept, stale
 
 
+def _trained_labels(config: Config) -> str:
+    """The labels of training, or how many pairs there were."""
+    pairs = config.mixture.labels
+    if pairs is None:
+        return "/".join(config.prompt.labels)
+    count = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
+    return count + (", both ways" if config.mixture.both_ways else "")
+
+
 def tidy(runs: Iterable[Run]) -> pd.DataFrame:
     """One row per run, condition, policy, opponent, protocol and metric of the evaluated runs."""
     found: list[dict] = []
@@ -146,7 +155,7 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
             "reward": config.reward.name,
             "then": config.reward.then or "",
             "trained_against": trained_against(config),
-            "trained_labels": "/".join(config.prompt.labels),
+            "trained_labels": _trained_labels(config),
             "preset": config.preset,
             "update": evaluation.get("update"),
         }

@@ -5,15 +5,26 @@ from typing import Any
 
 import pandas as pd
 
+from jaxmoral import config as configs
 from jaxmoral.measuring.keeping import EVALUATION, keep
+from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.results import rows
 from jaxmoral.reporting import figures
+from jaxmoral.reporting.outside import draw_outside, measured_rows
 
 
 def keep_and_draw(evaluation: dict[str, Any], path: Path) -> Path:
     """Keeps an evaluation in a file, see `keeping.keep`, and returns the picture's place."""
-    name = "regret.png" if path.name == EVALUATION else f"{path.stem}-regret.png"
-    return figures.save(draw_regret(keep(evaluation, path)), path.with_name(name))
+    kept = keep(evaluation, path)
+    whole = next(iter(kept["suites"])) == SUITE  # whose conditions are too many for bars
+    name, drawn = ("generalisation", _outside(kept)) if whole else ("regret", draw_regret(kept))
+    start = "" if path.name == EVALUATION else f"{path.stem}-"
+    return figures.save(drawn, path.with_name(f"{start}{name}.png"))
+
+
+def _outside(evaluation: dict[str, Any]) -> figures.Drawn:
+    title = configs.parse(evaluation["config"]).reward.title
+    return draw_outside(pd.DataFrame(measured_rows(evaluation)).assign(agent=title, title=title))
 
 
 def draw_regret(evaluation: dict[str, Any]) -> figures.Drawn:

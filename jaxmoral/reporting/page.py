@@ -23,6 +23,7 @@ from jaxmoral.measuring.keeping import write_json
 from jaxmoral.measuring.runs import find_runs, read_json, tidy, without_stale
 from jaxmoral.reporting.figures import Drawn
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
+from jaxmoral.reporting.outside import outside_sections
 from jaxmoral.reporting.page_tables import html_table, number_parts
 from jaxmoral.reporting.sections import (
     Section,
@@ -135,6 +136,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     table = tables(series)
     sections = training_sections(series, tabular) if series else []
     sections += _test_sections(table, series, tabular)
+    sections += outside_sections(series)
     sections += tournament_sections(tournaments)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".report-"))

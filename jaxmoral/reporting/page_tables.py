@@ -13,9 +13,11 @@ import pandas as pd
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, split_outside
-from jaxmoral.learning.lookup import find_game, trained_against
+from jaxmoral.learning.lookup import find_game
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
+from jaxmoral.reporting.outside import outside_rows
 from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import agents_in, with_agents
 from jaxmoral.reporting.series import Series, setting_text, shown_names
@@ -212,6 +214,11 @@ def number_parts(
             "Mean ± 95 % interval: exact / by the paper's protocol / [as the paper printed it]"
         )
         body.append("<h2>Moral regret in numbers (Fig. 4)</h2>")
+        body.append(html_table(header, rows, caption))
+    header, rows = outside_rows(series)
+    if rows:
+        caption = "Mean over conditions and runs ± 95 % interval over runs (worst condition of any)"
+        body.append("<h2>What holds outside of training, in numbers</h2>")
         body.append(html_table(header, rows, caption))
     for result in tournaments:
         caption = "Mean long-run points against everybody / the most anyone can get from the agent"

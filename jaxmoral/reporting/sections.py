@@ -10,6 +10,7 @@ import pandas as pd
 
 from jaxmoral.errors import UserError
 from jaxmoral.learning.metrics import ACTION_TYPES
+from jaxmoral.learning.mixture import seen_labels
 from jaxmoral.measuring.runs import tidy
 from jaxmoral.reporting import figures
 from jaxmoral.reporting.figures import Curve, Drawn
@@ -241,7 +242,9 @@ def evaluation_sections(
         sections += _regret_and_actions(rows, f"{suite}-others", heading, text)
 
     orders = with_agents(table[table["suite"] == "orders"], series)
-    orders = orders[orders["labels"] != orders["trained_labels"]]
+    own = [set(map("/".join, seen_labels(one.config))) for one in series]
+    pairs = zip(orders["series"], orders["labels"], strict=True)
+    orders = orders[np.array([labels not in own[index] for index, labels in pairs], bool)]
     keys = ["folder", "agent", "kind", "place", "condition", "metric"]
     orders = orders.assign(condition=orders["table_order"])
     orders = orders.groupby(keys, sort=False, as_index=False)["value"].mean()

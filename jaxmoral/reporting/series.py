@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
-from jaxmoral.learning.environments import environment, transition
-from jaxmoral.learning.lookup import LEARNER, trained_against
-from jaxmoral.learning.mixture import num_choices
+from jaxmoral.learning.environments import reward_tables, transition
+from jaxmoral.learning.mixture import labels_in_words, num_choices, player_games
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import Run
 
 # Rewards of the paper, in its order; all others follow.
@@ -30,6 +30,7 @@ _NOT_TOLD = (
     "seed",
     "checkpoint_every",
     "mesh.",
+    "mixture.kept",
     "model.remat",
     "model.max_nodes",
     "model.max_logits",
@@ -97,6 +98,10 @@ def _settings(run: Run) -> dict[str, Any]:
     found = configs.flatten(configs.to_dict(run.config))
     made, asked = len(run.history), run.config.updates
     found["updates"] = asked if made == asked else f"{made} of {asked}"
+    if run.config.mixture.labels is not None:  # as words, which seeds have in common
+        told = {"labels": None, "both_ways": False}
+        found |= {f"mixture.{key}": value for key, value in told.items()}
+        found["prompt.labels"] = [labels_in_words(run.config)]
     found |= _tested(run)
     return {key: value for key, value in found.items() if not key.startswith(_NOT_TOLD)}
 
@@ -170,8 +175,7 @@ def reward_bounds(config: Config, update: int) -> tuple[float, float]:
     Raises:
       UserError: the run's reward, game or opponent is not known here.
     """
-    tables = environment(config, update).rewards  # of each player, if two of them learn
-    tables = tables[0] if config.env.opponent == LEARNER else tables
+    tables = reward_tables(config, update, player_games(config, update))[0]
     played = tables if config.env.blank_start else tables[:, :-1]
     cells = played.reshape(len(played), -1)
     return float(cells.min(1).mean()), float(cells.max(1).mean())

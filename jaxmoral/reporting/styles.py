@@ -57,6 +57,9 @@ MORE_COLOURS = (
     "#E58FB1",
     "#556B8D",
 )
+# Of agents of one reward; told apart also by the colour-blind (Okabe & Ito 2008).
+DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # What tells lines of one colour apart, and bars.
 LINES = ("-", "--", "-.", (0, (9, 2, 3, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (12, 3)))
 DOTS = ((0, (1, 1)), (0, (1, 3)), (0, (1, 1, 1, 4)), (0, (1, 6)))

@@ -1,0 +1,104 @@
+"""What a mixture costs: updates beside those of one condition, in turns.
+
+    python scripts/benchmarks/mixture.py [--updates 8]
+
+All on the packaged model with the default settings. Every update of a mixture of labels is made to
+draw conditions that were not drawn before, whose prompts are packed and whose reference is computed
+first: the worst case. Results go to docs/benchmarks/mixture.json.
+"""
+
+import argparse
+import time
+
+import jax
+from workers import spread, versions, write
+
+from jaxmoral import config as configs
+from jaxmoral.learning.agent import Agent, make_agent, make_presentation
+from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.inputs import Conditions
+from jaxmoral.learning.met import Met
+from jaxmoral.learning.mixture import drawn
+from jaxmoral.learning.resolve import resolve
+
+LABELS = ["--mixture.labels", "words(200)", "--mixture.both_ways", "true"]
+KINDS = {
+    "one condition": [],
+    "labels, 1 condition an update": LABELS,
+    "labels, 4 conditions an update": [*LABELS, "--mixture.conditions", "4"],
+    "four machines": [
+        "--mixture.opponents",
+        "{tit-for-tat: 2, random: 1, always-defect: 1, always-cooperate: 1}",
+    ],
+    "a past self": ["--env.opponent", "past(2)"],
+    "labels and a past self": [*LABELS, "--env.opponent", "past(2)"],
+}
+
+
+class Kind:
+    """A compiled update; each call makes the next one."""
+
+    def __init__(self, agent: Agent, flags: list[str], num_updates: int):
+        self.config = resolve(configs.load(None, ["--updates", str(num_updates), *flags]))
+        presentation = make_presentation(self.config, agent.model)
+        self.agent = agent._replace(presentation=presentation)
+        self.state, self.step = compile_update([(self.config, self.agent)])
+        self.done = 0
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        self.state, metrics = self.step(self.state, self.done)
+        jax.block_until_ready(metrics)
+        self.done += 1
+        return time.perf_counter() - start
+
+    def draw_and_pack(self) -> list[float]:
+        """Seconds to draw an update's conditions and to pack those that are new."""
+        members, times = [(self.config, self.agent)], []
+        conditions = Conditions(members, Met(members))
+        for update in range(self.done):
+            start = time.perf_counter()
+            conditions.prompts(conditions.shown(update))
+            times.append(time.perf_counter() - start)
+        return times
+
+
+def seed_without_repeats(flags: list[str], num_updates: int) -> list[str]:
+    """The flags with the first seed that draws no condition twice."""
+    for seed in range(1000):
+        found = [*flags, "--seed", str(seed)]
+        config = resolve(configs.load(None, found))
+        names = [choice.name for update in range(num_updates) for choice in drawn(config, update)]
+        if len({*names}) == len(names) or "--mixture.labels" not in flags:
+            return found
+    raise RuntimeError("every seed repeats a condition")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--updates", type=int, default=8)
+    updates = parser.parse_args().updates
+    total = updates + 2  # the last one prepares none
+    agent = make_agent(resolve(configs.load(None, [])))
+    kinds = {
+        name: Kind(agent, seed_without_repeats(flags, total), total)
+        for name, flags in KINDS.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for turn in range(updates + 1):
+        for name, kind in kinds.items():
+            taken = kind()
+            if turn:
+                times[name].append(taken)
+    found = {name: spread(taken) for name, taken in times.items()}
+    alone = found["one condition"]["median"]
+    for name, kind in kinds.items():
+        found[name]["times"] = found[name]["median"] / alone
+        share = spread(kind.draw_and_pack())["median"] / found[name]["median"]
+        found[name]["drawing_and_packing"] = share if "labels" in name else 0.0
+        print(f"{name}: {found[name]}", flush=True)
+    write("mixture", {"versions": versions("jax"), "updates": updates, "kinds": found})
+
+
+if __name__ == "__main__":
+    main()
