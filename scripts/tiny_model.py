@@ -18,12 +18,11 @@ import numpy as np
 
 from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.config import GemmaConfig
-from jaxmoral.models.gguf_file import Vocabulary
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import LoadedModel, assemble
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
 from jaxmoral.world.games import get_game
 
 LABELS = ("X", "Y")
@@ -31,7 +30,7 @@ SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 _CONTROL, _BYTE, _NORMAL = 3, 6, 1
 
 
-def vocabulary() -> Vocabulary:
+def vocabulary() -> tokenizers.Vocabulary:
     """Every byte, and every word of the prompts with its beginnings, from which it is merged."""
     texts = all_prompts(get_game("ipd"), Presentation(labels=LABELS))
     found = dict.fromkeys(re.findall(r" ?[a-z]+|.", " ".join(texts), re.IGNORECASE))
@@ -41,7 +40,7 @@ def vocabulary() -> Vocabulary:
     raw = [f"<0x{byte:02X}>" for byte in range(256)]
     everything = [*SPECIAL, *raw, *pieces]
     kinds = [_CONTROL] * len(SPECIAL) + [_BYTE] * len(raw) + [_NORMAL] * len(pieces)
-    return Vocabulary(
+    return tokenizers.Vocabulary(
         pieces=everything,
         scores=np.array([float(len(piece)) for piece in everything], np.float32),
         types=np.array(kinds, np.int32),
@@ -55,7 +54,7 @@ def vocabulary() -> Vocabulary:
 def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
     """Writes the model, its configuration changed by `sizes`; two calls write the same."""
     words = vocabulary()
-    config = GemmaConfig(
+    config = DecoderConfig(
         family="gemma3",
         vocab_size=-(-len(words.pieces) // 8) * 8,
         embed_dim=64,
@@ -71,7 +70,7 @@ def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
     )
     config = dataclasses.replace(config, **sizes)
     random = np.random.default_rng(seed)
-    _, abstract = Gemma.abstract(config)
+    _, abstract = Decoder.abstract(config)
     parts = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
         name = ".".join(str(key.key) for key in path if hasattr(key, "key"))

@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny random Gemma 3 with its torch twin, and the real model, loaded once.
+"""Shared fixtures: tiny random models with their torch twins, and the real model, loaded once.
 
 Every program that is compiled is kept, however small it is, for the other tests, the other worker
 and the commands that tests start: the same update is compiled once a session, and once a machine
@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # of tiny models; more would wait for each other
 
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
-REAL = {"real", "gguf_file"}  # fixtures
+REAL = {"real", "gguf_file", "smol"}  # fixtures
 
 
 def pytest_collection_modifyitems(items):
@@ -99,6 +99,9 @@ VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION |= {"intermediate_size": 16, "image_size": 28, "patch_size": 14}
 SCALED = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
 ROPE = {"full_attention": SCALED, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+# Frequencies that turn once to four times in eight positions are mixed, the slower ones divided.
+RAMP = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+RAMP |= {"rope_theta": 50.0, "original_max_position_embeddings": 8}
 CONFIGS = {
     "gemma": lambda: transformers.GemmaConfig(**SIZES),
     "gemma2": lambda: transformers.Gemma2Config(
@@ -108,11 +111,33 @@ CONFIGS = {
     "gemma3-vision": lambda: transformers.Gemma3Config(
         text_config={**SIZES, **WINDOWED, "rope_parameters": ROPE}, vision_config=VISION
     ),
+    "llama": lambda: transformers.LlamaConfig(
+        **SIZES | {"head_dim": 16}, rope_parameters=RAMP, tie_word_embeddings=True
+    ),
+    "llama-biased": lambda: transformers.LlamaConfig(
+        **SIZES | {"num_attention_heads": 3, "hidden_size": 24, "num_key_value_heads": 1},
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters=SCALED,
+    ),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, sliding_window=4),
+    "qwen2": lambda: transformers.Qwen2Config(
+        **{key: value for key, value in SIZES.items() if key != "head_dim"},
+        use_sliding_window=True,
+        sliding_window=4,
+        max_window_layers=1,
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(
+        **SIZES | {"head_dim": 32, "num_key_value_heads": 1},
+        tie_word_embeddings=True,
+        attention_bias=True,
+    ),
 }
+ADDS_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text")  # to the norms' weights
 
 
 def random_twin(config) -> torch.nn.Module:
-    """A random torch model with norms far from 1."""
+    """A random torch model with norms far from 1 and biases far from 0."""
     torch.manual_seed(0)
     vision = isinstance(config, transformers.Gemma3Config)
     kinds = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
@@ -120,7 +145,8 @@ def random_twin(config) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
             scale = 0.3 if "norm" in name else 0.2
-            parameter.copy_(scale * torch.randn_like(parameter))
+            middle = 1.0 if "norm" in name and config.model_type not in ADDS_ONE else 0.0
+            parameter.copy_(middle + scale * torch.randn_like(parameter))
     return twin
 
 
@@ -135,7 +161,7 @@ def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = N
     """(config, definition, weights) of a checkpoint without a tokenizer."""
     described = hf_config.describe(folder)
     config = dataclasses.replace(described.config, quantisation=quantisation)
-    parts = huggingface.weights(folder, config, described.tied)
+    parts = huggingface.weights(folder, config)
     return config, *gemma_load.assemble(config, parts, dtype)
 
 
@@ -176,6 +202,12 @@ def real(weights_once):
     """The real model, converted into the user's cache on the first run."""
     layout = make_layout(MeshConfig(), 1)
     return gemma_load.load("gemma3-270m", "float32", layout_for=lambda _: layout)
+
+
+@pytest.fixture(scope="session")
+def smol(weights_once):
+    """SmolLM2 135M, instruction-tuned, converted on the first run too."""
+    return gemma_load.load("smollm2-135m", "float32")
 
 
 @pytest.fixture(scope="session")

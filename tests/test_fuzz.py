@@ -35,7 +35,7 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.gguf_file import GGUFModel, Vocabulary
+from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.lora import Lora, init_adapter
 from jaxmoral.models.peft import load_peft, save_peft
 from jaxmoral.world import games, opponents
@@ -502,9 +502,9 @@ PIECES_OF_TEXT = [*PLAIN, "<0x0A>", "<0x20>", "<start_of_turn>", "<end_of_turn>"
 KINDS = [3, 3, 3, 2, *[1] * 8, 6, 6, 4, 4]
 
 
-def write_gguf(path):
-    """A Gemma 3 of one layer, 8 wide, with 16 pieces of text, in about 5 kB."""
-    writer = gguf.GGUFWriter(path, "gemma3")
+def write_gguf(path, family="gemma3"):
+    """A model of one layer, 8 wide, with 16 pieces of text, in about 5 kB."""
+    writer = gguf.GGUFWriter(path, family)
     writer.add_context_length(64)
     writer.add_embedding_length(8)
     writer.add_block_count(1)
@@ -513,11 +513,16 @@ def write_gguf(path):
     writer.add_head_count_kv(1)
     writer.add_key_length(4)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_sliding_window(4)
     writer.add_rope_freq_base(1e6)
-    writer.add_tokenizer_model("llama")
+    if family == "gemma3":
+        writer.add_sliding_window(4)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([-float(i) for i in range(16)])
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_token_merges(["a b", "ab c"])
     writer.add_token_list(PIECES_OF_TEXT)
-    writer.add_token_scores([-float(i) for i in range(16)])
     writer.add_token_types(KINDS)
     for name, number in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):
         getattr(writer, f"add_{name}_token_id")(number)
@@ -525,10 +530,15 @@ def write_gguf(path):
     shapes = {"token_embd": (16, 8), "output_norm": (8,)}
     block = {"attn_q": (8, 8), "attn_k": (4, 8), "attn_v": (4, 8), "attn_output": (8, 8)}
     block |= {"ffn_gate": (8, 8), "ffn_up": (8, 8), "ffn_down": (8, 8), "attn_norm": (8,)}
-    block |= {"post_attention_norm": (8,), "ffn_norm": (8,), "post_ffw_norm": (8,)}
-    block |= {"attn_q_norm": (4,), "attn_k_norm": (4,)}
+    block |= {"ffn_norm": (8,)}
+    if family == "gemma3":
+        block |= {"post_attention_norm": (8,), "post_ffw_norm": (8,)}
+        block |= {"attn_q_norm": (4,), "attn_k_norm": (4,)}
+    else:
+        shapes |= {"output": (16, 8), "rope_freqs": (2,)}
     for name, shape in (shapes | {f"blk.0.{name}": shape for name, shape in block.items()}).items():
-        writer.add_tensor(f"{name}.weight", random.normal(size=shape).astype(np.float32))
+        numbers = np.ones(shape) if name == "rope_freqs" else random.normal(size=shape)
+        writer.add_tensor(f"{name}.weight", numbers.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -544,11 +554,11 @@ def read_gguf(path):
     return config, found, tokenizer.encode("ab a\n")
 
 
-@pytest.fixture(scope="module")
-def tiny_gguf(tmp_path_factory):
+@pytest.fixture(scope="module", params=["gemma3", "llama"])
+def tiny_gguf(tmp_path_factory, request):
     """A path to spoil, what it holds while it is whole, and where its lengths stand."""
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    write_gguf(path)
+    write_gguf(path, request.param)
     content = path.read_bytes()
     reader = gguf.GGUFReader(path)
     marks = [4, 8, 16]
@@ -585,7 +595,7 @@ def test_only_a_whole_gguf_is_kept(tiny_gguf, tmp_path, monkeypatch):
     """Through `load`, which converts it into the cache."""
     path, content, _ = tiny_gguf
     monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "cache"))
-    layers = content.index(b"gemma3.block_count") + len("gemma3.block_count") + 4
+    layers = content.index(b".block_count") + len(".block_count") + 4
     many = content[:layers] + struct.pack("<I", 900) + content[layers + 4 :]
     for spoiled_one in (content[:-100], many, content.replace(b"ffn_up", b"ffn_xx")):
         path.write_bytes(spoiled_one)
@@ -630,7 +640,7 @@ def test_any_vocabulary(pieces, data):
     number = st.integers(0, size - 1)
     kinds = data.draw(st.lists(st.integers(0, 7), min_size=size, max_size=size))
     scores = data.draw(st.lists(st.floats(width=32), min_size=size, max_size=size))
-    vocabulary = Vocabulary(
+    vocabulary = tokenizers.Vocabulary(
         pieces,
         np.array(scores, np.float32),
         np.array(kinds, np.int32),
@@ -649,7 +659,7 @@ def checkpoint(tmp_path_factory):
     size = len(PIECES_OF_TEXT)
     scores = -np.arange(size, dtype=np.float32)
     kinds = np.array(KINDS, np.int32)
-    tokenizer = tokenizers.build(Vocabulary(PIECES_OF_TEXT, scores, kinds, 2, 1, 3, 0))
+    tokenizer = tokenizers.build(tokenizers.Vocabulary(PIECES_OF_TEXT, scores, kinds, 2, 1, 3, 0))
     tokenizers.save(tokenizer, folder)
     assert read_folder(folder).num_layers == 4
     return folder

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, load_tiny, save_tiny
+from flax import nnx
 
-from jaxmoral.models.generate import Sampling, choose, generate
+from jaxmoral.models.generate import Sampling, _decode, _prefill, choose, generate
 from jaxmoral.models.load import LoadedModel
-from jaxmoral.models.lora import Lora, init_adapter
+from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.peft import merge
 
 GREEDY = Sampling(temperature=0.0)
@@ -38,6 +39,31 @@ def test_greedy_equals_torch_on_tiny_models(kind, tmp_path):
         best = logits[len(sequence) - 1 :].argmax(-1).tolist()
         assert got == best[: len(got)]
         assert len(got) == 12 or best[-1] == NoStops.eos_token_id
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_log_probabilities_with_a_cache_equal_torch(kind, tmp_path):
+    """After a prompt and after each further token, beside a shorter sequence."""
+    twin = save_tiny(kind, tmp_path)
+    config, definition, weights = load_tiny(tmp_path)
+    sequences, size = np.array([range(5, 23), range(60, 78)], np.int32), 11
+    sequences[1, :4] = 0  # padding
+    padding = jnp.array([0, 4])
+    model = nnx.merge(definition, weights)
+    adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
+    length = sequences.shape[1]
+    logits, cache = _prefill(model, jnp.asarray(sequences[:, :size]), padding, adapter, length)
+    found = [logits]
+    for place in range(size, length):
+        token = jnp.asarray(sequences[:, place])
+        logits, cache = _decode(model, token, jnp.array(place), padding, adapter, cache)
+        found.append(logits)
+    ours = jax.nn.log_softmax(jnp.stack(found, 1))
+    for row, skipped in enumerate(padding.tolist()):
+        with torch.no_grad():
+            every = twin(input_ids=torch.tensor(sequences[row : row + 1, skipped:])).logits[0]
+        expected = every[size - 1 - skipped :].log_softmax(-1).numpy()
+        np.testing.assert_allclose(ours[row], expected, atol=1e-4)
 
 
 def test_an_adapter_speaks_like_its_merged_weights(tmp_path):

@@ -1,10 +1,13 @@
 """GGUF files of every family and storage type, written from tiny checkpoints."""
 
+import math
+
 import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, load_tiny, random_twin, save_tiny
+import transformers
+from conftest import CONFIGS, RAMP, load_tiny, random_twin, save_tiny
 from flax import nnx
 from test_huggingface import logits
 
@@ -35,11 +38,13 @@ TYPES = gguf.GGMLQuantizationType
 
 
 def write(path, kind, twin, config, stored, *, given=None, tensors=None):
-    """Writes a torch model as converters do: 1 added to the norms' scales.
+    """Writes a torch model as converters do: 1 added to the norms' scales of Gemma, and of Llama
+    the two numbers of a head that are rotated together side by side.
 
     `given` is further metadata, `tensors` are further tensors.
     """
-    writer = gguf.GGUFWriter(path, kind)
+    is_gemma = kind.startswith("gemma")
+    writer = gguf.GGUFWriter(path, config.family)
     writer.add_context_length(64)
     writer.add_embedding_length(config.embed_dim)
     writer.add_block_count(config.num_layers)
@@ -48,7 +53,7 @@ def write(path, kind, twin, config, stored, *, given=None, tensors=None):
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_eps)
-    if kind != "gemma":
+    if kind in ("gemma2", "gemma3"):
         writer.add_sliding_window(config.sliding_window)
     if kind == "gemma2":
         writer.add_attn_logit_softcapping(config.attention_softcap)
@@ -61,22 +66,31 @@ def write(path, kind, twin, config, stored, *, given=None, tensors=None):
         getattr(writer, f"add_{add[type(value)]}")(key, value)
     for name, array in (tensors or {}).items():
         writer.add_tensor(name, np.asarray(array, np.float32))
-    for full, tensor in twin.model.state_dict().items():
-        name, array = full.removesuffix(".weight"), tensor.numpy()
-        if name.endswith("norm"):
+    stored_tensors = twin.model.state_dict()
+    if not config.tied:
+        stored_tensors["lm_head.weight"] = twin.lm_head.weight.detach()
+    for full, tensor in stored_tensors.items():
+        (name, _, part), array = full.rpartition("."), tensor.numpy()
+        if name.endswith("norm") and is_gemma:
             array = array + 1
+        if config.family == "llama" and name.endswith(("q_proj", "k_proj")):
+            heads = config.num_heads if name.endswith("q_proj") else config.num_kv_heads
+            halves = array.reshape(heads, 2, config.head_dim // 2, *array.shape[1:])
+            array = halves.swapaxes(1, 2).reshape(array.shape)
         if name == "embed_tokens":
             name = "token_embd"
         elif name == "norm":
             name = "output_norm"
+        elif name == "lm_head":
+            name = "output"
         else:
-            _, layer, part = name.split(".", 2)
-            after = "ffn_norm" if kind == "gemma" else "post_attention_norm"
-            name = f"blk.{layer}.{(NAMES | {'post_attention_layernorm': after})[part]}"
+            _, layer, inner = name.split(".", 2)
+            after = "post_attention_norm" if config.post_norms else "ffn_norm"
+            name = f"blk.{layer}.{(NAMES | {'post_attention_layernorm': after})[inner]}"
         fits = array.ndim == 2 and array.shape[1] % 32 == 0  # a block of the quantised types
         storage = stored if fits else TYPES.F32
         data = gguf.quants.quantize(array, storage)
-        writer.add_tensor(f"{name}.weight", data, raw_dtype=storage)
+        writer.add_tensor(f"{name}.{part}", data, raw_dtype=storage)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -120,13 +134,13 @@ def test_storage_types_are_dequantised(stored, tolerance, tmp_path):
 
 
 def test_another_architecture_is_refused(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "qwen3moe")
     writer.add_block_count(1)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UserError, match="'llama'; supported are gemma, gemma2, gemma3"):
+    with pytest.raises(UserError, match="'qwen3moe'; supported are gemma, gemma2, gemma3, lla"):
         GGUFModel(tmp_path / "model.gguf")
 
 
@@ -181,16 +195,28 @@ def scaled(factor, base):
         ),
         ("gemma", {"vocab_size": 96, "expert_count": 0, "rope.dimension_count": 8}, {}),
         ("gemma", {"mm.tokens_per_image": 256, "vision.block_count": 27}, {}),
+        ("llama", {"rope.freq_base": 50.0}, {"rope_parameters": scaled(1, 50.0)}),
+        ("llama", {}, {"rope_parameters": scaled(1, 1e4), "tie_word_embeddings": False}),
+        (
+            "llama-biased",
+            {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 1e6},
+            {},
+        ),
+        ("qwen2", {}, {"use_sliding_window": False, "layer_types": [FULL] * 4}),
+        ("qwen3", {"rope.dimension_count": 32}, {}),
+        ("qwen3", {"rope.freq_base": 70.0}, {"rope_parameters": scaled(1, 70.0)}),
     ],
 )
 def test_metadata_that_changes_the_model_is_read(kind, given, means, tmp_path):
     """Against transformers' model of the configuration that the metadata stands for."""
-    described = CONFIGS[kind]().to_dict() | {"query_pre_attn_scalar": 8} | means  # the head's size
+    described = CONFIGS[kind]().to_dict() | means
+    if kind.startswith("gemma"):
+        described["query_pre_attn_scalar"] = 8  # the head's size
     config = type(CONFIGS[kind]())(**described, attn_implementation="eager")
     twin = random_twin(config)
     twin.save_pretrained(tmp_path)
     sizes = hf_config.read_config(tmp_path)
-    given = {f"{kind}.{key}": value for key, value in given.items()}
+    given = {f"{sizes.family}.{key}": value for key, value in given.items()}
     write(tmp_path / "model.gguf", kind, twin, sizes, TYPES.F32, given=given)
     file = GGUFModel(tmp_path / "model.gguf")
     parts = ((name, ..., weight) for name, weight in file.weights())
@@ -198,6 +224,67 @@ def test_metadata_that_changes_the_model_is_read(kind, given, means, tmp_path):
     with torch.no_grad():
         expected = twin(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def llama(folder, **changes):
+    """A tiny torch model and its sizes."""
+    config = transformers.LlamaConfig(**CONFIGS["llama"]().to_dict() | changes)
+    twin = random_twin(config)
+    twin.save_pretrained(folder)
+    return twin, hf_config.read_config(folder)
+
+
+def test_rotary_divisors_are_llama_3s(tmp_path):
+    """As converters compute them; the model is the one with these settings in transformers."""
+    rope = RAMP | {"factor": 32.0, "original_max_position_embeddings": 8192, "rope_theta": 5e5}
+    twin, sizes = llama(tmp_path, rope_parameters=rope)
+    divisors = []
+    for index in range(8):
+        length = 2 * math.pi * 5e5 ** (index / 8)
+        share = (8192 / length - 1.0) / (4.0 - 1.0)
+        between = 1 / ((1 - share) / 32.0 + share)
+        divisors.append(1.0 if length < 8192 / 4 else 32.0 if length > 8192 else between)
+    assert len({*divisors}) > 2
+    path = tmp_path / "model.gguf"
+    given = {"llama.rope.freq_base": 5e5}
+    tensors = {"rope_freqs.weight": divisors}
+    write(path, "llama", twin, sizes, TYPES.F32, given=given, tensors=tensors)
+    found = GGUFModel(path).config()
+    assert (found.rope_scale, found.rope_ramp) == (32.0, sizes.rope_ramp)
+    assert dict(GGUFModel(path).weights())
+    tensors["rope_freqs.weight"][-3] *= 1.1
+    write(path, "llama", twin, sizes, TYPES.F32, given=given, tensors=tensors)
+    with pytest.raises(UserError, match=r"rope_freqs.weight is not supported, only Llama 3's"):
+        GGUFModel(path).config()
+
+
+def read_all(path):
+    return GGUFModel(path).config(), GGUFModel(path).vocabulary()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type 'yarn' is not supported"),
+        ({"llama.rope.dimension_count": 8}, "rope.dimension_count 8 is not supported, only 16"),
+        ({"llama.attention.sliding_window": 4}, "attention.sliding_window = 4 is not supported"),
+        ({"llama.expert_count": 8}, "llama.expert_count 8 is not supported, only 0"),
+        ({"llama.logit_scale": 2.0}, "llama.logit_scale = 2.0 is not supported"),
+        ({"tokenizer.ggml.model": "llama"}, r"only gpt2 \(byte-level BPE\)"),
+        ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix = True is not supported"),
+        ({"tokenizer.ggml.pre": "gpt-4o"}, "pre 'gpt-4o' is not supported, only llama-bpe, qwen2,"),
+        ({"tokenizer.ggml.add_bos_token": True}, "add_bos_token True is not supported, only"),
+    ],
+)
+def test_other_metadata_of_llamas_is_refused_by_name(given, message, tmp_path):
+    twin, sizes = llama(tmp_path, rope_parameters=scaled(1, 1e4))
+    usual = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
+    usual |= {"tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.token_type": [1] * 96}
+    usual["tokenizer.ggml.merges"] = ["a b"]
+    path = tmp_path / "model.gguf"
+    write(path, "llama", twin, sizes, TYPES.F32, given=usual | given)
+    with pytest.raises(UserError, match=message):
+        read_all(path)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +304,7 @@ def gemma3(tmp_path_factory):
         ({"gemma3.attention.causal": False}, "causal False is not supported"),
         ({"gemma3.attention.sliding_window_pattern": [True, False]}, "or a list of 4"),
         ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix = True is not supported"),
-        ({"tokenizer.ggml.merges": ["a b"]}, "tokenizer.ggml.merges = 1 is not supported"),
+        ({"tokenizer.ggml.merges": ["a b"]}, "tokenizer.ggml.merges = .* is not supported"),
         ({"split.count": 3, "split.no": 0}, "is one of 3 parts of a model; join them first"),
         ({"general.type": "adapter"}, "general.type 'adapter' is not supported"),
         ({"a.key.of.tomorrow": "yes"}, "a.key.of.tomorrow = 'yes' is not supported"),

@@ -18,6 +18,7 @@ from jaxmoral.language.prompt_tree import pack, sight
 from jaxmoral.models import hf_config
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models.lora import Lora, prepare
+from jaxmoral.models.sizes import num_parameters
 
 SEQUENCES = [list(range(3, 23)), [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46], [3, 4, 5, 60]]
 
@@ -66,13 +67,111 @@ def test_logits_equal_torch_flat_and_in_the_tree(checkpoints, kind):
 
 def test_families_differ_where_they_should(checkpoints):
     configs = {kind: hf_config.read_config(folder) for kind, (folder, _) in checkpoints.items()}
-    assert [configs[kind].family for kind in CONFIGS] == ["gemma", "gemma2", "gemma3", "gemma3"]
+    families = ["gemma", "gemma2", "gemma3", "gemma3", "llama", "llama", "mistral"]
+    assert [config.family for config in configs.values()] == [*families, "qwen2", "qwen3"]
     assert configs["gemma"].global_layers == (True,) * 4
     assert configs["gemma2"].attention_softcap == 3.0
     assert configs["gemma2"].final_softcap == 2.0
     assert configs["gemma3-vision"].rope_scale == 8.0
     assert not configs["gemma"].post_norms
-    assert configs["gemma3"].qk_norm
+    assert {kind for kind in CONFIGS if configs[kind].qk_norm} == {
+        *("gemma3", "gemma3-vision", "qwen3")
+    }
+    assert configs["llama"].rope_ramp == (1.0, 4.0, 8.0)
+    assert configs["llama-biased"].biases == ("q", "k", "v", "o", "gate", "up", "down")
+    assert configs["qwen2"].biases == ("q", "k", "v")
+    assert configs["qwen2"].global_layers == (True, False, False, False)
+    assert configs["mistral"].global_layers == (False,) * 4
+    assert not any(configs[kind].tied for kind in ("llama-biased", "mistral", "qwen2"))
+    assert all(configs[kind].tied for kind in ("gemma3", "llama", "qwen3"))
+
+
+LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0}
+LLAMA3 |= {"original_max_position_embeddings": 8192, "rope_type": "llama3"}
+USUAL = {"attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02}
+USUAL |= {"torch_dtype": "bfloat16", "transformers_version": "4.45.0", "use_cache": True}
+QWEN = {
+    "attention_dropout": 0.0,
+    "rope_theta": 1e6,
+    "use_sliding_window": False,
+    "use_mrope": False,
+}
+
+
+def sizes(width, mlp, layers, heads, kv_heads, vocabulary):
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(
+        zip(
+            (*names, "num_key_value_heads", "vocab_size"),
+            (width, mlp, layers, heads, kv_heads, vocabulary),
+            strict=True,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "more", "count"),
+    [
+        (  # Llama 3.2 1B
+            "llama",
+            sizes(2048, 8192, 16, 32, 8, 128256),
+            {
+                "attention_bias": False,
+                "mlp_bias": False,
+                "head_dim": 64,
+                "eos_token_id": [128001, 128008, 128009],
+                "max_position_embeddings": 131072,
+                "pretraining_tp": 1,
+                "rope_scaling": LLAMA3,
+                "rope_theta": 5e5,
+                "tie_word_embeddings": True,
+            },
+            1_235_814_400,
+        ),
+        (  # Llama 3.1 8B
+            "llama",
+            sizes(4096, 14336, 32, 32, 8, 128256),
+            {"rope_scaling": LLAMA3 | {"factor": 8.0}, "rope_theta": 5e5, "pretraining_tp": 1},
+            8_030_261_248,
+        ),
+        (  # SmolLM2 135M
+            "llama",
+            sizes(576, 1536, 30, 9, 3, 49152),
+            {
+                "is_llama_config": True,
+                "rope_interleaved": False,
+                "rope_scaling": None,
+                "rope_theta": 100000,
+                "tie_word_embeddings": True,
+                "pad_token_id": 2,
+                "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+            },
+            134_515_008,
+        ),
+        (  # Mistral 7B v0.3
+            "mistral",
+            sizes(4096, 14336, 32, 32, 8, 32768),
+            {"sliding_window": None, "rope_theta": 1e6, "tie_word_embeddings": False},
+            7_248_023_552,
+        ),
+        (  # Qwen2.5 0.5B
+            "qwen2",
+            sizes(896, 4864, 24, 14, 2, 151936),
+            QWEN | {"sliding_window": 32768, "max_window_layers": 24, "tie_word_embeddings": True},
+            494_032_768,
+        ),
+        (  # Qwen3 0.6B
+            "qwen3",
+            sizes(1024, 3072, 28, 16, 8, 151936),
+            QWEN | {"head_dim": 128, "sliding_window": None, "tie_word_embeddings": True},
+            596_049_920,
+        ),
+    ],
+)
+def test_published_configurations_have_the_published_parameters(kind, shape, more, count, tmp_path):
+    settings = {"model_type": kind, "architectures": ["X"], "rms_norm_eps": 1e-5}
+    (tmp_path / "config.json").write_text(json.dumps(settings | USUAL | shape | more))
+    assert num_parameters(hf_config.read_config(tmp_path)) == count
 
 
 def test_bfloat16_keeps_norms_in_float32(checkpoints):
@@ -139,7 +238,7 @@ def test_an_unexpected_tensor(broken):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llama"}, "'llama' model; supported are gemma, gemma2, gemma3_text"),
+        ({"model_type": "qwen3_moe"}, "'qwen3_moe' model; supported are gemma, gemma2, gemma3_"),
         ({"model_type": "nonsense"}, "damaged or of an unknown kind"),
         (
             {"hidden_activation": "relu"},

@@ -1,6 +1,7 @@
 """Adapters in PEFT's layout against PEFT itself, on tiny random models of every family."""
 
 import copy
+import dataclasses
 import json
 
 import jax
@@ -8,19 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import tiny_model
 import torch
+import transformers
 from conftest import CONFIGS, load_tiny, save_tiny
 from flax import nnx
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.huggingface import LINEAR_NAMES
+from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import at_revision, base_of, load_peft, save_peft
 
 TOKENS = [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46]
-KINDS = ("gemma", "gemma2", "gemma3")
+KINDS = tuple(kind for kind in CONFIGS if kind != "gemma3-vision")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,25 @@ def test_an_exported_adapter_gives_our_logits_in_peft(models, kind, stabilised, 
     assert settings == lora
     for ours, theirs in zip(jax.tree.leaves(adapter), jax.tree.leaves(back), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_merged_export_is_the_adapted_model(models, kind, tmp_path):
+    """In transformers, and read back; of a vision-language model it is the text model."""
+    model, _ = models[kind]
+    config = model[0]
+    lora = Lora(3, 5.0, 0.0, tuple(LINEAR_NAMES))
+    adapter = random_adapter(config, lora)
+    tokenizer = tokenizers.build(tiny_model.vocabulary())
+    loaded = LoadedModel("tiny", "", *model, tokenizer, generation={"eos_token_id": [1, 7]})
+    save_merged(tmp_path, loaded, adapter, lora)
+    expected = logits(model, adapter, lora)
+    twin = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(torch_logits(twin).numpy(), expected, atol=1e-4)
+    again = load_tiny(tmp_path)
+    assert again[0] == dataclasses.replace(config, rms_eps=again[0].rms_eps)
+    np.testing.assert_allclose(logits(again, {}, lora), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

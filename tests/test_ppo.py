@@ -39,7 +39,7 @@ from jaxmoral.learning.state import (
 from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.learning.training import train_agent
 from jaxmoral.models.lora import Lora
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
 from jaxmoral.world import chain, games, machines, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout
@@ -416,7 +416,7 @@ def test_the_table_without_logits_equals_the_one_with(tiny):
     """In several pieces of the vocabulary, with and without a cap on logits; gradients too."""
     policy, weights, inputs = tiny_policy(tiny, chunks=2)
     capped = dataclasses.replace(policy.config, final_softcap=2.0)
-    definition, _ = Gemma.abstract(capped)
+    definition, _ = Decoder.abstract(capped)
     trainable = policy.init(jax.random.key(1))
     trainable = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), trainable

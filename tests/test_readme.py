@@ -23,6 +23,9 @@ import jaxmoral
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, WORDINGS
 from jaxmoral.language.suites import SUITES
 from jaxmoral.learning.lookup import LEARNER
+from jaxmoral.models import gguf_file, hf_config
+from jaxmoral.models.byte_level import CUTTINGS
+from jaxmoral.models.packaged import PACKAGED
 from jaxmoral.world import games, opponents, rewards
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +218,17 @@ def test_the_tables_of_words_have_every_wording_persona_order_and_suite():
     assert known["prompt.persona"] == {*PERSONAS}
     assert known["prompt.table_order"] == {*TABLE_ORDERS}
     assert names_in(page, "Suites") == list(SUITES)
+
+
+def test_the_table_of_models_has_every_family():
+    rows = table("docs/models.md", "Families")
+    kinds, files = (
+        {name for row in rows for name in re.findall(r"`(\w+)`", row[i])} for i in (1, 2)
+    )
+    assert kinds == {*hf_config.FAMILIES, "gemma3"}  # the last beside a vision tower
+    assert files == {*gguf_file.FAMILIES}
+    described = (ROOT / "docs/models.md").read_text()
+    assert all(f"`{name}`" in described for name in (*PACKAGED, *CUTTINGS))
 
 
 def test_links_lead_somewhere():

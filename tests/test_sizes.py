@@ -90,9 +90,20 @@ def test_activations_are_what_the_compiler_reserves(real):
 RANK = ["--lora.rank", "2048"]
 
 
+@pytest.fixture(scope="module")
+def biased_folder(tmp_path_factory):
+    """A model with biases and an output head of its own, larger than what is made of it."""
+    folder = tmp_path_factory.mktemp("biased") / "model"
+    sizes = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
+    sizes |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
+    runpy.run_path(str(SCRIPTS / "tiny_model.py"))["write"](folder, vocab_size=2**17, **sizes)
+    return folder
+
+
 @pytest.mark.parametrize(
     "flags",
     [
+        ["biased"],
         RANK,
         [*RANK, "--model.max_nodes", "300"],
         [*RANK, "--ppo.epochs", "2"],
@@ -103,8 +114,10 @@ RANK = ["--lora.rank", "2048"]
     ],
     ids=" ".join,
 )
-def test_a_footprint_is_what_the_compiler_reserves(flags, tiny_folder):
-    """A tiny model, its adapter much larger than itself or its activations."""
+def test_a_footprint_is_what_the_compiler_reserves(flags, tiny_folder, biased_folder):
+    """A tiny model, its adapter much larger than itself or its activations; and a large head."""
+    if flags == ["biased"]:
+        tiny_folder, flags = biased_folder, []
     given = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]"]
     config = resolve(configs.load(None, [*given, "--env.episodes", "64", *flags]))
     agent = make_agent(config)

@@ -24,9 +24,10 @@ AXES = ("data", "fsdp", "tensor")
 SIDE_BY_SIDE = ("data", "fsdp")
 # A leaf's path: what splits its last dimensions. An axis that does not divide one is left out.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embedding\b", ("tensor", "fsdp")),
+    (r"embedding\b", ("tensor", "fsdp")),  # and an output head of its own, the unembedding
     (r"blocks\.(q|k|v|gate|up)\b", ("fsdp", "tensor")),
     (r"blocks\.(o|down)\b", ("tensor", "fsdp")),
+    (r"blocks\.(q|k|v|gate|up)_bias\b", ("tensor",)),
     (r"adapter\.(q|k|v|gate|up)\.a\b", ("tensor", "fsdp")),
     (r"adapter\.(q|k|v|gate|up)\.b\b", (None, "tensor")),
     (r"adapter\.(o|down)\.a\b", (None, "tensor")),

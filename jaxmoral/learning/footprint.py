@@ -9,7 +9,7 @@ from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout
 from jaxmoral.learning.language_policy import PromptInputs
 from jaxmoral.learning.lookup import num_learners
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import tokens_at_once
 from jaxmoral.models.sizes import activation_bytes, adapter_bytes, weight_bytes
@@ -45,7 +45,7 @@ def round_bytes(config: Config, members: int = 1) -> int:
 
 def footprint(
     config: Config,
-    gemma: GemmaConfig,
+    model: DecoderConfig,
     lora: Lora,
     inputs: PromptInputs,
     layout: Layout,
@@ -55,7 +55,7 @@ def footprint(
 
     Args:
       config: of the run, or of a population's first member.
-      gemma, lora: of the model.
+      model, lora: of the base and its adapters.
       inputs: the prompts of one player, `[1, num_chunks, ...]`.
       layout: where arrays go.
       members: of the population.
@@ -73,17 +73,17 @@ def footprint(
         samples = config.env.episodes * config.env.rounds
         longest = inputs.tokens.shape[-1] + budget - 1
         tree = samples * longest, longest
-        logits = max(rows * gemma.vocab_size, min(samples * budget * gemma.vocab_size, max_logits))
+        logits = max(rows * model.vocab_size, min(samples * budget * model.vocab_size, max_logits))
     else:
-        logits = rows * tokens_at_once(gemma, layout, rows, max_logits)
+        logits = rows * tokens_at_once(model, layout, rows, max_logits)
     steps = config.ppo.epochs * config.ppo.minibatches
-    kept, made = adapter_bytes(gemma, lora, num_chunks > 1 or steps > 1 or num_players > 1)
-    activations = activation_bytes(gemma, lora, tree, logits, itemsize, config.model.remat)
+    kept, made = adapter_bytes(model, lora, num_chunks > 1 or steps > 1 or num_players > 1)
+    activations = activation_bytes(model, lora, tree, logits, itemsize, config.model.remat)
     if num_chunks == 1:  # else those of one tree at a time
         activations *= num_players
     at_once = 1 if on_cpu else members  # on a CPU they take turns
     return Footprint(
-        weights=weight_bytes(gemma, itemsize),
+        weights=weight_bytes(model, itemsize),
         adapters=num_players * (members * kept * (2 if on_cpu else 1) + at_once * made),
         activations=at_once * activations,
         rounds=round_bytes(config, at_once),

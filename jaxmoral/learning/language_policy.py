@@ -22,7 +22,7 @@ from jaxmoral.language.responses import (
     sample_answer,
 )
 from jaxmoral.learning.policy import PolicyTable
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 
 PyTree = Any
@@ -59,7 +59,7 @@ class LanguagePolicy:
       layout: where the arrays are, if on more than one device.
     """
 
-    config: GemmaConfig
+    config: DecoderConfig
     definition: nnx.GraphDef
     lora: Lora
     remat: str = "elementwise"

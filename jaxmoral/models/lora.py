@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 
 Adapter = dict[str, dict[str, jax.Array]]
 
@@ -23,7 +23,7 @@ class Lora:
       rank: inner size.
       alpha: the update is scaled by alpha / rank.
       dropout: probability of zeroing an input of A while training.
-      targets: names in `GemmaConfig.linear_shapes`.
+      targets: names in `DecoderConfig.linear_shapes`.
       rank_stabilised: the update is scaled by alpha / sqrt(rank) instead (arXiv 2312.03732).
     """
 
@@ -52,7 +52,7 @@ class LayerAdapter(NamedTuple):
     keep: jax.Array
 
 
-def init_adapter(key: jax.Array, config: GemmaConfig, lora: Lora) -> Adapter:
+def init_adapter(key: jax.Array, config: DecoderConfig, lora: Lora) -> Adapter:
     """A fresh adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`."""
     adapter = {}
     for index, name in enumerate(lora.targets):
@@ -66,7 +66,7 @@ def init_adapter(key: jax.Array, config: GemmaConfig, lora: Lora) -> Adapter:
 
 
 def prepare(
-    adapter: Adapter, config: GemmaConfig, lora: Lora, dropout_key: jax.Array | None
+    adapter: Adapter, config: DecoderConfig, lora: Lora, dropout_key: jax.Array | None
 ) -> LayerAdapter:
     """Folds the scaling in and gives each layer its dropout key."""
     scaled = {name: {"a": pair["a"], "b": pair["b"] * lora.scale} for name, pair in adapter.items()}

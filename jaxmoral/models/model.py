@@ -1,11 +1,12 @@
-"""Gemma 1, 2 and 3 as one Flax NNX module, its blocks scanned and LoRA passed in explicitly.
+"""Decoders of all families as one Flax NNX module, its blocks scanned, LoRA passed in explicitly.
 
-The module is built abstractly and split once (`Gemma.abstract`) and its weights come from a file;
+The module is built abstractly and split once (`Decoder.abstract`) and its weights come from a file;
 from then on everything is a function of parameter pytrees. Normalisation, softmax and rotary angles
 are computed in float32 whatever the weights' dtype is.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import chex
@@ -16,18 +17,22 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxmoral.devices.mesh import Layout, constrain
 from jaxmoral.language.prompt_tree import Sight
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import LayerAdapter, lora_linear
 from jaxmoral.models.quantise import Quantised, dequantise, matrix, read_matrix
 from jaxmoral.models.vocabulary import cut, log_sum_exp, soft_cap
 
 
-def rotary_angles(config: GemmaConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(config: DecoderConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
     """Sine and cosine, `[2 (sliding, global), num_tokens, head_dim / 2]` float32 each."""
     half = config.head_dim // 2
     bases = jnp.array([config.rope_base_local, config.rope_base_global])
     scales = jnp.array([config.rope_scale_local, config.rope_scale])
-    frequencies = bases[:, None] ** (-jnp.arange(half) / half) / scales[:, None]
+    frequencies = bases[:, None] ** (-jnp.arange(half) / half)
+    scales = scales[:, None]
+    if config.rope_ramp is not None:
+        scales = config.rope_ramp.divisors(frequencies, scales)
+    frequencies = frequencies / scales
     angles = positions[None, :, None] * frequencies[:, None, :]
     return jnp.sin(angles), jnp.cos(angles)
 
@@ -47,6 +52,10 @@ RECOMPUTED = {
     "none": jax.checkpoint_policies.everything_saveable,
     "elementwise": jax.checkpoint_policies.save_only_these_names(_KEPT),
     "block": jax.checkpoint_policies.nothing_saveable,
+}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
 }
 _VOCABULARY_PIECES = 64  # in which a quantised embedding is multiplied
 _CACHED = 2048  # tokens whose embeddings and logits stay in the caches of a CPU
@@ -101,11 +110,13 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """One transformer block: attention and a gated MLP, normalised before and perhaps after."""
 
-    def __init__(self, config: GemmaConfig, layout: Layout | None):
+    def __init__(self, config: DecoderConfig, layout: Layout | None):
         self.config = config
         self.layout = layout
         for name, shape in config.linear_shapes.items():
             setattr(self, name, matrix(config.quantisation, shape))
+            if name in config.biases:
+                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros(shape[1])))
         for name, size in config.norm_sizes.items():
             setattr(self, name, RMSNorm(size, config.rms_eps))
 
@@ -123,7 +134,8 @@ class Block(nnx.Module):
             # Where the layer is not split by what an adapter matrix touches, its rank is.
             pair = {"a": whole(a, writes, reads), "b": whole(b, reads, writes)}
             adapter = adapter._replace(weights=adapter.weights | {name: pair})
-        return _keep(lora_linear(inputs, kernel, name, adapter))
+        y = lora_linear(inputs, kernel, name, adapter)
+        return _keep(y + getattr(self, f"{name}_bias") if name in self.config.biases else y)
 
     def project(
         self, x: jax.Array, sin: jax.Array, cos: jax.Array, adapter: LayerAdapter
@@ -166,7 +178,7 @@ class Block(nnx.Module):
         """The rest of the block, given the heads' outputs."""
         x = x + self.norm("attention_out", by_nodes(self.linear("o", heads, adapter), self.layout))
         h = self.norm("mlp_in", x)
-        gate = jax.nn.gelu(self.linear("gate", h, adapter), approximate=True)
+        gate = ACTIVATIONS[self.config.activation](self.linear("gate", h, adapter))
         h = gate * self.linear("up", h, adapter)
         h = by_nodes(self.linear("down", h, adapter), self.layout)
         return x + self.norm("mlp_out", h)
@@ -186,9 +198,9 @@ class Block(nnx.Module):
 
 
 def tokens_at_once(
-    config: GemmaConfig, layout: Layout | None, num_rows: int, max_logits: int
+    config: DecoderConfig, layout: Layout | None, num_rows: int, max_logits: int
 ) -> int:
-    """The most tokens whose logits `Gemma.log_sum_exp` makes for so many rows at once."""
+    """The most tokens whose logits `Decoder.log_sum_exp` makes for so many rows at once."""
     size = min(config.vocab_size, max_logits // num_rows)
     if config.quantisation is not None:  # never dequantised as a whole
         size = min(size, config.vocab_size // _VOCABULARY_PIECES)
@@ -197,20 +209,27 @@ def tokens_at_once(
     return max(size, 1)
 
 
-class Gemma(nnx.Module):
-    """A Gemma text model with tied embeddings and its blocks stacked on a leading axis."""
+class Decoder(nnx.Module):
+    """A decoder of text with its blocks stacked on a leading axis."""
 
-    def __init__(self, config: GemmaConfig, layout: Layout | None = None):
+    def __init__(self, config: DecoderConfig, layout: Layout | None = None):
         self.config = config
         self.layout = layout
         self.embedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
+        if not config.tied:
+            self.unembedding = matrix(config.quantisation, (config.vocab_size, config.embed_dim))
         self.blocks = nnx.vmap(lambda: Block(config, layout), axis_size=config.num_layers)()
         self.final_norm = RMSNorm(config.embed_dim, config.rms_eps)
 
+    @property
+    def head(self) -> nnx.Param | Quantised:
+        """The matrix that makes logits, `[vocab_size, embed_dim]`."""
+        return self.embedding if self.config.tied else self.unembedding
+
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """Scaled embeddings, `[...]` to `[..., embed_dim]`."""
+        """Embeddings as the first block reads them, `[...]` to `[..., embed_dim]`."""
         x = constrain(self.embedding[tokens], self.layout, *[None] * (tokens.ndim + 1))
-        return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
+        return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.config.scaled_embedding else x
 
     def hidden(
         self,
@@ -252,10 +271,10 @@ class Gemma(nnx.Module):
         """Next-token logits, `[..., embed_dim]` to `[..., vocab_size]` float32."""
 
         def against(rows):
-            table = constrain(self.embedding[rows], self.layout, "tensor", None)
+            table = constrain(self.head[rows], self.layout, "tensor", None)
             return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
 
-        if isinstance(self.embedding, Quantised):  # never dequantised as a whole
+        if isinstance(self.head, Quantised):  # never dequantised as a whole
             pieces = jnp.arange(self.config.vocab_size)
             pieces = pieces.reshape(math.gcd(self.config.vocab_size, _VOCABULARY_PIECES), -1)
             logits = jax.lax.map(jax.checkpoint(against), pieces)
@@ -266,7 +285,7 @@ class Gemma(nnx.Module):
 
     def chosen_logits(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
         """Logits of one token each, `[..., n, embed_dim]` and `[n]` to `[..., n]` float32."""
-        rows = constrain(self.embedding[tokens], self.layout, None, None)
+        rows = constrain(self.head[tokens], self.layout, None, None)
         logits = jnp.einsum("...nd,nd->...n", hidden, rows, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.final_softcap)
 
@@ -284,9 +303,9 @@ class Gemma(nnx.Module):
         layout = self.layout
         rows = hidden.shape[0] * hidden.shape[1]
         at_once = tokens_at_once(self.config, layout, rows, max_logits)
-        quantised = isinstance(self.embedding, Quantised)
+        quantised = isinstance(self.head, Quantised)
         splits = 1 if layout is None else math.gcd(layout.mesh.shape["tensor"], excluded.shape[1])
-        stored = self.embedding
+        stored = self.head
         leaves = (stored.codes[...], stored.scales[...]) if quantised else (stored[...],)
         whole = tuple(constrain(leaf, layout, "tensor", None) for leaf in leaves)
         read = (lambda leaves: dequantise(*leaves)) if quantised else (lambda leaves: leaves[0])
@@ -295,7 +314,7 @@ class Gemma(nnx.Module):
 
     @staticmethod
     def abstract(
-        config: GemmaConfig, layout: Layout | None = None
+        config: DecoderConfig, layout: Layout | None = None
     ) -> tuple[nnx.GraphDef, nnx.State]:
         """The module's definition and the shapes of its weights, without allocating any."""
-        return nnx.split(nnx.eval_shape(lambda: Gemma(config, layout)))
+        return nnx.split(nnx.eval_shape(lambda: Decoder(config, layout)))

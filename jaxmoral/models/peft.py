@@ -12,7 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxmoral.errors import UserError
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import COMMIT, bare, check_keys, shown
 from jaxmoral.models.hf_config import read_settings
 from jaxmoral.models.huggingface import LINEAR_NAMES, check_tensor
@@ -162,7 +162,7 @@ def at_revision(source: str, folder: Path) -> str:
     return f"{name}@{revision}"
 
 
-def load_peft(folder: Path, config: GemmaConfig, dropout: float) -> tuple[Adapter, Lora]:
+def load_peft(folder: Path, config: DecoderConfig, dropout: float) -> tuple[Adapter, Lora]:
     """Reads a PEFT LoRA adapter.
 
     Args:
@@ -217,7 +217,7 @@ def _check_plain(path: Path, settings: dict[str, Any]) -> None:
     check_keys(where, settings, (*_HARMLESS, *plain))
 
 
-def _read_adapter(path: Path, rank: int, config: GemmaConfig) -> Adapter:
+def _read_adapter(path: Path, rank: int, config: DecoderConfig) -> Adapter:
     """The adapter in a file; raises UserError if it is not one of this rank for this model."""
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
@@ -261,7 +261,7 @@ def _names(path: Path, stored: Iterable[str]) -> dict[tuple[int, str, str], str]
         if _UNUSED.match(name):
             continue
         if not match or match[2] not in _TARGETS:
-            raise UserError(f"lora.adapter: {path}: {shown(name)} is not a LoRA weight of Gemma")
+            raise UserError(f"lora.adapter: {path}: {shown(name)} is not a LoRA weight of a layer")
         key = int(match[1]), _TARGETS[match[2]], match[3].lower()
         if key in names:
             raise UserError(

@@ -6,31 +6,31 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxmoral.models.config import GemmaConfig
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter
-from jaxmoral.models.model import Gemma
+from jaxmoral.models.model import Decoder
 
 
-def num_parameters(config: GemmaConfig) -> int:
+def num_parameters(config: DecoderConfig) -> int:
     """Parameters of the frozen base."""
     config = dataclasses.replace(config, quantisation=None)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Gemma.abstract(config)[1]))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Decoder.abstract(config)[1]))
 
 
-def weight_bytes(config: GemmaConfig, itemsize: int) -> int:
+def weight_bytes(config: DecoderConfig, itemsize: int) -> int:
     """What the frozen base takes; floating-point weights have `itemsize` bytes."""
-    leaves = jax.tree.leaves(Gemma.abstract(config)[1])
+    leaves = jax.tree.leaves(Decoder.abstract(config)[1])
     integer = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.integer)
     return sum(math.prod(leaf.shape) * (1 if integer(leaf) else itemsize) for leaf in leaves)
 
 
-def num_adapter_parameters(config: GemmaConfig, lora: Lora) -> int:
+def num_adapter_parameters(config: DecoderConfig, lora: Lora) -> int:
     """Parameters of an adapter."""
     adapter = jax.eval_shape(lambda key: init_adapter(key, config, lora), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
 
-def adapter_bytes(config: GemmaConfig, lora: Lora, repeated: bool) -> tuple[int, int]:
+def adapter_bytes(config: DecoderConfig, lora: Lora, repeated: bool) -> tuple[int, int]:
     """What a trained adapter takes: kept between updates, and besides in an update.
 
     Kept are its float32 parameters and two moments of Adam. An update makes the gradient and the
@@ -48,7 +48,7 @@ def adapter_bytes(config: GemmaConfig, lora: Lora, repeated: bool) -> tuple[int,
 
 
 def activation_bytes(
-    config: GemmaConfig,
+    config: DecoderConfig,
     lora: Lora,
     tree: tuple[int, int],
     num_logits: int,

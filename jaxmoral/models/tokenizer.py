@@ -1,12 +1,14 @@
-"""Gemma's tokenizer: built from a SentencePiece vocabulary, cached, and read as byte pieces.
+"""Tokenizers: built from a GGUF's vocabulary, cached, and read as byte pieces.
 
 SentencePiece's BPE merges by score, Hugging Face's by a list of merges; the list is recovered by
 splitting every piece into all pairs of pieces, better pieces first.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
@@ -14,12 +16,46 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 
 from jaxmoral.errors import UserError
+from jaxmoral.models import byte_level
 from jaxmoral.models.foreign import bare, shown
-from jaxmoral.models.gguf_file import Vocabulary
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
 _LONGEST = 1000  # characters of a piece; all its splits are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """A SentencePiece or byte-level vocabulary, `[vocab_size]`, and the ids of special tokens.
+
+    Attributes:
+      scores: of SentencePiece, which merges by them.
+      turn_ends: further tokens that end a response.
+      template: of chats, in Jinja, or None.
+      cutting: of a byte-level vocabulary, a name in `jaxmoral.models.byte_level.CUTTINGS`; None is
+        SentencePiece.
+      merges: of a byte-level vocabulary, two pieces with a space between them each.
+      begins: whether a text begins with a BOS.
+    """
+
+    pieces: list[str]
+    scores: np.ndarray
+    types: np.ndarray
+    bos: int | None
+    eos: int
+    unk: int | None
+    pad: int | None
+    turn_ends: tuple[int, ...] = ()
+    template: str | None = None
+    cutting: str | None = None
+    merges: list[str] = dataclasses.field(default_factory=list)
+    begins: bool = True
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The same as `generation_config.json` has it."""
+        ends = [self.eos, *self.turn_ends]
+        return {"bos_token_id": self.bos, "eos_token_id": ends, "pad_token_id": self.pad}
 
 
 def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -36,13 +72,15 @@ def merges(pieces: Sequence[str], scores: Sequence[float]) -> list[tuple[str, st
 
 
 def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
-    """Builds the tokenizer; encoding with special tokens puts exactly one BOS in front.
+    """Builds the tokenizer; encoding with special tokens puts one BOS in front, if it has one.
 
     Raises:
       UserError: a piece is empty, too long, or stands in the vocabulary twice.
     """
-    # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
-    pieces = [piece.replace(" ", SPACE) for piece in vocabulary.pieces]
+    pieces = vocabulary.pieces
+    if vocabulary.cutting is None:
+        # Some converters store runs of spaces as they are; merging needs SentencePiece's spelling.
+        pieces = [piece.replace(" ", SPACE) for piece in pieces]
     known: set[str] = set()
     for number, piece in enumerate(pieces):
         if not 0 < len(piece) <= _LONGEST or piece in known:
@@ -55,23 +93,15 @@ def build(vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
 
 
 def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTrainedTokenizerFast":
+    if vocabulary.cutting is None:
+        tokenizer = _sentencepiece(pieces, vocabulary)
+    else:
+        cutting = byte_level.CUTTINGS[vocabulary.cutting]
+        tokenizer = Tokenizer(byte_level.merging(pieces, vocabulary.merges, cutting))
+        tokenizer.normalizer = byte_level.normalizer(cutting)
+        tokenizer.pre_tokenizer = byte_level.cut(cutting)
+        tokenizer.decoder = decoders.ByteLevel()
     kinds = vocabulary.types.tolist()
-    # SentencePiece keeps user-defined pieces (runs of spaces and newlines, tags) whole: rank first.
-    scores = np.where(vocabulary.types == _USER_DEFINED, np.inf, vocabulary.scores).tolist()
-    tokenizer = Tokenizer(
-        models.BPE(
-            {piece: i for i, piece in enumerate(pieces)},
-            merges(pieces, scores),
-            unk_token=pieces[vocabulary.unk],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
     tokenizer.add_special_tokens(
         [AddedToken(pieces[i], special=True) for i, kind in enumerate(kinds) if kind == _CONTROL]
     )
@@ -82,19 +112,40 @@ def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTraine
             if kind == _USER_DEFINED and pieces[i].strip(SPACE)
         ]
     )
-    bos = pieces[vocabulary.bos]
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
-    )
+    ids = {"bos": vocabulary.bos, "unk": vocabulary.unk, "pad": vocabulary.pad}
+    roles = {f"{role}_token": None if i is None else pieces[i] for role, i in ids.items()}
+    bos = roles["bos_token"]
+    if vocabulary.begins:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
+        )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=bos,
         eos_token=pieces[vocabulary.eos],
-        unk_token=pieces[vocabulary.unk],
-        pad_token=pieces[vocabulary.pad],
         chat_template=vocabulary.template,
         clean_up_tokenization_spaces=False,
+        **roles,
     )
+
+
+def _sentencepiece(pieces: list[str], vocabulary: Vocabulary) -> Tokenizer:
+    # SentencePiece keeps user-defined pieces (runs of spaces and newlines, tags) whole: rank first.
+    scores = np.where(vocabulary.types == _USER_DEFINED, np.inf, vocabulary.scores).tolist()
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            merges(pieces, scores),
+            unk_token=None if vocabulary.unk is None else pieces[vocabulary.unk],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
 
 
 def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> None:
@@ -116,12 +167,16 @@ def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes
     special = set(tokenizer.all_special_tokens) | {
         str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
     }
+    added = tokenizer.added_tokens_decoder
+    by_bytes = byte_level.decodes_bytes(tokenizer.backend_tokenizer.decoder)
     byte = re.compile(r"<0x([0-9A-F]{2})>")
     vocabulary = tokenizer.get_vocab()
     pieces: list[bytes | None] = []
-    for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))):
+    for token, piece in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
         if piece in special:
             pieces.append(None)
+        elif by_bytes:
+            pieces.append(piece.encode() if token in added else byte_level.piece_bytes(piece))
         elif match := byte.fullmatch(piece):
             code = int(match[1], 16)
             character = chr(code).replace(" ", SPACE)
