@@ -160,11 +160,11 @@ def test_a_mixture_of_one_is_the_run_without(tiny_flags, flags):
 
 def test_games_of_several_players_are_mixed():
     """In each update the one that is drawn is played, as if it were alone."""
-    games = ["public-goods(3, 1.2)", "public-goods(3, 2.5)"]
-    flags = ["--env.opponent", "conditional", "--ppo.estimator", "exact"]
-    mixed = settings(*flags, "--mixture.games", json.dumps(games))
+    games = ["public-goods(3,10,1.2)", "public-goods(3,10,2.5)"]
+    flags = ["--env.opponent", "conditional", "--ppo.estimator", "exact", "--env.game"]
+    mixed = settings(*flags, games[0], "--mixture.games", json.dumps(games))
     found = train_agent(mixed, say=quiet).history[0]
-    alone = train_agent(settings(*flags, "--env.game", found["conditions"][0]), say=quiet)
+    alone = train_agent(settings(*flags, found["conditions"][0]), say=quiet)
     assert plain(found) == plain(alone.history[0])
 
 
