@@ -6,6 +6,7 @@ other key is used, known to be harmless, or refused by name.
 
 import dataclasses
 import errno
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -152,7 +153,7 @@ def describe(folder: Path) -> Described:
     own = _READ[family]
     # Another family's key changes nothing, unless transformers' class of this one has it too.
     keys = {key for keys in _READ.values() for key in keys}
-    others = {key for key in keys if not hasattr(CLASSES[family], key)}
+    others = keys - {*inspect.signature(CLASSES[family]).parameters}
     check_keys(f"model: {path}", settings, (*own, *others, *_HARMLESS))
     chosen = {name: settings[name] for name in own if name in settings}
     if outer and outer.get("tie_word_embeddings") is not None:
