@@ -26,7 +26,7 @@ from jaxmoral.learning.lookup import LEARNER
 from jaxmoral.models import gguf_file, hf_config
 from jaxmoral.models.byte_level import CUTTINGS
 from jaxmoral.models.packaged import PACKAGED
-from jaxmoral.world import games, opponents, rewards
+from jaxmoral.world import crowds, games, opponents, rewards
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
@@ -196,7 +196,7 @@ def test_the_table_of_opponents_has_every_opponent():
 def test_the_table_of_contributors_has_every_one():
     rows = table("docs/games.md", "Opponents in games of more players")
     named = [row[0].strip("`") for row in rows]
-    assert plain(named) == {*opponents.CONTRIBUTORS}
+    assert plain(named) == {*crowds.CONTRIBUTORS}
     for name in named:
         opponents.get_opponent(name, games.get_game("public-goods(4,10,2)"))
 

@@ -28,6 +28,51 @@ def outcome(sequence, labels):
     return labels.index(stripped) if stripped in labels else 2
 
 
+def outcome_after_a_space(sequence, labels, budget):
+    """The same where a response that begins with one space may go on until it is a label."""
+    text = b""
+    for place, token in enumerate(sequence, 1):
+        if token == STOP:
+            break
+        if PIECES[token] is None:
+            return 2
+        text += PIECES[token]
+        spaced = text[:1] == b" " and text[1:2].strip() == text[1:2]
+        if place >= budget and (text.strip() in labels or not spaced):
+            break
+    return labels.index(text.strip()) if text.strip() in labels else 2
+
+
+@pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
+@pytest.mark.parametrize("budgets", [(2, 3), (1, 3), (3, 2)])
+def test_a_space_may_cost_a_token_more(labels, budgets):
+    budget, longest = budgets[0], max(budgets)
+    if budget == 1 and len(labels[0]) > 2:
+        labels = [b"a", b"b"]
+    responses = spell(labels, index_pieces(PIECES), [STOP], *budgets, max_prefixes=1000)
+    generator = np.random.default_rng(2)
+    logits = {}
+
+    def log_probs(prefix):
+        if prefix not in logits:
+            logits[prefix] = 3 * generator.normal(size=len(PIECES))
+        return logits[prefix] - np.log(np.exp(logits[prefix]).sum())
+
+    for prefix in responses.prefixes:
+        log_probs(prefix)
+    expected = np.zeros(3)
+    for sequence in itertools.product(range(len(PIECES)), repeat=longest):
+        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
+        expected[outcome_after_a_space(sequence, labels, budget)] += p
+    rows = np.stack([logits[prefix] for prefix in responses.prefixes])
+    ours = jnp.exp(outcome_log_probs(jnp.asarray(rows)[None], responses.trie))[0]
+    np.testing.assert_allclose(ours, expected, rtol=2e-5)
+    plain = spell(labels, index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
+    assert set(plain.prefixes) <= set(responses.prefixes)
+    if labels == [b"ab1", b"ab2"]:
+        assert (len(responses.prefixes) > len(plain.prefixes)) == (longest > budget)
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,7 +1,9 @@
 """Which token sequences spell an action label, and their exact probabilities.
 
 A response is at most `budget` tokens; a stop token ends it early. It is legal when its text,
-stripped of ASCII white space, is one of the two labels; everything else is illegal. Several token
+stripped of ASCII white space, is one of the two labels; everything else is illegal. Where a label
+takes more tokens after a space than without one ("7" in a vocabulary without " 7"), a response that
+begins with a space and is not yet a label may go on until it is, for so many tokens. Several token
 sequences spell a label (with a leading space or not, split here or there), so the legal responses
 form a small trie. Its inner nodes are the partial responses that can still become a label: the
 model's next-token distributions there determine P(C), P(D) and P(illegal) exactly.
@@ -94,6 +96,7 @@ def spell(
     pieces: Pieces,
     stop_tokens: Sequence[int],
     budget: int,
+    spaced_budget: int = 0,
     max_prefixes: int = 64,
 ) -> Responses:
     """Enumerates every legal response.
@@ -103,6 +106,7 @@ def spell(
       pieces: from `index_pieces`.
       stop_tokens: tokens that end a response; they add no text.
       budget: the largest number of tokens of a response.
+      spaced_budget: of one that begins with a single space, where that is larger.
       max_prefixes: the most partial responses; each costs a row of logits per prompt.
 
     Raises:
@@ -113,11 +117,16 @@ def spell(
     useful = dict(sorted(itertools.chain.from_iterable(candidates)))
     for token in stop_tokens:
         useful.pop(token, None)
+    longest = max(budget, spaced_budget)
     complete: list[tuple[tuple[int, ...], int]] = []
     inner: list[tuple[int, ...]] = []
 
     def can_begin(text: bytes) -> bool:
         return any(_begins(text, label) for label in labels)
+
+    def most(text: bytes) -> int:
+        spaced = text[:1] == b" " and text[1:].lstrip(WHITESPACE) == text[1:]
+        return longest if spaced else budget
 
     @functools.cache
     def fewest(text: bytes) -> int:
@@ -126,17 +135,17 @@ def spell(
             return 0
         steps = (text + piece for piece in useful.values() if piece.strip(WHITESPACE))
         lengths = (fewest(step.lstrip(WHITESPACE)) for step in steps if can_begin(step))
-        return 1 + min(lengths, default=budget)
+        return 1 + min(lengths, default=longest)
 
     def extend(prefix: tuple[int, ...], text: bytes) -> None:
         stripped = text.strip(WHITESPACE)
         if stripped in labels:
             action = labels.index(stripped)
-            if len(prefix) == budget:
+            if len(prefix) >= budget:
                 complete.append((prefix, action))
-            else:
-                complete.extend(((*prefix, stop), action) for stop in stop_tokens)
-        if len(prefix) == budget:
+                return
+            complete.extend(((*prefix, stop), action) for stop in stop_tokens)
+        if len(prefix) >= most(text):
             return
         inner.append(prefix)
         if len(inner) > max_prefixes:
@@ -146,14 +155,15 @@ def spell(
                 " number of tokens"
             )
         for token, piece in useful.items():
-            longer = (text + piece).lstrip(WHITESPACE)
-            if can_begin(longer) and len(prefix) + 1 + fewest(longer) <= budget:
-                extend((*prefix, token), text + piece)
+            whole = text + piece
+            longer = whole.lstrip(WHITESPACE)
+            if can_begin(longer) and len(prefix) + 1 + fewest(longer) <= most(whole):
+                extend((*prefix, token), whole)
 
     extend((), b"")
     if {action for _, action in complete} != {0, 1}:
         raise ValueError(f"no response of at most {budget} tokens spells one of {labels!r}")
-    return _as_arrays(complete, budget)
+    return _as_arrays(complete, longest)
 
 
 def _begins(text: bytes, label: bytes) -> bool:

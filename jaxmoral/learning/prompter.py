@@ -85,12 +85,14 @@ class Prompter:
                     # An unused control token is a label too.
                     own[text] = {**self._pieces.get(text, {}), tokens[0]: text}
             budget = max(map(len, encoded))
+            spaced = [self.tokenizer.encode(f" {x}", add_special_tokens=False) for x in labels]
             try:
                 self._responses[labels] = spell(
                     [label.encode() for label in labels],
                     ChainMap(own, self._pieces),  # type: ignore[arg-type]
                     self._stop_tokens,
                     budget,
+                    max(map(len, spaced)),
                 )
             except ValueError as error:
                 raise UserError(f"labels {'/'.join(labels)}: {error}") from error
