@@ -40,6 +40,7 @@ TABULAR = ["--model.source", "tabular", "--updates", "6", "--env.episodes", "96"
 TABULAR += ["--ppo.learning_rate", "0.3"]
 PAIRS = "[[X, Y], [Y, X], [A, B], [B, A]]"
 GAMES = "[ipd, icd, bos]"
+READY = Path(__file__).parents[1] / "configs" / "mixture"
 quiet = lambda line: None
 
 
@@ -104,6 +105,12 @@ def test_pairs_are_of_one_kind_and_few_of_many_kinds():
         kind_of = lambda pair: [{*pair} <= {*kind} for kind in kinds].index(True)
         found = Counter(map(kind_of, pairs))
         assert found == dict.fromkeys(range(len(kinds)), 3)
+
+
+@pytest.mark.parametrize("path", sorted(READY.glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_mixtures_resolve(path):
+    config = resolve(configs.load(path))
+    assert len({choice.name for update in range(9) for choice in drawn(config, update)}) > 1
 
 
 def test_held_out_labels_are_in_no_list():
