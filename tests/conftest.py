@@ -187,7 +187,9 @@ def weights_once():
         if quantisation is not None:
             return read(source, folder, digest, dtype, quantisation, layout_for)
         if key in kept:
-            layout_for(kept[key])
+            shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+            shapes = jax.tree.map(shape, kept[key].weights)
+            layout_for(dataclasses.replace(kept[key], weights=shapes))
         else:
             kept[key] = read(source, folder, digest, dtype, None, layout_for)
         return kept[key]

@@ -149,24 +149,31 @@ def model(trained, tmp_path_factory):
 
 @pytest.mark.parametrize("labels", [("A1", "B1"), ("a", "é"), ("no", "on")])
 def test_labels_are_spelled_by_every_path_of_tokens(model, trained, labels):
-    """All sequences of up to two tokens, their bytes by transformers' table."""
+    """All sequences of few tokens, their bytes by transformers' table."""
     byte = {character: number for number, character in bytes_to_unicode().items()}
     texts = {}
     for token, piece in enumerate(trained[0]):
         if piece not in SPECIAL:
             plain = piece.encode() if piece in OWN else bytes(byte[c] for c in piece)
             texts[token] = plain
+    within = lambda text: any(text.strip(WHITESPACE) in label.encode() for label in labels)
+    texts = {token: text for token, text in texts.items() if within(text)}
     spelled = Prompter(model, "plain").responses(labels)
-    budget = spelled.trie.prefix_edges.shape[-1]
-    assert budget <= 2
-    stops = model.stop_tokens()
+    budget = max(len(model.tokenizer.encode(x, add_special_tokens=False)) for x in labels)
+    longest, stops = spelled.trie.prefix_edges.shape[-1], model.stop_tokens()
+    assert budget <= 2 <= longest <= 3
+    joined = lambda tokens: b"".join(map(texts.get, tokens))
+    means = lambda tokens: joined(tokens).strip(WHITESPACE).decode(errors="replace")
     expected = set()
-    for length in range(1, budget + 1):
+    for length in range(1, longest + 1):
         for tokens in itertools.product(texts, repeat=length):
-            text = b"".join(map(texts.get, tokens)).strip(WHITESPACE).decode(errors="replace")
-            if text in labels:
-                ends = [()] if length == budget else [(stop,) for stop in stops]
-                expected |= {((*tokens, *end), labels.index(text)) for end in ends}
+            text, before = joined(tokens), [tokens[:n] for n in range(budget, length)]
+            one_space = text[:1] == b" " and text[1:2].strip() == text[1:2]
+            if before and not (one_space and not any(means(each) in labels for each in before)):
+                continue
+            if means(tokens) in labels:
+                ends = [()] if length >= budget else [(stop,) for stop in stops]
+                expected |= {((*tokens, *end), labels.index(means(tokens))) for end in ends}
     trie, found = spelled.trie, set()
     for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
         tokens = tuple(int(trie.edge_token[edge]) for edge in edges if edge < trie.no_edge)

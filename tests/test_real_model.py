@@ -120,9 +120,9 @@ def test_other_labels_and_their_budget(real):
 def test_unused_tokens_and_random_strings_are_labels_too(real):
     prompter = Prompter(real, "plain")
     unused = prompter.responses(("<unused1>", "<unused2>"))
-    assert len(unused.prefixes) == 1
-    ids = real.tokenizer.convert_tokens_to_ids(["<unused1>", "<unused2>"])
-    assert sorted(unused.trie.edge_token.tolist()) == sorted(ids)
+    *ids, space = real.tokenizer.convert_tokens_to_ids(["<unused1>", "<unused2>", "\u2581"])
+    assert unused.prefixes == ((), (space,))
+    assert sorted(unused.trie.edge_token.tolist()) == sorted([*ids, *ids, space])
     for size in (2, 7):
         labels = random_labels(real, size, seed=1)
         assert labels == random_labels(real, size, seed=1) != random_labels(real, size, seed=2)
