@@ -70,17 +70,7 @@ def one_device(flags, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def biased(tmp_path_factory):
-    """Flags for a few updates of a model with biases and an output head of its own."""
-    folder = tmp_path_factory.mktemp("biased")
-    sizes = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
-    sizes |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
-    tiny_model.write(folder, **sizes)
-    return ["--model.source", str(folder), *FLAGS, "--updates", "2"]
-
-
-@pytest.fixture(scope="module")
-def eight_devices(flags, biased, tmp_path_factory):
+def eight_devices(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
     jobs = [
         {
@@ -98,7 +88,6 @@ def eight_devices(flags, biased, tmp_path_factory):
         }
         for name, sizes in TOGETHER.items()
     ]
-    jobs.append({"name": "biased", "flags": [*biased, *mesh_flags(ALONE["all"])]})
     jobs.append({"name": "kept", "flags": flags, "folder": str(folder / "run")})
     return folder / "run", finish([start(folder / "found.npz", jobs, 8)], folder / "found.npz")
 
@@ -115,12 +104,6 @@ def assert_close(found, expected, name):
 @pytest.mark.parametrize("mesh", ALONE)
 def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
     assert_close(eight_devices[1], {"": one_device[1][""]}, f"alone-{mesh}")
-
-
-@pytest.mark.slow
-def test_biases_and_output_heads_are_split_too(biased, eight_devices):
-    trained = train_population(load_members(None, biased), say=lambda line: None)[""]
-    assert_close(eight_devices[1], {"": numbers(trained)}, "biased")
 
 
 @pytest.mark.slow
