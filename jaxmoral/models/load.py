@@ -39,6 +39,7 @@ from jaxmoral.models.gguf_file import GGUFModel
 from jaxmoral.models.hf_config import describe
 from jaxmoral.models.model import Decoder
 from jaxmoral.models.packaged import PACKAGED
+from jaxmoral.models.peft import is_adapter
 from jaxmoral.models.quantise import quantise
 
 # How vocabularies write the end of a turn, and of a text.
@@ -274,7 +275,7 @@ def _read_huggingface(
     quantisation: str | None,
     layout_for: LayoutFor,
 ) -> LoadedModel:
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         raise UserError(
             f"model.source: {folder} holds a PEFT adapter; give its base as model.source and the"
             " folder as lora.adapter"

@@ -22,6 +22,7 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.experiment import compile_update
+from jaxmoral.learning.population import Members
 from jaxmoral.learning.resolve import resolve
 
 WORDS = "Think of what a fair and patient person would do here. "  # makes a prompt longer
@@ -55,16 +56,11 @@ def curves(folder: Path) -> dict[str, dict[int, list[str]]]:
     }
 
 
-class Point:
-    """A compiled update, one after the other on each call."""
+class Updates:
+    """A compiled update; each call makes the next one and says how many seconds it took."""
 
-    def __init__(self, flags: list[str], agents: dict):
-        members = [resolve(config) for config in configs.load_members(None, flags).values()]
-        config = members[0]
-        if key_of(config) not in agents:
-            agents[key_of(config)] = make_agent(config)
-        agent = agents[key_of(config)]
-        self.state, self.step = compile_update([(member, agent) for member in members])
+    def __init__(self, members: Members):
+        self.state, self.step = compile_update(members)
         self.done = 0
 
     def __call__(self) -> float:
@@ -73,6 +69,18 @@ class Point:
         jax.block_until_ready(metrics)
         self.done += 1
         return time.perf_counter() - start
+
+
+class Point(Updates):
+    """A point of a curve."""
+
+    def __init__(self, flags: list[str], agents: dict):
+        members = [resolve(config) for config in configs.load_members(None, flags).values()]
+        config = members[0]
+        if key_of(config) not in agents:
+            agents[key_of(config)] = make_agent(config)
+        agent = agents[key_of(config)]
+        super().__init__([(member, agent) for member in members])
 
 
 def key_of(config: Config) -> tuple:

@@ -10,12 +10,11 @@ first: the worst case. Results go to docs/benchmarks/mixture.json.
 import argparse
 import time
 
-import jax
+from cost import Updates
 from workers import spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation
-from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.mixture import drawn
@@ -35,22 +34,14 @@ KINDS = {
 }
 
 
-class Kind:
-    """A compiled update; each call makes the next one."""
+class Kind(Updates):
+    """A kind of mixture, or none."""
 
     def __init__(self, agent: Agent, flags: list[str], num_updates: int):
         self.config = resolve(configs.load(None, ["--updates", str(num_updates), *flags]))
         presentation = make_presentation(self.config, agent.model)
         self.agent = agent._replace(presentation=presentation)
-        self.state, self.step = compile_update([(self.config, self.agent)])
-        self.done = 0
-
-    def __call__(self) -> float:
-        start = time.perf_counter()
-        self.state, metrics = self.step(self.state, self.done)
-        jax.block_until_ready(metrics)
-        self.done += 1
-        return time.perf_counter() - start
+        super().__init__([(self.config, self.agent)])
 
     def draw_and_pack(self) -> list[float]:
         """Seconds to draw an update's conditions and to pack those that are new."""
