@@ -35,7 +35,7 @@ NOT_RUN = {
     "README.md": 1,
     "docs/devices.md": 1,
     "docs/models.md": 1,
-    "docs/results.md": 1,
+    "docs/results.md": 2,
     "docs/runs.md": 1,
 }
 # Where a tiny random Gemma stands for the packaged model; elsewhere free logits do.
