@@ -24,13 +24,17 @@ from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, History, Memory
 
 
 class Round(NamedTuple):
-    """What happened: the prompt's index, both moves (2 is illegal), both players' points."""
+    """What happened: the prompt's index, both moves (2 is illegal), both players' points.
+
+    `probabilities` are those of the agent's C, D and illegal answer to that prompt.
+    """
 
     prompt: int
     agents_move: int
     users_move: int
     agents_points: float
     users_points: float
+    probabilities: tuple[float, ...]
 
 
 class Match:
@@ -71,7 +75,9 @@ class Match:
             agents_points, users_points = self.game.payoffs[:, agents_move, users_move].tolist()
         counted = self.memory.effective[self._state, agents_move]
         self._state = self.memory.next_state[self._state, counted, users_move]
-        return Round(prompt, agents_move, users_move, agents_points, users_points)
+        return Round(
+            prompt, agents_move, users_move, agents_points, users_points, tuple(probs.tolist())
+        )
 
 
 def main() -> None:
@@ -99,10 +105,9 @@ def _chat(folder: Path, seed: int) -> None:
     log_probs = policy_table(agent, condition, run.trainable).log_probs
     match = Match(config, memory, np.asarray(log_probs), seed)
     labels = match.labels
-    print(
-        f"{match.game.title}; you are A. Type {labels[0]} or {labels[1]} (c or d), "
-        f"{', '.join(QUESTIONS)}, or quit."
-    )
+    texts = all_prompts(match.game, agent.presentation)
+    words = ", ".join([*labels, "c", "d", *QUESTIONS, "prompt"])
+    print(f"{match.game.title}; you are A. Type {words} or quit.")
     for own, other in match.history:
         print(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
     moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
@@ -113,23 +118,28 @@ def _chat(folder: Path, seed: int) -> None:
             word = input("> ").strip()
         except EOFError:
             return
+        word = word if word in moves else word.lower().rstrip("?")
         if word == "quit":
             return
         if word in moves:
             last = match.play(moves[word])
             said = (*labels, "something that is no action")[last.agents_move]
+            sure = "C {:.1%}, D {:.1%}, illegal {:.1%}".format(*last.probabilities)
             print(
                 f"agent: {said}. Points: you {last.users_points:g}, agent {last.agents_points:g}."
+                f" It answers {sure}."
             )
-        elif word in QUESTIONS:
+        elif word in (*QUESTIONS, "prompt"):
             if last is None:
                 print("Play a round first.")
+            elif word == "prompt":
+                print(texts[last.prompt])
             elif agent.model is not None:
                 print(explain(run, match, last, question=QUESTIONS[word], key=next(keys)))
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:
-            print(f"Type {labels[0]}, {labels[1]}, c, d, {', '.join(QUESTIONS)} or quit.")
+            print(f"Type {words} or quit.")
 
 
 def explain(run: TrainedAgent, match: Match, last: Round, *, question: str, key: jax.Array) -> str:
