@@ -9,8 +9,8 @@ import pytest
 from jaxmoral import config as configs
 from jaxmoral import play
 from jaxmoral.api import train_agent
-from jaxmoral.learning.agent import policy_table
 from jaxmoral.language.prompts import Condition, all_prompts
+from jaxmoral.learning.agent import policy_table
 from jaxmoral.measuring.transcripts import agent_side, in_words, machine_side, play_episode
 from jaxmoral.world.games import get_game, mirror
 from jaxmoral.world.opponents import OPPONENTS

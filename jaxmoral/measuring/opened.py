@@ -76,7 +76,7 @@ class OpenRun:
         return pd.json_normalize(read_run(self.folder).history)
 
     def evaluate(self, games: Sequence[str] | None = None, **asked: Any) -> dict[str, Any]:
-        """As `jaxmoral.evaluate_agent`, with the model that is loaded already; nothing is written."""
+        """As `jaxmoral.evaluate_agent`, with the model that is loaded; nothing is written."""
         return evaluate_agent(self.trained, games, **asked)
 
     def _condition(self, game: str | None) -> Condition:
