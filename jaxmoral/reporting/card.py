@@ -12,9 +12,9 @@ from jaxmoral.models.peft import named_base
 
 # Of a base that is known; others' licences are theirs to say.
 _LICENCES = {"gemma3-270m": "gemma", "smollm2-135m": "apache-2.0"}
-_LIMITS = """- It was trained on prompts of matrix games. What it does with other texts was not trained.
-- A moral reward of one game is not a moral agent: with other labels or wordings the rule may be lost.
-- It answers with one of two labels; reasons that it gives when asked are not the cause of its answers."""
+_LIMITS = """- It was trained on prompts of matrix games, and on no other texts.
+- A rule learned in them is not a moral agent: with other labels or wordings it may be lost.
+- Its answers are labels; what it says when asked why is not what they came from."""
 
 
 def card(run: Run, policy: pd.DataFrame, *, update: int, command: str) -> str:
