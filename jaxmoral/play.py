@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if game.num_players > 2:
         raise UserError(f"--game: {game.name} has {game.num_players} players; episodes have two")
     sides = _sides(arguments, config, game)
-    tables = tuple(_tables(config, seen) for seen in (game, mirror(game)))
+    tables = _tables(config, game), _tables(config, mirror(game))
     random = np.random.default_rng(arguments.seed)
     episodes = []
     for _ in range(arguments.episodes):

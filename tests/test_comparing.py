@@ -76,7 +76,7 @@ def test_what_cannot_be_compared_is_refused(groups):
 
 def test_the_command(groups, tmp_path, monkeypatch, capsys):
     folder = groups["game"][0].folder.parent
-    ours, others = (sorted(map(str, folder.glob(f"{name}-*"))) for name in ("game", "util"))
+    ours, others = (sorted(map(str, folder.glob(f"{name}-*"))) for name in ("game", "utilitarian"))
     given = [*ours, "--with", *others, "--output-dir", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["compare", *given])
     command.main()

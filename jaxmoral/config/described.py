@@ -37,14 +37,12 @@ def describe_keys(group: type = Config, prefix: str = "") -> Iterator[Described]
 
 def keys_help() -> str:
     """All keys by group, each with its default, wrapped for a terminal."""
-    groups = {f"{field.name}.": field.type for field in dataclasses.fields(Config)}
     lines = ["keys, each also a flag (--key value), with their defaults:"]
     last = ""
     for key, default, meaning in describe_keys():
         group = key.rpartition(".")[0]
         if group != last:
-            title = inspect.cleandoc(groups[f"{group}."].__doc__ or "").split("\n")[0]
-            lines += ["", f"{group}: {title}"] if group else ["", "and besides:"]
+            lines += ["", _title(group)]
             last = group
         lines += textwrap.wrap(
             f"--{key} {default}: {meaning}",
@@ -54,6 +52,13 @@ def keys_help() -> str:
             break_on_hyphens=False,
         )
     return "\n".join(lines)
+
+
+def _title(group: str) -> str:
+    if not group:
+        return "and besides:"
+    (kind,) = (field.type for field in dataclasses.fields(Config) if field.name == group)
+    return f"{group}: {inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}"
 
 
 class KeepsLines(argparse.HelpFormatter):
@@ -67,7 +72,7 @@ def _meanings(group: type) -> dict[str, str]:
     """What the docstring's list of attributes says, by field."""
     _, _, listed = inspect.cleandoc(group.__doc__ or "").partition("Attributes:\n")
     listed = listed.partition("\n\n")[0]
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.split(r"\n  (?! )", f"\n{listed}"):
         match = _ENTRY.match(" ".join(entry.split()))
         if match is not None:

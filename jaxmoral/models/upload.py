@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from jaxmoral.errors import UserError
 
+# What the library raises that the hub's client is built on, which differs by version.
+_UNREACHED: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -41,6 +42,6 @@ def push(folder: Path, repository: str) -> str:
         raise UserError(
             f"--push: {repository}: {reason or error.server_message or 'refused'} ({status})"
         ) from None
-    except (httpx.HTTPError, OSError) as error:
+    except _UNREACHED as error:
         raise UserError(f"--push: the hub cannot be reached ({error})") from None
     return str(address)

@@ -154,7 +154,8 @@ class List(argparse.Action):
     """The flag `--list KIND`: prints what there is and ends the program."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, kind: Any, *_: Any) -> None:
-        parser.exit(message=listing(kind) + "\n")
+        print(listing(kind))
+        parser.exit()
 
 
 def add_list(parser: argparse.ArgumentParser) -> None:
