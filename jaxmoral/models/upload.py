@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from jaxmoral.errors import UserError
 
 # What the library raises that the hub's client is built on, which differs by version.
-_UNREACHED: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
+_UNREACHED: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
