@@ -214,6 +214,7 @@ def make_agent(
         lora=plan.lora,
         remat=base.remat,
         max_logits=base.max_logits * 10**6,
+        max_nodes=base.max_nodes,
         layout=plan.layout,
     )
     return Agent(

@@ -56,6 +56,7 @@ class LanguagePolicy:
       lora: which layers are adapted, and how.
       remat: what the backward pass recomputes; a name in `models.model.RECOMPUTED`.
       max_logits: how many are made at once.
+      max_nodes: whose activations are in memory at once; those of more trees are made again.
       layout: where the arrays are, if on more than one device.
     """
 
@@ -64,6 +65,7 @@ class LanguagePolicy:
     lora: Lora
     remat: str = "elementwise"
     max_logits: int = 2**27
+    max_nodes: int = 4096
     layout: Layout | None = None
 
     @property
@@ -94,7 +96,7 @@ class PromptedModel:
             rows = self._rows(chunk, trainable, dropout_key)
             return PolicyTable(self.decide(rows, chunk.trie), _value(trainable, rows[:, 0]))
 
-        return _over_chunks(read, self.prompts)
+        return self._over_chunks(read)
 
     def table_and_logits(
         self, trainable: PyTree, dropout_key: jax.Array | None = None
@@ -105,7 +107,7 @@ class PromptedModel:
             log_probs = outcome_log_probs(logits, chunk.trie)
             return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
 
-        return _over_chunks(read, self.prompts)
+        return self._over_chunks(read)
 
     def write(
         self,
@@ -196,6 +198,21 @@ class PromptedModel:
         seen = sight(tree, config.sliding_window)
         return self._model().hidden(tree.tokens, tree.positions, seen, adapter, self.policy.remat)
 
+    def _over_chunks(self, function: Callable) -> Any:
+        """Applies a function to one chunk after the other and joins the results' leading axes.
+
+        If all of them have more than `max_nodes` nodes, the backward pass recomputes each, so that
+        only one is in memory at a time.
+        """
+        inputs = self.prompts
+        num_chunks, num_nodes = inputs.tree.tokens.shape
+        if num_chunks == 1:
+            return function(jax.tree.map(lambda leaf: leaf[0], inputs))
+        if num_chunks * num_nodes > self.policy.max_nodes:
+            function = jax.checkpoint(function)
+        result = jax.lax.map(function, inputs)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
+
     def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
         """Applies what makes logits of every place in `[n, places, ...]`, in parts that fit."""
         num_rows, places = rows[0].shape[:2]
@@ -208,17 +225,6 @@ class PromptedModel:
         split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
         made = jax.lax.map(jax.checkpoint(lambda part: function(*part)), split)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
-
-
-def _over_chunks(function: Callable, inputs: PyTree) -> PyTree:
-    """Applies a function to one chunk after the other and joins the results' leading axes.
-
-    Of several chunks the backward pass recomputes each, so that only one is in memory at a time.
-    """
-    if len(jax.tree.leaves(inputs)[0]) == 1:
-        return function(jax.tree.map(lambda leaf: leaf[0], inputs))
-    result = jax.lax.map(jax.checkpoint(function), inputs)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
 def _value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
