@@ -47,6 +47,20 @@ class PromptInputs(NamedTuple):
     lengths: np.ndarray | jax.Array
 
 
+class Compared(NamedTuple):
+    """How two policies, a base and a tuned one, predict tokens; each leaf has the tokens' shape.
+
+    Attributes:
+      log_probs: of the token, with a last axis `[2 (base, tuned)]`.
+      kl: of the tuned distribution from the base's, in nats.
+      same_top: whether both find the same token likeliest.
+    """
+
+    log_probs: jax.Array
+    kl: jax.Array
+    same_top: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class LanguagePolicy:
     """A decoder with LoRA and a linear value head on the last hidden state of each prompt.
@@ -141,18 +155,36 @@ class PromptedModel:
 
         return self._in_parts(chosen, hidden, tokens), _value(trainable, hidden)
 
-    def decide(self, rows: jax.Array, trie: Trie) -> jax.Array:
-        """Log-probabilities of the outcomes, `[num_prompts, 3]`, without all logits.
+    def decide(self, rows: jax.Array, trie: Trie, num_options: int = 2) -> jax.Array:
+        """Log-probabilities of the outcomes, `[num_prompts, num_options + 1]`, without all logits.
 
         Args:
           rows: `[num_prompts, num_prefixes, embed_dim]`, hidden states where answers are decided.
           trie: the legal responses.
+          num_options: among which they choose; see `responses.outcomes`.
         """
         model = self._model()
         edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
         legal = legal_tokens(trie, self.policy.config.vocab_size)
         outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
-        return outcomes(follow(edges, outside, trie), trie)
+        return outcomes(follow(edges, outside, trie), trie, num_options)
+
+    def compare(self, pair: jax.Array, tokens: jax.Array) -> Compared:
+        """How the tokens that follow are predicted, without all logits.
+
+        Args:
+          pair: `[..., 2 (base, tuned), embed_dim]`, hidden states before them.
+          tokens: `[...]` int32.
+        """
+        model, shape = self._model(), tokens.shape
+        rows, flat = pair.reshape(-1, *pair.shape[-2:]), tokens.ravel()
+        found = model.divergence(rows, self.policy.max_logits)
+        chosen = model.chosen_logits(rows.swapaxes(0, 1), flat).T
+        return Compared(
+            (chosen - found.log_sums).reshape(*shape, 2),
+            found.kl.reshape(shape),
+            found.same_top.reshape(shape),
+        )
 
     def _model(self) -> Any:
         return nnx.merge(self.policy.definition, self.frozen)

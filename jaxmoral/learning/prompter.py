@@ -26,6 +26,8 @@ _DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt mu
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
+MAX_PREFIXES = 64  # partial responses that can become a label
+MAX_OPTION_PREFIXES = 512  # that can become one of a few texts
 
 
 class Room(NamedTuple):
@@ -66,6 +68,7 @@ class Prompter:
         self._stop_tokens = model.stop_tokens()
         self._bos = model.bos_token()
         self._responses: dict[tuple[str, str], Responses] = {}
+        self._options: dict[tuple[str, ...], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
         self._sequences: dict[tuple, list[list[int]]] = {}
         self._rooms: dict[tuple, Room] = {}
@@ -77,26 +80,58 @@ class Prompter:
     def responses(self, labels: tuple[str, str]) -> Responses:
         """Every legal response; raises UserError if the labels cannot be spelled."""
         if labels not in self._responses:
-            encoded = [self.tokenizer.encode(label, add_special_tokens=False) for label in labels]
-            own: dict[bytes, dict[int, bytes]] = {}
-            for label, tokens in zip(labels, encoded, strict=True):
-                text = label.encode()
-                if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
-                    # An unused control token is a label too.
-                    own[text] = {**self._pieces.get(text, {}), tokens[0]: text}
-            budget = max(map(len, encoded))
-            spaced = [self.tokenizer.encode(f" {x}", add_special_tokens=False) for x in labels]
+            # Both may take as many tokens as the longer one.
+            budget, spaced = (max(counts) for counts in self._token_counts(labels))
             try:
-                self._responses[labels] = spell(
-                    [label.encode() for label in labels],
-                    ChainMap(own, self._pieces),  # type: ignore[arg-type]
-                    self._stop_tokens,
-                    budget,
-                    max(map(len, spaced)),
-                )
+                spelled = self._spell(labels, budget, spaced)
             except ValueError as error:
-                raise UserError(f"labels {'/'.join(labels)}: {error}") from error
+                raise UserError(
+                    f"labels {'/'.join(labels)}: {error}; choose two labels of the same number of"
+                    " tokens"
+                ) from error
+            self._responses[labels] = spelled
         return self._responses[labels]
+
+    def options(self, texts: tuple[str, ...]) -> Responses:
+        """Every response that is one of some texts, each in as many tokens as it takes.
+
+        Raises:
+          UserError: they cannot be spelled, or in too many ways.
+        """
+        if texts not in self._options:
+            try:
+                spelled = self._spell(texts, *self._token_counts(texts), MAX_OPTION_PREFIXES)
+            except ValueError as error:
+                raise UserError(f"{error}; shorten the options, or name them by labels") from error
+            self._options[texts] = spelled
+        return self._options[texts]
+
+    def _token_counts(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """How many tokens each takes, and how many after a space."""
+        count = lambda text: len(self.tokenizer.encode(text, add_special_tokens=False))
+        return [count(text) for text in texts], [count(f" {text}") for text in texts]
+
+    def _spell(
+        self,
+        texts: Sequence[str],
+        budget: int | list[int],
+        spaced_budget: int | list[int],
+        max_prefixes: int = MAX_PREFIXES,
+    ) -> Responses:
+        own: dict[bytes, dict[int, bytes]] = {}
+        for text in texts:
+            tokens, label = self.tokenizer.encode(text, add_special_tokens=False), text.encode()
+            if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
+                # An unused control token is a label too.
+                own[label] = {**self._pieces.get(label, {}), tokens[0]: label}
+        return spell(
+            [text.encode() for text in texts],
+            ChainMap(own, self._pieces),  # type: ignore[arg-type]
+            self._stop_tokens,
+            budget,
+            spaced_budget,
+            max_prefixes,
+        )
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of one prompt, with exactly one BOS if the model has one."""
@@ -112,6 +147,11 @@ class Prompter:
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
         return self._encode(text)
+
+    def text_tokens(self, text: str) -> tuple[list[int], list[int]]:
+        """What begins every text, and the text's tokens, without a chat template."""
+        begin = [] if self._bos is None else [self._bos]
+        return begin, self._encode(text)[len(begin) :]
 
     def _encode(self, text: str) -> list[int]:
         """BOS and the text's tokens, whatever the tokenizer would put around a text."""

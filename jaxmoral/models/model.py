@@ -8,6 +8,7 @@ are computed in float32 whatever the weights' dtype is.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -20,7 +21,14 @@ from jaxmoral.language.prompt_tree import Sight
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import LayerAdapter, lora_linear
 from jaxmoral.models.quantise import Quantised, dequantise, matrix, read_matrix
-from jaxmoral.models.vocabulary import cut, log_sum_exp, soft_cap
+from jaxmoral.models.vocabulary import (
+    Divergence,
+    Vocabulary,
+    cut,
+    divergence,
+    log_sum_exp,
+    soft_cap,
+)
 
 
 def rotary_angles(config: DecoderConfig, positions: chex.Array) -> tuple[jax.Array, jax.Array]:
@@ -300,17 +308,29 @@ class Decoder(nnx.Module):
         Returns:
           `[num_rows, num_places]` float32.
         """
-        layout = self.layout
         rows = hidden.shape[0] * hidden.shape[1]
-        at_once = tokens_at_once(self.config, layout, rows, max_logits)
+        read, vocabulary = self._vocabulary(excluded, rows, max_logits)
+        return log_sum_exp(read, self.config.final_softcap, vocabulary, hidden)
+
+    def divergence(self, pair: jax.Array, max_logits: int) -> Divergence:
+        """Compares two next-token distributions, `[num_rows, 2, embed_dim]` hidden states."""
+        nothing = jnp.zeros((1, self.config.vocab_size), bool)
+        read, vocabulary = self._vocabulary(nothing, 2 * len(pair), max_logits)
+        return divergence(read, self.config.final_softcap, vocabulary.table, pair)
+
+    def _vocabulary(
+        self, excluded: jax.Array, num_rows: int, max_logits: int
+    ) -> tuple[Callable[[Any], jax.Array], Vocabulary]:
+        """The head in pieces of which so many rows' logits fit, and how a piece is read."""
+        layout = self.layout
+        at_once = tokens_at_once(self.config, layout, num_rows, max_logits)
         quantised = isinstance(self.head, Quantised)
         splits = 1 if layout is None else math.gcd(layout.mesh.shape["tensor"], excluded.shape[1])
         stored = self.head
         leaves = (stored.codes[...], stored.scales[...]) if quantised else (stored[...],)
         whole = tuple(constrain(leaf, layout, "tensor", None) for leaf in leaves)
         read = (lambda leaves: dequantise(*leaves)) if quantised else (lambda leaves: leaves[0])
-        vocabulary = cut(whole, excluded, at_once, splits)
-        return log_sum_exp(read, self.config.final_softcap, vocabulary, hidden)
+        return read, cut(whole, excluded, at_once, splits)
 
     @staticmethod
     def abstract(

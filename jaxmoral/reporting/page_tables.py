@@ -16,6 +16,7 @@ from jaxmoral.errors import UserError, split_outside
 from jaxmoral.learning.lookup import find_game
 from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import summarise
+from jaxmoral.reporting.beyond import beyond_tables
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
 from jaxmoral.reporting.outside import outside_rows
 from jaxmoral.reporting.published import FIGURE_4
@@ -219,6 +220,9 @@ def number_parts(
     if rows:
         caption = "Mean over conditions and runs ± 95 % interval over runs (worst condition of any)"
         body.append("<h2>What holds outside of training, in numbers</h2>")
+        body.append(html_table(header, rows, caption))
+    for index, (caption, header, rows) in enumerate(beyond_tables(series)):
+        body += ["<h2>Scenarios in numbers</h2>"] if index == 0 else []
         body.append(html_table(header, rows, caption))
     for result in tournaments:
         caption = "Mean long-run points against everybody / the most anyone can get from the agent"
