@@ -89,7 +89,7 @@ def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, pr
     mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     layout = Layout(mesh, side_by_side=members > 1)
     definition, weights = Decoder.abstract(config, layout)
-    lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(RANK, 32.0, 0.0, config.linear_names)
     policy = LanguagePolicy(config, definition, lora, layout=layout)
     experiment = parse({"model": {"source": "tabular"}})
     condition = Condition(get_game("ipd"), Presentation())
@@ -175,16 +175,16 @@ def count(config: DecoderConfig, sizes: tuple[int, int, int], members: int) -> t
     """FLOPs and bytes of memory traffic of an update; see the assumptions on the page."""
     data, fsdp, tensor = sizes
     places = data * fsdp
-    matrices = config.num_layers * sum(i * o for i, o in config.linear_shapes.values())
+    matrices = sum(i * o for i, o in config.every_linear)
     embedding = config.vocab_size * config.embed_dim
-    lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(RANK, 32.0, 0.0, config.linear_names)
     adapter = num_adapter_parameters(config, lora)
-    width = config.num_heads * config.head_dim
-    attention = 3 * 4 * NODES * KEYS * width * config.num_layers
+    width = sum(config.every_width)
+    attention = 3 * 4 * NODES * KEYS * width
     agent = 4 * NODES * matrices + 6 * NODES * adapter + 4 * ROWS * embedding + attention
     share = members / places  # a single agent's nodes are split like members
-    outputs = sum(o for _, o in config.linear_shapes.values()) + width + config.embed_dim
-    kept = 2 * NODES * config.num_layers * outputs  # bytes, written once and read twice
+    outputs = sum(o for _, o in config.every_linear) + width + config.num_layers * config.embed_dim
+    kept = 2 * NODES * outputs  # bytes, written once and read twice
     weights = 2 * 2 * (matrices + embedding) / tensor  # bytes, once forward and once backward
     state = 4 * 7 * adapter  # parameters, gradient and two moments: read, and written but one
     heads = 4 * 4 * ROWS * config.vocab_size

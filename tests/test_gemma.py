@@ -13,10 +13,10 @@ from flax import nnx
 
 from jaxmoral.language.prompt_tree import pack, sight
 from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import save_peft
+from jaxmoral.models.tensor_names import LINEAR_NAMES
 
 
 def log_probs(model, tokens, adapter=None, lora=None, dropout_key=None):
@@ -109,8 +109,8 @@ def test_greedy_equals_transformers_on_the_real_model(real, golden):
 def test_exports_of_the_real_model_speak_in_peft_and_transformers(real, golden, tmp_path):
     """Our log-probabilities with an adapter are those of the exported files, to 1e-3."""
     model, lora = (real.config, real.definition, real.weights), golden_real_model.LORA
-    adapter = golden_real_model.adapter(real.config.linear_shapes, real.config.num_layers)
-    save_peft(tmp_path, adapter, lora, "gemma3-270m")
+    adapter = golden_real_model.adapter(real.config)
+    save_peft(tmp_path, real.config, adapter, lora, "gemma3-270m")
     assert golden_real_model.digest_of_adapter(tmp_path) == str(golden["adapter_files"]), (
         f"exports are not what PEFT was given; run: {golden_real_model.COMMAND}"
     )
@@ -142,7 +142,7 @@ def random_adapter(config, lora):
 
 def test_lora_equals_merged_weights(tiny):
     config, definition, weights, _ = tiny
-    lora = Lora(3, 6.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(3, 6.0, 0.0, config.linear_names)
     adapter = random_adapter(config, lora)
     merged = nnx.to_pure_dict(weights)
     for name, pair in adapter.items():
