@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_model
 import torch
 import transformers
 
@@ -123,20 +124,30 @@ def test_activations_are_what_the_compiler_reserves(real):
 RANK = ["--lora.rank", "2048"]
 
 
+# Biases and an output head of its own, larger than what is made of it; layers of several shapes.
+BIASED = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
+BIASED |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v"), "vocab_size": 2**17}
+SHAPES = {"biased": BIASED, "sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
+
+
 @pytest.fixture(scope="module")
-def biased_folder(tmp_path_factory):
-    """A model with biases and an output head of its own, larger than what is made of it."""
-    folder = tmp_path_factory.mktemp("biased") / "model"
-    sizes = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
-    sizes |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
-    runpy.run_path(str(SCRIPTS / "tiny_model.py"))["write"](folder, vocab_size=2**17, **sizes)
-    return folder
+def folders(tmp_path_factory, tiny_folder):
+    made = {"": tiny_folder}
+    for kind, sizes in SHAPES.items():
+        made[kind] = tmp_path_factory.mktemp(kind) / "model"
+        tiny_model.write(made[kind], **sizes)
+    return made
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ["biased"],
+        ["sharing", *RANK],
+        ["sharing", "--lora.rank", "16", "--env.memory", "2", "--model.remat", "none"],
+        ["sharing", "--lora.rank", "16", "--env.memory", "2"],
+        ["experts", *RANK],
+        ["experts", "--lora.rank", "16", "--env.memory", "2"],
         RANK,
         [*RANK, "--model.max_nodes", "300"],
         [*RANK, "--ppo.epochs", "2"],
@@ -147,11 +158,11 @@ def biased_folder(tmp_path_factory):
     ],
     ids=" ".join,
 )
-def test_a_footprint_is_what_the_compiler_reserves(flags, tiny_folder, biased_folder):
+def test_a_footprint_is_what_the_compiler_reserves(flags, folders):
     """A tiny model, its adapter much larger than itself or its activations; and a large head."""
-    if flags == ["biased"]:
-        tiny_folder, flags = biased_folder, []
-    given = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]"]
+    kind = flags[0] if flags[0] in SHAPES else ""
+    flags = flags[bool(kind) :]
+    given = ["--model.source", str(folders[kind]), "--prompt.labels", "[X, Y]"]
     config = resolve(configs.load(None, [*given, "--env.episodes", "64", *flags]))
     agent = make_agent(config)
     model, lora = agent.model.config, agent.lora
