@@ -199,7 +199,7 @@ class PromptedModel:
         tree: PromptTree,
         trainable: PyTree,
         dropout_key: jax.Array | None,
-        rows: jax.Array | None = None,
+        rows: np.ndarray | jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden state of every node, `[num_nodes, embed_dim]`.
 

@@ -210,7 +210,11 @@ class Block(nnx.Module):
             h = self.activate(self.linear("layer_gate", x, adapter)) * beside
             h = by_nodes(self.linear("layer_out", h, adapter), self.layout)
             x = x + self.norm("layer_norm", h)
-        return x * self.layer_scalar[...].astype(x.dtype) if config.layer_scalars else x
+        return x * self.vector("layer_scalar", x.dtype) if config.layer_scalars else x
+
+    def vector(self, name: str, dtype: jnp.dtype) -> jax.Array:
+        """A bias or scale."""
+        return getattr(self, name)[...].astype(dtype)
 
     def activate(self, x: jax.Array) -> jax.Array:
         return ACTIVATIONS[self.config.activation](x)
@@ -226,7 +230,7 @@ class Block(nnx.Module):
         h = self.norm("router_in", x) * jnp.asarray(x.shape[-1] ** -0.5, x.dtype)
         scores = self.linear("router", h, adapter)
         chosen, shares = choose(scores, self.config.experts_per_token)
-        shares = shares * self.expert_scale[chosen].astype(jnp.float32)
+        shares = shares * self.vector("expert_scale", shares.dtype)[chosen]
         whole = lambda matrix: constrain(matrix, self.layout, None, None, None)
         expand, shrink = (read_matrix(getattr(self, name), whole) for name in ("expand", "shrink"))
         h = self.norm("experts_in", x)

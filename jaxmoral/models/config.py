@@ -257,7 +257,8 @@ def check_config(config: DecoderConfig, path: Path) -> DecoderConfig:
     check(config.head_dim % 2 == 0, "head_dim")
     check((config.head_dim_global or 0) % 2 == 0, "head_dim_global")
     own = config.global_layers[: config.num_layers - config.num_shared]
-    check({*own} == {*config.global_layers}, "num_shared")
+    shares = config.num_shared < config.num_layers and {*own} == {*config.global_layers}
+    check(shares, "num_shared")
     check(0 <= config.rope_share <= 1, "rope_share")
     if config.num_experts:
         check(0 < config.experts_per_token <= config.num_experts, "experts_per_token")

@@ -107,7 +107,7 @@ def _prefill(
         return step
 
     x = model.embed(tokens.reshape(-1))
-    layers = model.layers(x, adapter, beside and beside(tokens.reshape(-1)))
+    layers = model.layers(x, adapter, None if beside is None else beside(tokens.reshape(-1)))
     steps = {name: step_of(name) for name in layers}
     (x, _), caches = walk(config.sections, steps, (x, model.nothing_lent(x)), layers)
     last = model.final_norm(x).reshape(batch, size, -1)[:, -1]
@@ -156,7 +156,7 @@ def _decode(
         return step
 
     x = model.embed(token)
-    layers = model.layers(x, adapter, beside and beside(token))
+    layers = model.layers(x, adapter, None if beside is None else beside(token))
     numbered = {name: (layer, jnp.arange(len(layer.is_global))) for name, layer in layers.items()}
     steps = {name: step_of(name) for name in layers}
     (x, caches), _ = walk(config.sections, steps, (x, caches), numbered)

@@ -7,7 +7,7 @@ from then on everything is a function of parameter pytrees.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -70,7 +70,7 @@ class Decoder(nnx.Module):
             name: nnx.vmap(partial(Block, config, name, layout), axis_size=len(stack.layers))()
             for name, stack in config.stacks.items()
         }
-        self.blocks = blocks[""] if "" in blocks else nnx.Dict(blocks)
+        self.blocks: Any = blocks[""] if "" in blocks else nnx.Dict(blocks)
         if config.per_layer_dim:
             beside = config.num_layers * config.per_layer_dim
             self.beside_projection = matrix(config.quantisation, (config.embed_dim, beside))
@@ -87,7 +87,7 @@ class Decoder(nnx.Module):
         x = constrain(self.embedding[tokens], self.layout, *[None] * (tokens.ndim + 1))
         return x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype) if self.config.scaled_embedding else x
 
-    def beside(self, x: jax.Array, rows: jax.Array) -> jax.Array:
+    def beside(self, x: jax.Array, rows: np.ndarray | jax.Array) -> jax.Array:
         """What layers read of each token beside the stream, `[layers, ..., per_layer_dim]`.
 
         Args:
@@ -107,7 +107,7 @@ class Decoder(nnx.Module):
         return jnp.moveaxis(both, -2, 0)
 
     def layers(
-        self, x: jax.Array, adapter: dict[str, LayerAdapter], rows: jax.Array | None
+        self, x: jax.Array, adapter: dict[str, LayerAdapter], rows: np.ndarray | jax.Array | None
     ) -> dict[str, Layer]:
         """All layers, stacked by their shapes; see `beside` for x and rows."""
         beside = None if rows is None else self.beside(x, rows)
@@ -125,7 +125,7 @@ class Decoder(nnx.Module):
 
     def stack(self, name: str) -> Block:
         """The blocks of one shape, stacked."""
-        return self.blocks if name == "" else self.blocks[name]
+        return self.blocks if isinstance(self.blocks, Block) else self.blocks[name]
 
     def hidden(
         self,
@@ -134,7 +134,7 @@ class Decoder(nnx.Module):
         sight: Sight,
         adapter: dict[str, LayerAdapter],
         remat: str,
-        rows: jax.Array | None = None,
+        rows: np.ndarray | jax.Array | None = None,
     ) -> jax.Array:
         """Runs the blocks over one packed sequence.
 
@@ -158,9 +158,10 @@ class Decoder(nnx.Module):
             def step(carry, layer):
                 x, lent = carry
                 block, kind = nnx.merge(definition, layer.weights), layer.is_global
-                q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
+                mask, *angles = sight.masks[kind], sin[kind], cos[kind]
+                q, made = block.project(x, *angles, layer.adapter)
                 k, v = made or lent[keys_from(name)]
-                heads = block.attention(q, k, v, sight.keys, sight.masks[kind])
+                heads = block.attention(q, k, v, sight.keys, mask)
                 x = block.finish(x, heads, layer.adapter, layer.beside)
                 return (x, lent | ({name: made} if name in lent else {})), None
 

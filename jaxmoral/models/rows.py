@@ -14,11 +14,11 @@ class RowTable:
     def __init__(self, rows: np.ndarray):
         self.rows = rows
 
-    def read(self, numbers: np.ndarray) -> np.ndarray:
+    def read(self, numbers: np.ndarray | jax.Array) -> np.ndarray:
         """Rows `[..., size]` of numbers `[...]`."""
         return np.asarray(self.rows[np.asarray(numbers)])
 
-    def __call__(self, numbers: jax.Array) -> jax.Array:
+    def __call__(self, numbers: np.ndarray | jax.Array) -> jax.Array:
         """The same within a compiled program, which waits for them."""
         shape = jax.ShapeDtypeStruct((*numbers.shape, self.rows.shape[1]), self.rows.dtype)
         return jax.pure_callback(self.read, shape, numbers, vmap_method="expand_dims")
