@@ -30,8 +30,8 @@ LABELS = ("X", "Y")
 # Sizes of a tiny Gemma 4 whose layers differ: in periods, the last ones without keys of their own.
 SHARING = {
     "family": "gemma4",
-    "num_layers": 6,
-    "global_layers": (False, False, True) * 2,
+    "num_layers": 12,
+    "global_layers": (False, False, True) * 4,
     "query_scale": 1.0,
     "head_dim_global": 32,
     "num_kv_heads": 1,
@@ -40,7 +40,7 @@ SHARING = {
     "rope_share": 0.25,
     "value_norm": True,
     "layer_scalars": True,
-    "num_shared": 3,
+    "num_shared": 6,
     "mlp_dim_shared": 256,
     "per_layer_dim": 8,
 }

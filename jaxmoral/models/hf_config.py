@@ -87,7 +87,7 @@ _HARMLESS = (
     *("max_length", "min_length", "num_beam*", "*_penalty", "*no_repeat_ngram_size"),
 )
 # A text model's kind where it stands beside vision and audio towers, if it does not say.
-_BESIDE = {
+BESIDE = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
@@ -156,13 +156,13 @@ def describe(folder: Path) -> Described:
     settings = read_settings(path, "model")
     outer: dict[str, Any] = {}
     kind = settings.get("model_type")
-    if kind in _BESIDE:
+    if kind in BESIDE:
         outer, inner = settings, settings.get("text_config")
         if not isinstance(inner, dict):
             raise UserError(f"model: {path} is damaged (text_config is {shown(inner)})")
         settings = inner
         known = _VISION if kind == "gemma3" else (*_VISION, *_AUDIO)
-        kind = settings.get("model_type", _BESIDE[kind])
+        kind = settings.get("model_type", BESIDE[kind])
         check_keys(f"model: {path}", outer, (*_HARMLESS, *known))
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
