@@ -147,7 +147,8 @@ def explain(run: TrainedAgent, match: Match, last: Round, *, question: str, key:
     model, lora = run.agent.model, run.agent.lora
     assert model is not None
     assert lora is not None
-    prompter = Prompter(model, run.config.prompt.template)
+    shown = run.config.prompt
+    prompter = Prompter(model, shown.template, thinking=shown.thinking)
     text = all_prompts(match.game, run.agent.presentation)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
     ids = follow_up(prompter, text, answer, question)

@@ -20,10 +20,10 @@ from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.retention import measure_retention
 from jaxmoral.measuring.source import load_source
 from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import save_peft
+from jaxmoral.models.tensor_names import LINEAR_NAMES
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,8 +118,8 @@ def test_greedy_equals_transformers_on_the_real_model(real, golden):
 def test_exports_of_the_real_model_speak_in_peft_and_transformers(real, golden, tmp_path):
     """Our log-probabilities with an adapter are those of the exported files, to 1e-3."""
     model, lora = (real.config, real.definition, real.weights), golden_real_model.LORA
-    adapter = golden_real_model.adapter(real.config.linear_shapes, real.config.num_layers)
-    save_peft(tmp_path, adapter, lora, "gemma3-270m")
+    adapter = golden_real_model.adapter(real.config)
+    save_peft(tmp_path, real.config, adapter, lora, "gemma3-270m")
     assert golden_real_model.digest_of_adapter(tmp_path) == str(golden["adapter_files"]), (
         f"exports are not what PEFT was given; run: {golden_real_model.COMMAND}"
     )
@@ -135,7 +135,8 @@ def test_exports_of_the_real_model_speak_in_peft_and_transformers(real, golden, 
     save_merged(tmp_path, real, adapter, lora)
     kernels = nnx.to_pure_dict(real.weights)["blocks"]
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as merged:
-        for target, name in LINEAR_NAMES.items():
+        for target in lora.targets:
+            name = LINEAR_NAMES[target]
             a, b = (adapter[target][side][-1].astype(np.float64) for side in "ab")
             expected = (kernels[target][-1] + lora.alpha / lora.rank * a.T @ b).T
             found = merged.get_tensor(f"model.layers.{real.config.num_layers - 1}.{name}.weight")
@@ -151,7 +152,7 @@ def random_adapter(config, lora):
 
 def test_lora_equals_merged_weights(tiny):
     config, definition, weights, _ = tiny
-    lora = Lora(3, 6.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(3, 6.0, 0.0, config.linear_names)
     adapter = random_adapter(config, lora)
     merged = nnx.to_pure_dict(weights)
     for name, pair in adapter.items():

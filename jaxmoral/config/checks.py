@@ -9,6 +9,8 @@ MAX_ROUNDS = 2**31 - 1  # of all episodes together, which are indexed in 32 bits
 def check(config: Config) -> None:
     """Raises UserError if keys that are each allowed cannot stand together."""
     _check_sizes(config)
+    if config.prompt.thinking == "off" and config.prompt.template != "chat":
+        raise UserError("prompt.thinking: off needs prompt.template chat")
     _check_reward(config)
     _check_ppo(config)
     _check_env(config)

@@ -129,9 +129,16 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     size = weight_bytes(gemma, 4 if base.dtype == "float32" else 2)
     layout = make_layout(config.mesh, units, gemma.num_heads, size)
     multiple = 1 if layout.side_by_side else layout.num_places
-    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple)
+    shown = config.prompt
+    prompter = Prompter(model, shown.template, base.max_nodes, multiple, thinking=shown.thinking)
     presentation = make_presentation(config, model)
     lora = lora_of(config)
+    for name in lora.targets:
+        if name not in gemma.linear_names:
+            raise UserError(
+                f"lora.targets: {base.source} has no linear layer {name}, only"
+                f" {' '.join(gemma.linear_names)}"
+            )
     adapter = None
     if settings.adapter is not None:
         adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
@@ -216,6 +223,7 @@ def make_agent(
         max_logits=base.max_logits * 10**6,
         max_nodes=base.max_nodes,
         layout=plan.layout,
+        beside=model.beside,
     )
     return Agent(
         policy=policy,

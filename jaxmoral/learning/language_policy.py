@@ -24,6 +24,7 @@ from jaxmoral.language.responses import (
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.rows import RowTable
 
 PyTree = Any
 
@@ -38,6 +39,7 @@ class PromptInputs(NamedTuple):
       trie: the legal responses.
       tokens: `[num_prompts, longest]` int32, the prompts one by one.
       lengths: `[num_prompts]` int32.
+      rows: `[num_nodes, size]`, what layers look up of the tree's tokens, or None.
     """
 
     tree: PromptTree
@@ -45,6 +47,7 @@ class PromptInputs(NamedTuple):
     trie: Trie
     tokens: np.ndarray | jax.Array
     lengths: np.ndarray | jax.Array
+    rows: np.ndarray | jax.Array | None = None
 
 
 class Compared(NamedTuple):
@@ -68,10 +71,11 @@ class LanguagePolicy:
     Attributes:
       config, definition: of the base.
       lora: which layers are adapted, and how.
-      remat: what the backward pass recomputes; a name in `models.model.RECOMPUTED`.
+      remat: what the backward pass recomputes; a name in `models.block.RECOMPUTED`.
       max_logits: how many are made at once.
       max_nodes: whose activations are in memory at once; those of more trees are made again.
       layout: where the arrays are, if on more than one device.
+      beside: see `LoadedModel`.
     """
 
     config: DecoderConfig
@@ -81,6 +85,7 @@ class LanguagePolicy:
     max_logits: int = 2**27
     max_nodes: int = 4096
     layout: Layout | None = None
+    beside: RowTable | None = None
 
     @property
     def dropout(self) -> bool:
@@ -194,7 +199,7 @@ class PromptedModel:
     ) -> jax.Array:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
         chex.assert_rank(chunk.nodes, 2)
-        hidden = self.hidden(chunk.tree, trainable, dropout_key)
+        hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
         layout = self.policy.layout
         split = None if layout is None else layout.node_axes
         return constrain(hidden[chunk.nodes], layout, split, None, None)
@@ -216,19 +221,29 @@ class PromptedModel:
         answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
         sequences = jnp.where(place < lengths, room, answers)
         forest = chains(sequences, lengths[:, 0] + budget - 1)
-        hidden = self.hidden(forest, trainable, dropout_key)
+        beside = self.policy.beside
+        rows = None if beside is None else beside(forest.tokens)  # which nobody knew before
+        hidden = self.hidden(forest, trainable, dropout_key, rows)
         hidden = hidden.reshape(size, -1, hidden.shape[-1])
         before = lengths - 1 + jnp.arange(budget)
         return jnp.take_along_axis(hidden, before[..., None], axis=1)
 
     def hidden(
-        self, tree: PromptTree, trainable: PyTree, dropout_key: jax.Array | None
+        self,
+        tree: PromptTree,
+        trainable: PyTree,
+        dropout_key: jax.Array | None,
+        rows: np.ndarray | jax.Array | None = None,
     ) -> jax.Array:
-        """The last hidden state of every node, `[num_nodes, embed_dim]`."""
+        """The last hidden state of every node, `[num_nodes, embed_dim]`.
+
+        `rows` is what the layers look up of each node's token; see `PromptInputs`.
+        """
         config = self.policy.config
         adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)
         seen = sight(tree, config.sliding_window)
-        return self._model().hidden(tree.tokens, tree.positions, seen, adapter, self.policy.remat)
+        remat = self.policy.remat
+        return self._model().hidden(tree.tokens, tree.positions, seen, adapter, remat, rows)
 
     def _over_chunks(self, function: Callable) -> Any:
         """Applies a function to one chunk after the other and joins the results' leading axes.

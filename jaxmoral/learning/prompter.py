@@ -23,6 +23,7 @@ from jaxmoral.models.tokenizer import byte_pieces
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
 _DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt must stay the same
+_THINKS = "enable_thinking"
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
@@ -50,12 +51,21 @@ class Room(NamedTuple):
 class Prompter:
     """Turns conditions into packed token trees for one tokenizer and one chat template."""
 
-    def __init__(self, model: LoadedModel, template: str, max_nodes: int = 4096, multiple: int = 1):
-        """Raises UserError if the template is "chat" and the tokenizer has none.
+    def __init__(
+        self,
+        model: LoadedModel,
+        template: str,
+        max_nodes: int = 4096,
+        multiple: int = 1,
+        *,
+        thinking: str = "default",
+    ):
+        """Raises UserError if the tokenizer has no such template.
 
         Args:
           model: whose tokenizer is used.
           template: "plain" or "chat".
+          thinking: "off" leaves the thought before an answer empty, as the template does it.
           max_nodes: of one tree; larger prompt sets become several.
           multiple: of which the number of blocks of every tree is one.
         """
@@ -67,11 +77,19 @@ class Prompter:
         self._pieces = index_pieces(byte_pieces(self.tokenizer)[: self._vocab_size])
         self._stop_tokens = model.stop_tokens()
         self._bos = model.bos_token()
+        self._beside = model.beside
         self._responses: dict[tuple[str, str], Responses] = {}
         self._options: dict[tuple[str, ...], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
         self._sequences: dict[tuple, list[list[int]]] = {}
         self._rooms: dict[tuple, Room] = {}
+        # Qwen's and Gemma's templates have this switch; others would not notice it.
+        self._switches = {} if thinking == "default" else {_THINKS: False}
+        if self._switches and _THINKS not in (self.tokenizer.chat_template or ""):
+            raise UserError(
+                f"prompt.thinking: the chat template of {model.source} has no switch for it"
+                f" ({_THINKS}); leave it out"
+            )
         if template == "chat" and not self.tokenizer.chat_template:
             raise UserError(
                 f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
@@ -143,7 +161,7 @@ class Prompter:
         """The token ids of a chat up to the model's next turn, begun like a prompt."""
         render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
         try:
-            text = render(add_generation_prompt=True, date_string=_DATE)
+            text = render(add_generation_prompt=True, date_string=_DATE, **self._switches)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
         return self._encode(text)
@@ -281,9 +299,10 @@ class Prompter:
             tokens = np.zeros((room.prompts, room.longest), np.int32)
             for row, ids in zip(tokens, prompts, strict=True):
                 row[: len(ids)] = ids
+            tree = prompt_tree.pad(tree, room.nodes, room.depth, self.multiple)
             packed.append(
                 PromptInputs(
-                    tree=prompt_tree.pad(tree, room.nodes, room.depth, self.multiple),
+                    tree=tree,
                     # What pads the rows is never reached; see `responses.pad`.
                     nodes=np.pad(
                         nodes, ((0, 0), (0, room.responses.prefixes - width)), mode="edge"
@@ -291,6 +310,7 @@ class Prompter:
                     trie=trie,
                     tokens=tokens,
                     lengths=np.array([len(ids) for ids in prompts], np.int32),
+                    rows=None if self._beside is None else self._beside.read(tree.tokens),
                 )
             )
         return packed

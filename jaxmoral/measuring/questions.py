@@ -44,7 +44,8 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     condition = Condition(training_game(config), agent.presentation)
     table = policy_table(agent, condition, trainable)
     likeliest = np.asarray(table.log_probs)[::NUM_ORDERS, :2].argmax(-1)
-    prompter = Prompter(agent.model, config.prompt.template)
+    shown = config.prompt
+    prompter = Prompter(agent.model, shown.template, thinking=shown.thinking)
     texts = all_prompts(*condition)[::NUM_ORDERS]
     memory = agent.presentation.remembers(condition.game)
     cells = [history_name(history, memory.num_moves) for history in memory.histories]

@@ -12,13 +12,18 @@ from jaxmoral.models.model import Decoder
 
 
 def num_parameters(config: DecoderConfig) -> int:
-    """Parameters of the frozen base."""
+    """Parameters of the frozen base, those that are only looked up included."""
     config = dataclasses.replace(config, quantisation=None)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Decoder.abstract(config)[1]))
+    table = config.vocab_size * config.num_layers * config.per_layer_dim
+    leaves = jax.tree.leaves(Decoder.abstract(config)[1])
+    return table + sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def weight_bytes(config: DecoderConfig, itemsize: int) -> int:
-    """What the frozen base takes; floating-point weights have `itemsize` bytes."""
+    """What the frozen base takes; floating-point weights have `itemsize` bytes.
+
+    What is only looked up takes nothing: it stays on the disk.
+    """
     leaves = jax.tree.leaves(Decoder.abstract(config)[1])
     integer = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.integer)
     return sum(math.prod(leaf.shape) * (1 if integer(leaf) else itemsize) for leaf in leaves)
@@ -42,8 +47,12 @@ def adapter_bytes(config: DecoderConfig, lora: Lora, repeated: bool) -> tuple[in
       repeated: whether an update has several trees or gradient steps.
     """
     adapter = num_adapter_parameters(config, lora)
-    layers = config.num_layers * lora.rank
-    scaled = layers * sum(config.linear_shapes[name][1] for name in lora.targets)
+    scaled = lora.rank * sum(
+        len(stack.layers) * outputs
+        for stack in config.stacks.values()
+        for name, (_, outputs) in stack.linear_shapes.items()
+        if name in lora.targets
+    )
     return 12 * adapter, 4 * ((2 if repeated else 1) * adapter + scaled)
 
 
@@ -72,9 +81,15 @@ def activation_bytes(
       remat: see `ModelConfig.remat`.
     """
     num_nodes, num_keys = tree
-    made = config.embed_dim + config.num_heads * config.head_dim
-    made += sum(outputs for _, outputs in config.linear_shapes.values())
-    inner = lora.rank * len(lora.targets) + config.num_heads * num_keys
-    kept = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}[remat]
-    working = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
-    return num_nodes * (config.num_layers * kept + working) * itemsize + 3 * 4 * num_logits
+    kept, working = 0, 0
+    for stack in config.stacks.values():
+        made = config.embed_dim + config.num_heads * stack.head_dim
+        made += sum(outputs for _, outputs in stack.linear_shapes.values())
+        made += config.experts_per_token * (3 * config.expert_dim + config.embed_dim)
+        adapted = [name for name in lora.targets if name in stack.linear_shapes]
+        inner = lora.rank * len(adapted) + config.num_heads * num_keys
+        each = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}[remat]
+        work = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
+        kept, working = kept + len(stack.layers) * each, max(working, work)
+    beside = 2 * config.num_layers * config.per_layer_dim  # looked up, and made of it
+    return num_nodes * (kept + working + beside) * itemsize + 3 * 4 * num_logits
