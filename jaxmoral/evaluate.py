@@ -51,6 +51,16 @@ def main() -> None:
         " reward; its evaluation goes to evaluation-NUMBER.json",
     )
     parser.add_argument(
+        "--thinking",
+        type=_number,
+        help="the most tokens of a thought, if not those of training; 0 for none",
+    )
+    parser.add_argument(
+        "--thoughts-of",
+        type=Path,
+        help="another run, whose thoughts the agent is given as well in the suite thoughts",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         help="the JSON file; evaluation.json in the run's folder without it. What the file holds of"
@@ -58,6 +68,12 @@ def main() -> None:
     )
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    return int(text)
 
 
 def _checkpoint(text: str) -> int | str:
@@ -85,7 +101,11 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
-        _evaluate_members(run, chosen, update=update)
+        _evaluate_members(
+            run,
+            chosen | {"thinking": arguments.thinking, "thoughts_of": arguments.thoughts_of},
+            update=update,
+        )
         return
     if output is None and run is not None:
         output = _file_of(run, update)
@@ -94,7 +114,13 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     source = run
     if source is None:
         source = configs.load(None, ["--model.source", arguments.model, *flags])
-    evaluation = evaluate_agent(source, **chosen, update=update)
+    evaluation = evaluate_agent(
+        source,
+        **chosen,
+        update=update,
+        thinking=arguments.thinking,
+        thoughts_of=arguments.thoughts_of,
+    )
     if not cluster.is_first():
         return
     picture = None if output is None else keep_and_draw(evaluation, output)

@@ -21,9 +21,11 @@ from jaxmoral.language.responses import (
     outcomes,
     sample_answer,
 )
+from jaxmoral.language.thought_tree import Branches
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.sample import Prefixes
 
 PyTree = Any
 
@@ -38,6 +40,8 @@ class PromptInputs(NamedTuple):
       trie: the legal responses.
       tokens: `[num_prompts, longest]` int32, the prompts one by one.
       lengths: `[num_prompts]` int32.
+      branches, prefixes: of an agent that thinks, where its thoughts are in the tree, and the
+        prompts alone; the rows of `nodes` are then the prompts' thoughts.
     """
 
     tree: PromptTree
@@ -45,6 +49,8 @@ class PromptInputs(NamedTuple):
     trie: Trie
     tokens: np.ndarray | jax.Array
     lengths: np.ndarray | jax.Array
+    branches: Branches | None = None
+    prefixes: Prefixes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,20 +98,20 @@ class PromptedModel:
     def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
         def read(chunk):
             rows = self._rows(chunk, trainable, dropout_key)
-            return PolicyTable(self.decide(rows, chunk.trie), _value(trainable, rows[:, 0]))
+            return PolicyTable(self.decide(rows, chunk.trie), value(trainable, rows[:, 0]))
 
-        return _over_chunks(read, self.prompts)
+        return over_chunks(read, self.prompts)
 
     def table_and_logits(
         self, trainable: PyTree, dropout_key: jax.Array | None = None
     ) -> tuple[PolicyTable, jax.Array]:
         def read(chunk):
             rows = self._rows(chunk, trainable, dropout_key)
-            logits = self._model().logits(rows)
+            logits = self.model().logits(rows)
             log_probs = outcome_log_probs(logits, chunk.trie)
-            return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
+            return PolicyTable(log_probs, value(trainable, rows[:, 0])), logits
 
-        return _over_chunks(read, self.prompts)
+        return over_chunks(read, self.prompts)
 
     def write(
         self,
@@ -123,7 +129,7 @@ class PromptedModel:
         for place in range(1, tokens.shape[1]):  # what follows the part that decided
             hidden = self._read(trainable, dropout_key, prompt=prompt, tokens=tokens)
             drawn = jax.random.categorical(
-                jax.random.fold_in(tail_key, place), self._model().logits(hidden[:, place])
+                jax.random.fold_in(tail_key, place), self.model().logits(hidden[:, place])
             )
             tokens = tokens.at[:, place].set(jnp.where(place < known, tokens[:, place], drawn))
         return tokens
@@ -134,10 +140,10 @@ class PromptedModel:
         hidden = self._read(trainable, None, prompt=prompt, tokens=tokens)
 
         def chosen(hidden, tokens):
-            log_probs = jax.nn.log_softmax(self._model().logits(hidden))
+            log_probs = jax.nn.log_softmax(self.model().logits(hidden))
             return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
 
-        return self._in_parts(chosen, hidden, tokens), _value(trainable, hidden)
+        return self._in_parts(chosen, hidden, tokens), value(trainable, hidden)
 
     def decide(self, rows: jax.Array, trie: Trie) -> jax.Array:
         """Log-probabilities of the outcomes, `[num_prompts, 3]`, without all logits.
@@ -146,24 +152,27 @@ class PromptedModel:
           rows: `[num_prompts, num_prefixes, embed_dim]`, hidden states where answers are decided.
           trie: the legal responses.
         """
-        model = self._model()
+        model = self.model()
         edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
         legal = legal_tokens(trie, self.policy.config.vocab_size)
         outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
         return outcomes(follow(edges, outside, trie), trie)
 
-    def _model(self) -> Any:
+    def model(self) -> Any:
         return nnx.merge(self.policy.definition, self.frozen)
 
     def _rows(
         self, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
-        chex.assert_rank(chunk.nodes, 2)
-        hidden = self.hidden(chunk.tree, trainable, dropout_key)
+        return self.rows(self.hidden(chunk.tree, trainable, dropout_key), chunk.nodes)
+
+    def rows(self, hidden: jax.Array, nodes: jax.Array) -> jax.Array:
+        """The hidden states of nodes in rows, split over the devices like the tree."""
+        chex.assert_rank(nodes, 2)
         layout = self.policy.layout
         split = None if layout is None else layout.node_axes
-        return constrain(hidden[chunk.nodes], layout, split, None, None)
+        return constrain(hidden[nodes], layout, split, None, None)
 
     def _read(
         self,
@@ -194,7 +203,7 @@ class PromptedModel:
         config = self.policy.config
         adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)
         seen = sight(tree, config.sliding_window)
-        return self._model().hidden(tree.tokens, tree.positions, seen, adapter, self.policy.remat)
+        return self.model().hidden(tree.tokens, tree.positions, seen, adapter, self.policy.remat)
 
     def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
         """Applies what makes logits of every place in `[n, places, ...]`, in parts that fit."""
@@ -210,7 +219,7 @@ class PromptedModel:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 
 
-def _over_chunks(function: Callable, inputs: PyTree) -> PyTree:
+def over_chunks(function: Callable, inputs: PyTree) -> PyTree:
     """Applies a function to one chunk after the other and joins the results' leading axes.
 
     Of several chunks the backward pass recomputes each, so that only one is in memory at a time.
@@ -221,6 +230,6 @@ def _over_chunks(function: Callable, inputs: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
-def _value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
+def value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
     head = trainable["value_head"]
     return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
