@@ -24,6 +24,7 @@ from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.thinking import information_values
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
+from jaxmoral.measuring.aloud import decode
 from jaxmoral.world.memory import NUM_ORDERS, history_name
 
 PyTree = Any
@@ -173,21 +174,14 @@ def _said(
     agent: Agent, thoughts: Thoughts, answers: np.ndarray, names: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Some thoughts of each history, in its first order of labels, with the answers after them."""
-    assert agent.model is not None
-    tokens, lengths = np.asarray(thoughts.tokens), np.asarray(thoughts.lengths)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for index, name in enumerate(names):
-        prompt = index * NUM_ORDERS
-        found[name] = [
-            {
-                "thought": agent.model.tokenizer.decode(
-                    tokens[prompt, own, : lengths[prompt, own]].tolist()
-                ).strip(),
-                **dict(zip(_OUTCOMES, map(float, np.exp(answers[prompt, own])), strict=True)),
-            }
-            for own in range(min(SAMPLES, tokens.shape[1]))
+    texts, probs = decode(agent, thoughts), np.exp(answers)
+    return {
+        name: [
+            {"thought": text, **dict(zip(_OUTCOMES, map(float, row), strict=True))}
+            for text, row in zip(texts[prompt][:SAMPLES], probs[prompt], strict=False)
         ]
-    return found
+        for name, prompt in zip(names, range(0, len(texts), NUM_ORDERS), strict=True)
+    }
 
 
 def lines(studied: Mapping[str, Any]) -> list[str]:
