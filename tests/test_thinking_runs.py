@@ -2,6 +2,7 @@
 
 import json
 import sys
+from html import escape
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.measures import standard_errors
 from jaxmoral.measuring.results import rows, table
 from jaxmoral.models.load import load
+from jaxmoral.reporting.page import write_report
 from jaxmoral.world.games import get_game
 
 IPD = get_game("ipd")
@@ -213,6 +215,12 @@ def test_the_suite_thoughts_exchanges_them(run, monkeypatch, capsys):
     assert set(tuned["said"]) == set(tuned["information"]) == {"CC", "CD", "DC", "DD"}
     assert "another history's" in printed
     assert "information, nats" in printed
+    assert write_report([path], path / "report") == []
+    page = (path / "report" / "index.html").read_text()
+    assert "What answers owe to thoughts, in numbers" in page
+    assert (path / "report" / "figures" / "thoughts.png").stat().st_size > 1000
+    for each in tuned["said"].values():
+        assert all(escape(one["thought"]) in page for one in each)
 
 
 def test_ask_and_chat_show_thoughts(run, monkeypatch, capsys):
