@@ -1,7 +1,6 @@
 """Thinking: trees against flat texts, samples and gradients against every thought enumerated."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jaxmoral.learning.losses import exact_entropy, ppo_loss
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.thinking import (
     Reading,
+    ThoughtBatch,
     advantages,
     information_values,
     make_thought_batch,
@@ -168,74 +168,60 @@ def total_loss(reading, behaviour, thoughts, thinking, config=PLAIN):
     return loss(reading.table, mean_answers(reference)) + own
 
 
+def read_table(theta, chosen):
+    """What a table that thinks makes of thoughts, `[3, n]` numbers of those enumerated."""
+    tokens, lengths = map(jnp.asarray, every_thought())
+    thoughts = Thoughts(tokens[0][chosen], lengths[0][chosen])
+    prompt, first, second = jnp.arange(3)[:, None], *jnp.moveaxis(thoughts.tokens, -1, 0)
+    steps = [
+        jax.nn.log_softmax(theta["first"])[prompt, first],
+        jax.nn.log_softmax(theta["second"])[prompt, first, second],
+    ]
+    made = jnp.where(thoughts.sampled, jnp.stack(steps, -1), 0)
+    answers = jax.nn.log_softmax(theta["answers"])[prompt, chosen]
+    return thoughts, Reading(answers, jnp.zeros(3), made)
+
+
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("baseline", ["group", "value"])
 def test_the_estimators_mean_is_the_gradient_by_finite_differences(baseline, ratio):
     """In float64: every pair of thoughts of a table that thinks, weighted by its probability."""
-    tokens, lengths = every_thought()
-    number = lengths.size
+    number = every_thought()[1].size
+    thinking = ThinkingConfig(tokens=2, baseline=baseline, ratio=ratio, kl_coef=0.0)
+
+    @jax.jit
+    def expected_loss(theta):
+        _, reading = read_table(theta, jnp.tile(jnp.arange(number), (3, 1)))
+        chances = jnp.exp(reading.tokens.sum(-1))
+        policy = jnp.einsum("pt,pto->po", chances, jnp.exp(reading.answers))
+        return -jnp.sum(WEIGHTS[:, None] * policy * GAINS)
+
+    def estimate(theta, pair):
+        chosen = jnp.tile(pair, (3, 1))
+        thoughts, behaviour = jax.lax.stop_gradient(read_table(theta, chosen))
+        loss = lambda theta: total_loss(read_table(theta, chosen)[1], behaviour, thoughts, thinking)
+        chance = jnp.exp(behaviour.tokens.sum(-1)).prod(-1)  # of the pair at each prompt
+        gradient = jax.grad(loss)(theta)
+        return jax.tree.map(lambda g: g * chance.reshape(3, *[1] * (g.ndim - 1)), gradient)
+
     with jax.enable_x64(True):
         generator = np.random.default_rng(2)
         shapes = {"first": (3, 7), "second": (3, 7, 7), "answers": (3, number, 3)}
         start = {name: generator.normal(size=shape) for name, shape in shapes.items()}
-
-        def read(theta, chosen):
-            """What is made of thoughts, `[3, n]` numbers of those enumerated."""
-            prompt = np.arange(3)[:, None]
-            first, second = tokens[0][chosen].transpose(2, 0, 1)
-            steps = [
-                jax.nn.log_softmax(theta["first"])[prompt, first],
-                jax.nn.log_softmax(theta["second"])[prompt, first, second],
-            ]
-            sampled = np.arange(ROOM) <= lengths[0][chosen][..., None]
-            answers = jax.nn.log_softmax(theta["answers"])[prompt, chosen]
-            made = jnp.where(sampled, jnp.stack(steps, -1), 0)
-            return Reading(answers, jnp.zeros(3), made)
-
-        def loss(theta):
-            reading = read(theta, np.tile(np.arange(number), (3, 1)))
-            chances = jnp.exp(reading.tokens.sum(-1))
-            policy = jnp.einsum("pt,pto->po", chances, jnp.exp(reading.answers))
-            return -jnp.sum(WEIGHTS[:, None] * policy * GAINS)
-
-        thinking = ThinkingConfig(tokens=2, baseline=baseline, ratio=ratio, kl_coef=0.0)
-
-        def estimate(theta, pair):
-            chosen = jnp.tile(pair, (3, 1))
-            thoughts = Thoughts(jnp.asarray(tokens)[0][chosen], jnp.asarray(lengths)[0][chosen])
-            reading = lambda theta: read_jax(theta, chosen, thoughts)
-            behaviour = jax.lax.stop_gradient(reading(theta))
-            gradient = jax.grad(
-                lambda theta: total_loss(reading(theta), behaviour, thoughts, thinking)
-            )(theta)
-            chance = jnp.exp(behaviour.tokens.sum(-1)).prod(-1)  # of the pair at each prompt
-            return jax.tree.map(lambda g: g * chance.reshape(3, *[1] * (g.ndim - 1)), gradient)
-
-        def read_jax(theta, chosen, thoughts):
-            prompt = jnp.arange(3)[:, None]
-            first, second = thoughts.tokens[..., 0], thoughts.tokens[..., 1]
-            steps = [
-                jax.nn.log_softmax(theta["first"])[prompt, first],
-                jax.nn.log_softmax(theta["second"])[prompt, first, second],
-            ]
-            answers = jax.nn.log_softmax(theta["answers"])[prompt, chosen]
-            made = jnp.where(thoughts.sampled, jnp.stack(steps, -1), 0)
-            return Reading(answers, jnp.zeros(3), made)
-
         pairs = jnp.array(list(itertools.product(range(number), repeat=2)))
-        each = jax.jit(lambda theta: jax.lax.map(partial(estimate, theta), pairs))(start)
-        mean = jax.tree.map(lambda x: np.asarray(x.sum(0)), each)
-        value = jax.jit(loss)
-        for name in shapes:
+        add = lambda total, pair: (jax.tree.map(jnp.add, total, estimate(start, pair)), None)
+        zeros = jax.tree.map(jnp.zeros_like, start)
+        mean, _ = jax.jit(lambda pairs: jax.lax.scan(add, zeros, pairs))(pairs)
+        for name, shape in shapes.items():
             assert mean[name].dtype == np.float64
-            for index in map(tuple, generator.integers(0, shapes[name], (12, len(shapes[name])))):
+            for index in map(tuple, generator.integers(0, shape, (12, len(shape)))):
                 ends = []
                 for step in (1e-5, -1e-5):
                     moved = {key: np.array(leaf) for key, leaf in start.items()}
                     moved[name][index] += step
-                    ends.append(float(value(moved)))
+                    ends.append(float(expected_loss(moved)))
                 slope = (ends[0] - ends[1]) / 2e-5
-                assert mean[name][index] == pytest.approx(slope, abs=1e-8), (name, index)
+                assert float(mean[name][index]) == pytest.approx(slope, abs=1e-8), (name, index)
 
 
 def test_on_a_decoder_the_estimators_mean_is_the_enumerated_gradient():
@@ -318,8 +304,6 @@ def test_the_thoughts_loss_equals_a_loop(ratio):
     generator = np.random.default_rng(5)
     log_prob, old, reference = -generator.exponential(size=(3, 4, 2, 6))
     lengths = generator.integers(0, 7, (4, 2))
-    from jaxmoral.learning.thinking import ThoughtBatch
-
     batch = ThoughtBatch(np.array([0.1, 0.4, 0.3, 0.2]), generator.normal(size=(4, 2)), old)
     thinking = ThinkingConfig(tokens=6, ratio=ratio, kl_coef=0.3)
     sampled = Thoughts(np.zeros((4, 2, 6)), lengths).sampled

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 import tiny_model
+from on_mesh import numbers
+from test_mesh import finish, start
 
-from jaxmoral import ask, chat, evaluate
+from jaxmoral import ask, chat, evaluate, load_members
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompts
@@ -144,6 +146,27 @@ def test_members_of_a_population_are_runs_alone(flags):
         alone = train_agent(config, say=quiet)
         for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+MESHES = {
+    "nodes": ["--mesh.data", "2"],
+    "tensor": ["--mesh.tensor", "2"],
+    "members": ["--seed", "[0, 1]", "--mesh.data", "2"],
+}
+
+
+@pytest.mark.slow
+def test_two_devices_compute_what_one_does(flags, tmp_path):
+    jobs = [
+        {"name": name, "flags": [*flags, "--updates", "2", *more]} for name, more in MESHES.items()
+    ]
+    found = finish([start(tmp_path / "found.npz", jobs, 2)], tmp_path / "found.npz")
+    for job in jobs:
+        members = load_members(None, job["flags"][:-2])  # without the mesh
+        for member, trained in train_population(members, say=quiet).items():
+            for kind, value in numbers(trained).items():
+                ours = found[f"{job['name']}|{member}|{kind}"]
+                assert np.linalg.norm(ours - value) <= 1e-4 * np.linalg.norm(value), job["name"]
 
 
 def test_stored_thinkers_are_met_by_thinkers_alone(run, flags):

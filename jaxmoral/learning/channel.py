@@ -29,7 +29,7 @@ CHAT = Channel("", "\n")
 # Of models that were trained to think in a chat; a mark that stops is a token of its own.
 OWN = (
     Channel("<think>\n", "</think>", "\n</think>\n\n"),
-    Channel("<|channel>thought\n", "<channel|>", "<channel|>"),
+    Channel("<|channel>thought\n", "<channel|>", "\n<channel|>"),
 )
 
 

@@ -131,6 +131,8 @@ class Prompter:
           opens: what the model's turn begins with, unless the template writes it.
         """
         render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
+        if opens:  # templates of models that think on demand know the word
+            render = partial(render, enable_thinking=True)
         try:
             text = render(add_generation_prompt=True, date_string=_DATE)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
