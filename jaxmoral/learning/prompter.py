@@ -225,16 +225,26 @@ class Prompter:
             for condition, spelled in zip(shown, responses, strict=True):
                 width = len(spelled.prefixes)
                 for branches in _chunks(self.sequences(condition), each * width):
-                    grown = self._grow(branches, spelled)
-                    nodes = max(nodes, len(grown.tree.tokens))
-                    depth = max(depth, int(grown.tree.positions.max()))
+                    sizes = self._size(branches, spelled)
+                    nodes, depth, alone = map(max, (nodes, depth, alone), sizes)
                     longest = max(longest, *(len(ids) for ids in branches[::width]))
-                    if self.thinking is not None:
-                        alone = max(alone, len(merge(branches[::width])[0].tokens))
             if nodes <= self.max_nodes:
                 size = size_of([spelled.trie for spelled in responses])
                 return Room(each, nodes, depth, longest, size, alone)
         raise UserError(self._too_long(nodes))
+
+    def _size(self, branches: Sequence[list[int]], spelled: Responses) -> tuple[int, int, int]:
+        """Nodes and depth of `_grow`'s tree; nodes of the prompts alone, if that is a tree too."""
+        thinking = self.thinking
+        if thinking is None:
+            tree, _ = merge(branches)
+            return len(tree.tokens), int(tree.positions.max()), 0
+        prompts = branches[:: len(spelled.prefixes)]
+        tree, _ = merge(prompts)
+        chain = thinking.room + len(thinking.cue_tokens)
+        behind = thinking.thoughts * (chain + len(spelled.prefixes) - 1)
+        depth = int(tree.positions.max()) + chain + max(map(len, spelled.prefixes))
+        return len(tree.tokens) + len(prompts) * behind, depth, len(tree.tokens)
 
     def _too_long(self, nodes: int) -> str:
         if self.thinking is None:
