@@ -18,6 +18,7 @@ from jaxmoral.learning.thinking import (
     mean_answers,
     thought_loss,
 )
+from jaxmoral.learning.thinking_policy import ThinkingPolicy
 
 _THOUGHTS = 2**31  # folded into the key of samples, whose other keys have small numbers
 
@@ -28,22 +29,23 @@ def collect_thoughts(
     """As `collect.collect_outcomes`; what the loss looks at is a `Reading` of the thoughts."""
     policy, config, thinking, players = setup.policy, setup.config, setup.thinking, state.players
     assert thinking is not None
+    assert isinstance(policy, ThinkingPolicy)
     bind = partial(policy.bind, inputs.frozen)
 
     def think(shown, trainable, key):
         return bind(shown).think(trainable, key)
 
+    def read_own(shown, thoughts, trainable, dropout_key):
+        return bind(shown).read(trainable, thoughts, dropout_key)
+
+    def read_reference(shown, thoughts):
+        return bind(shown).read(policy.reference_parameters(), thoughts)
+
     think_keys = jax.random.split(jax.random.fold_in(keys.samples, _THOUGHTS), len(players.kl_coef))
     thoughts = per_player(think, inputs.prompts, players.trainable, think_keys)
 
     def read(trainable, dropout_keys):
-        return per_player(
-            lambda shown, thoughts, *own: bind(shown).read(own[0], thoughts, own[1]),
-            *(inputs.prompts, thoughts, trainable, dropout_keys),
-        )
-
-    def read_reference(shown, thoughts):
-        return bind(shown).read(policy.reference_parameters(), thoughts)
+        return per_player(read_own, inputs.prompts, thoughts, trainable, dropout_keys)
 
     reading, pullback = jax.vjp(lambda trainable: read(trainable, None), players.trainable)
     reference = per_player(read_reference, inputs.prompts, thoughts)
