@@ -113,17 +113,20 @@ def test_nothing_is_compiled_after_the_first_update(flags, caplog):
 
 
 WAYS = {
-    "sampled rounds, minibatches": ["--ppo.minibatches", "2", "--ppo.epochs", "2"],
-    "exact": ["--ppo.estimator", "exact", "--env.memory", "0"],
-    "dropout": ["--lora.dropout", "0.2", "--ppo.epochs", "2"],
-    "learners": ["--env.opponent", "learner"],
-    "mixture": ["--mixture.labels", "[[X, Y], [Y, X]]", "--mixture.conditions", "2"],
-    "payoffs": ["--env.payoff_draws", "2"],
-    "past": ["--env.opponent", "past(1)"],
-    "trees": ["--model.max_nodes", "700"],
-    "nf4": ["--model.quantisation", "nf4"],
-    "sequence": ["--thinking.ratio", "sequence", "--thinking.baseline", "group-std"],
-    "one thought": ["--thinking.thoughts", "1", "--thinking.baseline", "value"],
+    "minibatches, dropout, sequences": [
+        *("--ppo.minibatches", "2", "--ppo.epochs", "2", "--lora.dropout", "0.2"),
+        *("--thinking.ratio", "sequence", "--thinking.baseline", "group-std"),
+    ],
+    "exact, no memory, one thought": [
+        *("--ppo.estimator", "exact", "--env.memory", "0"),
+        *("--thinking.thoughts", "1", "--thinking.baseline", "value"),
+    ],
+    "learners, nf4": ["--env.opponent", "learner", "--model.quantisation", "nf4"],
+    "mixture, several trees": [
+        *("--mixture.labels", "[[X, Y], [Y, X]]", "--mixture.conditions", "2"),
+        *("--model.max_nodes", "700"),
+    ],
+    "payoffs, past selves": ["--env.payoff_draws", "2", "--env.opponent", "past(1)"],
     "three players": ["--env.game", "public-goods(3)", "--env.opponent", "conditional"],
 }
 
@@ -302,12 +305,12 @@ def test_models_that_think_between_marks_get_theirs(folder):
 
 
 REFUSED = {
-    "thinking.cue: needs at least one token": ["--thinking.cue", ""],
-    "thinking.stop: needs at least one token": ["--thinking.stop", ""],
+    "thinking.cue: needs at least one token": ["--thinking.cue", '""'],
+    "thinking.stop: needs at least one token": ["--thinking.stop", '""'],
     "thinking.stop: no token of the model holds 'never seen'": ["--thinking.stop", "never seen"],
     "model.max_nodes: one prompt with 3 thoughts of 4 tokens makes": ["--model.max_nodes", "190"],
-    "prompt.wording: 'Choose {opening}: ' has no {think}": [
-        *("--prompt.wording", "Choose {opening}: "),
+    "prompt.wording: 'Choose {opening} now.' has no {think}": [
+        *("--prompt.wording", "Choose {opening} now."),
     ],
     "thinking.cue: in the wording 'Choose {opening}:{think}' no plain text": [
         *("--prompt.wording", "Choose {opening}:{think}"),
@@ -319,7 +322,7 @@ REFUSED = {
         *("--thinking.tokens", "0", "--evaluation.thinking", "8"),
     ],
     "evaluation.suites: thoughts is about agents that think": [
-        *("--thinking.tokens", "0", "--evaluation.suites", "thoughts"),
+        *("--thinking.tokens", "0", "--evaluation.suites", "[thoughts]"),
     ],
 }
 
@@ -342,4 +345,4 @@ def test_wordings_that_end_differently_need_a_cue(flags, tmp_path):
     mixed = ["--mixture.wordings", f"[structured, {other}]"]
     with pytest.raises(UserError, match="thinking.cue: after {think} the wordings have"):
         train_agent(settings(flags, *mixed), say=quiet)
-    train_agent(settings(flags, *mixed, "--thinking.cue", "\nAnswer:"), say=quiet)
+    train_agent(settings(flags, *mixed, "--thinking.cue", '"\\nAnswer:"'), say=quiet)
