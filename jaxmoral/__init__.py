@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxmoral.errors import UserError
     from jaxmoral.learning.trained import TrainedAgent
     from jaxmoral.measuring.evaluation import evaluate_agent
+    from jaxmoral.measuring.opened import open_run
     from jaxmoral.measuring.results import table
     from jaxmoral.world.games import GAMES, Game, get_game, make_game, make_group_game, register
     from jaxmoral.world.machines import Opponent, machine, memory_one, memoryless
@@ -24,6 +25,7 @@ _HOMES = {
     "errors": ("UserError",),
     "learning.trained": ("TrainedAgent",),
     "measuring.evaluation": ("evaluate_agent",),
+    "measuring.opened": ("open_run",),
     "measuring.results": ("table",),
     "world.games": ("GAMES", "Game", "get_game", "make_game", "make_group_game", "register"),
     "world.machines": ("Opponent", "machine", "memory_one", "memoryless"),
@@ -51,6 +53,7 @@ __all__ = [
     "make_group_game",
     "memory_one",
     "memoryless",
+    "open_run",
     "parse",
     "register",
     "table",

@@ -28,7 +28,8 @@ _THOUGHTS = 2**31  # folded into the key, whose other uses have small numbers
 class Round(NamedTuple):
     """What happened: the prompt's index, both moves (2 is illegal), both players' points.
 
-    `thought` is the number of the agent's thought before its move.
+    `probabilities` are those of the agent's C, D and illegal answer to that prompt, after the
+    thought of this number if it thinks.
     """
 
     prompt: int
@@ -36,7 +37,8 @@ class Round(NamedTuple):
     users_move: int
     agents_points: float
     users_points: float
-    thought: int = 0
+    probabilities: tuple[float, ...]
+    thought: int
 
 
 class Match:
@@ -82,7 +84,15 @@ class Match:
             agents_points, users_points = self.game.payoffs[:, agents_move, users_move].tolist()
         counted = self.memory.effective[self._state, agents_move]
         self._state = self.memory.next_state[self._state, counted, users_move]
-        return Round(prompt, agents_move, users_move, agents_points, users_points, thought)
+        return Round(
+            prompt,
+            agents_move,
+            users_move,
+            agents_points,
+            users_points,
+            tuple(probs.tolist()),
+            thought,
+        )
 
 
 def main() -> None:
@@ -111,10 +121,9 @@ def _chat(folder: Path, seed: int) -> None:
     spoken = think_aloud(agent, condition, run.trainable, jax.random.fold_in(key, _THOUGHTS))
     match = Match(config, memory, spoken.answers, seed)
     labels = match.labels
-    print(
-        f"{match.game.title}; you are A. Type {labels[0]} or {labels[1]} (c or d), "
-        f"{', '.join(QUESTIONS)}, or quit."
-    )
+    texts = agent.prompter.texts(condition)
+    words = ", ".join([*labels, "c", "d", *QUESTIONS, "prompt"])
+    print(f"{match.game.title}; you are A. Type {words} or quit.")
     for own, other in match.history:
         print(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
     moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
@@ -125,6 +134,7 @@ def _chat(folder: Path, seed: int) -> None:
             word = input("> ").strip()
         except EOFError:
             return
+        word = word if word in moves else word.lower().rstrip("?")
         if word == "quit":
             return
         if word in moves:
@@ -133,12 +143,16 @@ def _chat(folder: Path, seed: int) -> None:
                 thought = " ".join(spoken.thoughts[last.prompt][last.thought].split())
                 print(f"agent thinks: {thought}")
             said = (*labels, "something that is no action")[last.agents_move]
+            sure = "C {:.1%}, D {:.1%}, illegal {:.1%}".format(*last.probabilities)
             print(
                 f"agent: {said}. Points: you {last.users_points:g}, agent {last.agents_points:g}."
+                f" It answers {sure}."
             )
-        elif word in QUESTIONS:
+        elif word in (*QUESTIONS, "prompt"):
             if last is None:
                 print("Play a round first.")
+            elif word == "prompt":
+                print(texts[last.prompt])
             elif agent.model is not None:
                 before = spoken.before[last.prompt][last.thought]
                 asked = {"question": QUESTIONS[word], "key": next(keys)}
@@ -146,7 +160,7 @@ def _chat(folder: Path, seed: int) -> None:
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:
-            print(f"Type {labels[0]}, {labels[1]}, c, d, {', '.join(QUESTIONS)} or quit.")
+            print(f"Type {words} or quit.")
 
 
 def explain(

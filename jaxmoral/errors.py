@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any, TypeVar
@@ -35,12 +35,29 @@ def telling(key: str, instead_of: str) -> Iterator[None]:
         raise UserError(text) from None
 
 
+def nearest(text: str, names: Iterable[str]) -> str | None:
+    """The name that was probably meant: of the same letters, of these initials, or much like it.
+
+    >>> nearest("TitForTat", ["random", "tit-for-tat"]), nearest("tft", ["random", "tit-for-tat"])
+    ('tit-for-tat', 'tit-for-tat')
+    """
+    known = list(names)
+    letters = lambda name: "".join(filter(str.isalnum, name)).lower()
+    initials = lambda name: "".join(word[:1] for word in name.split("-"))
+    for shortened in (letters, initials):
+        for name in known:
+            if letters(text) == shortened(name) != "":
+                return name
+    near = difflib.get_close_matches(text.lower(), known, n=1)
+    return near[0] if near else None
+
+
 def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
     """Returns `options[name]`; raises UserError naming the options when there is no such name."""
     if name in options:
         return options[name]
-    near = difflib.get_close_matches(str(name), options, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(str(name), options)
+    hint = f" (did you mean {near!r}?)" if near else ""
     raise UserError(f"{kind}: unknown name {name!r}{hint}; choose from {', '.join(options)}")
 
 

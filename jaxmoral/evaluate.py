@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmoral import config as configs
+from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command, split_outside
 from jaxmoral.language.suites import SUITES
@@ -24,7 +25,8 @@ def main() -> None:
         prog="python -m jaxmoral.evaluate",
         description="Evaluates a run, or an untouched model, on many games in one program. With"
         " --model every key of the configuration is also a flag, e.g. --prompt.template chat.",
-        epilog=f"keys: {', '.join(configs.KEYS)}",
+        epilog=keys_help(),
+        formatter_class=KeepsLines,
     )
     parser.add_argument(
         "--run", type=Path, help="of a run or a population; the base is evaluated beside it"

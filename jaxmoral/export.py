@@ -17,17 +17,26 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning.saved import load_run
+from jaxmoral.measuring.opened import open_run
+from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.load import LoadedModel, load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import named_base, save_peft
+from jaxmoral.models.upload import check_push, push
+from jaxmoral.reporting.card import card
 
 FORMATS = ("peft", "merged", "orbax")  # of a run; of a model nobody tuned only merged
 
 
-def export(run: Path, kind: str, output: Path) -> LoadedModel:
+def export(run: Path, kind: str, output: Path, *, with_card: bool = False) -> LoadedModel:
     """Writes a run's newest parameters to a new folder, all of it or nothing.
+
+    Args:
+      run: a run folder.
+      kind: one of `FORMATS`.
+      output: the folder.
+      with_card: beside an adapter for PEFT, a model card.
 
     Returns:
       The base model.
@@ -39,7 +48,8 @@ def export(run: Path, kind: str, output: Path) -> LoadedModel:
         raise UserError(f"--format: unknown {kind!r}; choose from {', '.join(FORMATS)}")
     if output.exists():  # said before a model is loaded
         raise UserError(f"{output} exists; choose another --output")
-    config, agent, trainable = load_run(run)
+    opened = open_run(run)
+    agent, trainable = opened.trained.agent, opened.trained.trainable
     model, lora = agent.model, agent.lora
     if model is None or lora is None:
         raise UserError(f"{run} holds a tabular policy; only a model can be exported")
@@ -51,6 +61,11 @@ def export(run: Path, kind: str, output: Path) -> LoadedModel:
             save_peft(scratch, trainable["adapter"], lora, model.source, module=model.module)
             head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
             safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
+            if with_card:
+                command = f"python -m jaxmoral.export --run {shlex.quote(run.name)} --card"
+                update = int(opened.trained.state.update)
+                text = card(read_run(run), opened.policy(), update=update, command=command)
+                (scratch / "README.md").write_text(text, encoding="utf-8")
         else:
             save_merged(scratch, model, trainable["adapter"], lora)
     return model
@@ -89,12 +104,24 @@ def main() -> None:
         help="of a run: peft (default), merged, orbax; of a model: merged",
     )
     parser.add_argument("--output", type=Path, required=True, help="the folder to create")
+    parser.add_argument(
+        "--card", action="store_true", help="of a run, peft: with a model card (README.md)"
+    )
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="of a run, peft: upload the folder to this hub repository, made private if there is"
+        " none; needs a token (hf auth login, or HF_TOKEN)",
+    )
     arguments = parser.parse_args()
 
     def run() -> None:
         if (arguments.run is None) == (arguments.model is None):
             raise UserError("give either --run FOLDER or --model NAME")
         output = arguments.output
+        shares = arguments.card or arguments.push
+        if shares and (arguments.run is None or arguments.format not in (None, "peft")):
+            raise UserError("--card, --push: are for a run's adapter in the format peft")
         if arguments.model is not None:
             if arguments.format not in (None, "merged"):
                 raise UserError(
@@ -104,8 +131,12 @@ def main() -> None:
             print(f"wrote {arguments.model} to {output}")
             return
         kind = arguments.format or "peft"
-        source = export(arguments.run, kind, output).source
+        if arguments.push:
+            check_push(arguments.push)
+        source = export(arguments.run, kind, output, with_card=bool(shares)).source
         print(f"wrote {kind} to {output}")
+        if arguments.push:
+            print(f"uploaded to {push(output, arguments.push)}")
         if kind == "peft" and named_base(source) is None:
             print(
                 "its base, for PEFT: python -m jaxmoral.export"

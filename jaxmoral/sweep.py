@@ -18,6 +18,7 @@ from typing import Any
 from jaxmoral import config as configs
 from jaxmoral.api import train_agent
 from jaxmoral.config import Config
+from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import presentation_with
@@ -166,7 +167,8 @@ def main() -> None:
         prog="python -m jaxmoral.sweep",
         description="Trains and evaluates experiments. Every key of the configuration is also a"
         " flag, for all of them, e.g. --updates 20 --env.opponent random.",
-        epilog=f"keys: {', '.join(configs.KEYS)}",
+        epilog=keys_help(),
+        formatter_class=KeepsLines,
     )
     parser.add_argument("configs", type=Path, nargs="+", help="YAML files, one an experiment")
     parser.add_argument(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxmoral import config as configs
 from jaxmoral.api import train_population
+from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
@@ -18,8 +19,10 @@ from jaxmoral.learning.run_folder import (
     member_names,
     read_config,
 )
+from jaxmoral.measuring.preview import FIRST, preview
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.reporting.catalogue import add_list
 
 
 def main() -> None:
@@ -27,11 +30,18 @@ def main() -> None:
         prog="python -m jaxmoral.train",
         description="Fine-tunes an agent, or several at once where a key has a list of values."
         " Every key of the configuration is a flag, e.g. --reward.name utilitarian --seed [0,1,2].",
-        epilog=f"keys: {', '.join(configs.KEYS)}",
+        epilog=keys_help(),
+        formatter_class=KeepsLines,
     )
     parser.add_argument("--config", type=Path, help="a YAML file; defaults are used without one")
+    parser.add_argument("--output-dir", type=Path, help="of the run or the population")
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help="of the run or the population"
+        "--dry-run",
+        nargs="?",
+        const=FIRST,
+        metavar="HISTORY",
+        help="show prompts (the first; all; or those after CC, CD, ...), what is a legal answer,"
+        " the untrained policy, memory and time, and write nothing",
     )
     parser.add_argument(
         "--resume",
@@ -43,13 +53,19 @@ def main() -> None:
         action="store_true",
         help="with --resume and a larger --updates: also where a schedule depends on their number",
     )
+    add_list(parser)
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
-    cluster.start()
     folder = arguments.output_dir
+    if arguments.dry_run is not None:
+        _preview(configs.load_members(arguments.config, flags), arguments.dry_run)
+        return
+    if folder is None:
+        raise UserError("--output-dir: is needed, or --dry-run")
+    cluster.start()
     if arguments.extend and not arguments.resume:
         raise UserError("--extend: needs --resume, and more --updates than before")
     cluster.on_first(lambda: check_run_folder(folder, arguments.resume))
@@ -81,6 +97,14 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     else:
         print(f"trained; metrics, checkpoints and action_types.png are in {folder}")
     print(f"next: python -m jaxmoral.evaluate --run {folder}")
+
+
+def _preview(members: dict[str, configs.Config], which: str) -> None:
+    use_compilation_cache()
+    if len(members) > 1:
+        print(f"population {len(members)} members; this is {next(iter(members))}")
+    for line in preview(next(iter(members.values())), which):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

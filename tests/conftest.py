@@ -32,6 +32,7 @@ from jaxmoral.models import load as gemma_load
 
 gemma_load.use_compilation_cache()
 torch.set_num_threads(1)  # of tiny models; more would wait for each other
+gc.set_threshold(100_000, 50, 50)  # tracing makes many objects, of which few are cycles
 
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
@@ -175,23 +176,20 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def weights_once():
-    """Whoever loads the packaged model as it is shares its weights, which nothing changes.
+    """Whoever loads a packaged model in one way shares its weights, which nothing changes.
 
-    This process has one device, on which every layout places them alike. Quantised ones are read
-    again: they go with the test that asked for them.
+    This process has one device, on which every layout places them alike.
     """
     read, kept = gemma_load._read_converted, {}
 
     def read_once(source, folder, digest, dtype, quantisation, layout_for):
-        key = source, folder, dtype
-        if quantisation is not None:
-            return read(source, folder, digest, dtype, quantisation, layout_for)
+        key = source, folder, dtype, quantisation
         if key in kept:
             shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
             shapes = jax.tree.map(shape, kept[key].weights)
             layout_for(dataclasses.replace(kept[key], weights=shapes))
         else:
-            kept[key] = read(source, folder, digest, dtype, None, layout_for)
+            kept[key] = read(source, folder, digest, dtype, quantisation, layout_for)
         return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:

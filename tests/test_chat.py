@@ -1,5 +1,7 @@
 """Playing and questioning an agent in the terminal."""
 
+import re
+
 import numpy as np
 import pytest
 from processes import command
@@ -37,7 +39,8 @@ def test_a_match_follows_the_rules_of_training():
     match = Match(configs.Config(), make_memory(), silent, 0)
     ((before, _),) = match.history
     played = match.play(1)
-    assert played[1:] == (2, 1, 0.0, 0.0)
+    assert played[1:5] == (2, 1, 0.0, 0.0)
+    assert played.probabilities[2] == pytest.approx(1.0)
     assert match.history == ((before, 1),)
 
 
@@ -68,12 +71,16 @@ def folder(tmp_path_factory):
 
 
 def test_a_trained_agent_reciprocates_in_the_terminal(folder):
-    done = talk(folder, ["why", "d", "d", "c", "c", "hello", "quit"])
+    done = talk(folder, ["why?", "d", "D", "c", "c", "hello", "prompt", "quit"])
     assert done.returncode == 0, done.stderr
     answers = [line for line in done.stdout.splitlines() if "agent: " in line]
     assert [answer.split()[2] for answer in answers][1:] == ["action2.", "action2.", "action1."]
     assert "Play a round first." in done.stdout
-    assert "Type action1, action2, c, d, strategy, why or quit." in done.stdout
+    assert "Type action1, action2, c, d, strategy, why, prompt or quit." in done.stdout
+    assert "You are in a game with another player" in done.stdout
+    shares = [re.findall(r"(\d+\.\d)%", answer) for answer in answers]
+    assert all(sum(map(float, found)) == pytest.approx(100, abs=0.2) for found in shares)
+    assert all(float(found[1]) > 90 for found in shares[1:3])  # D after D
 
 
 def test_a_table_has_no_words(folder):

@@ -12,9 +12,9 @@ import jaxmoral
 @pytest.mark.parametrize(
     "name", [name for name in jaxmoral.__all__ if callable(getattr(jaxmoral, name))]
 )
-def test_an_example_does_what_it_says(name):
+def test_an_example_does_what_it_says(name, tmp_path):
     shown = getattr(jaxmoral, name).__doc__
-    names = {"jaxmoral": jaxmoral, "np": np}
+    names = {"jaxmoral": jaxmoral, "np": np, "folder": tmp_path / "run"}
     example = doctest.DocTestParser().get_doctest(shown, names, name, None, None)
     assert example.examples
     said = []

@@ -124,8 +124,14 @@ def test_training_works_through_it(kind, gap, tmp_path):
     np.testing.assert_allclose(earned, expected, atol=gap)
 
 
+def remembered(source, policy):
+    """A policy's shares of C, D and illegal answers after each remembered round of the dilemma."""
+    result = evaluate_agent(source, ["ipd"], ["random"], protocols=["exact"])
+    return result["suites"]["trained"]["ipd"]["policies"][policy]["remembered"]
+
+
 def test_learning_on_the_real_model(real, tmp_path):
-    config = configs.parse({"model": {"quantisation": "nf4"}, "updates": 8})
+    config = configs.parse({"model": {"quantisation": "nf4"}, "updates": 4})
     trained = train_agent(config, say=lambda line: None)
     first, last = trained.history[0], trained.history[-1]
     assert last["reward_mean"] > first["reward_mean"] + 1
@@ -134,20 +140,18 @@ def test_learning_on_the_real_model(real, tmp_path):
     # Merged, it is a full model that answers as the quantised one with its adapter did.
     agent = trained.agent
     save_merged(tmp_path, agent.model, trained.trainable["adapter"], agent.lora)
-    merged = evaluate_agent(configs.parse({"model": {"source": str(tmp_path)}}), ["ipd"])
-    policies = lambda result: result["suites"]["trained"]["ipd"]["policies"]
-    tuned = policies(evaluate_agent(trained, ["ipd"]))["tuned"]["remembered"]
-    for cell, shares in policies(merged)["base"]["remembered"].items():
+    tuned = remembered(trained, "tuned")
+    merged = configs.parse({"model": {"source": str(tmp_path)}})
+    for cell, shares in remembered(merged, "base").items():
         assert shares == pytest.approx(tuned[cell], abs=1e-3)
 
 
 def test_int8_barely_changes_the_real_policy(real):
     """8-bit weights move an untrained model's answers by a few per cent at most."""
-    tables = []
-    for kind in ("none", "int8"):
-        config = resolve(configs.parse({"model": {"quantisation": kind}}))
-        result = evaluate_agent(config, games=["ipd"])
-        tables.append(result["suites"]["trained"]["ipd"]["policies"]["base"]["remembered"])
-    for cell, shares in tables[0].items():
+    whole, rounded = (
+        remembered(resolve(configs.parse({"model": {"quantisation": kind}})), "base")
+        for kind in ("none", "int8")
+    )
+    for cell, shares in whole.items():
         for outcome, share in shares.items():
-            assert abs(tables[1][cell][outcome] - share) < 0.05
+            assert abs(rounded[cell][outcome] - share) < 0.05

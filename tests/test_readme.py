@@ -26,6 +26,7 @@ from jaxmoral.learning.lookup import LEARNER
 from jaxmoral.models import gguf_file, hf_config
 from jaxmoral.models.byte_level import CUTTINGS
 from jaxmoral.models.packaged import PACKAGED
+from jaxmoral.reporting import catalogue
 from jaxmoral.world import crowds, games, opponents, rewards
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,8 @@ SHORTER = {  # what a page says, and what is run instead
     '"updates": 20}': '"updates": 20, "model": {"source": "tabular"},'
     ' "evaluation": {"protocols": ["exact"]}}',
 }
-COMMANDS = ("train", "evaluate", "export", "chat", "ask", "sweep", "tournament", "report")
+COMMANDS = ("train", "evaluate", "export", "chat", "ask", "play", "sweep", "compare")
+COMMANDS += ("tournament", "report")
 
 
 class Block(NamedTuple):
@@ -201,6 +203,20 @@ def test_the_table_of_contributors_has_every_one():
     assert plain(named) == {*crowds.CONTRIBUTORS}
     for name in named:
         opponents.get_opponent(name, games.get_game("public-goods(4,10,2)"))
+
+
+def test_the_tables_say_what_the_command_lists():
+    page = "docs/games.md"
+    listed = {
+        "Families of games": catalogue.GAME_FAMILIES,
+        "Sets of games": catalogue.GAME_SETS,
+        "Opponents": catalogue.OPPONENTS,
+        "Opponents in games of more players": catalogue.CONTRIBUTORS,
+        "Rewards": catalogue.REWARDS,
+    }
+    for title, lines in listed.items():
+        rows = {row[0].strip("`"): row[1].replace("\\|", "|") for row in table(page, title)}
+        assert rows == lines
 
 
 def test_the_table_of_rewards_has_every_reward():

@@ -20,10 +20,12 @@ import yaml
 from jaxmoral.config.checks import check
 from jaxmoral.config.reader import brief, parse_yaml, plain, read_yaml
 from jaxmoral.config.schema import ADAPTER, KEYS, Config
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, split_outside
 
 ALONE = ""  # the name of a run that is no member of a population; checkpoints hold it
 MAX_MEMBERS = 4096  # of a population
+# What other tools call a key.
+SHORT = {"lr": "learning_rate", "kl": "kl_coef", "entropy": "entropy_coef", "steps": "updates"}
 PAPER_PRESET = Path(__file__).parent.parent / "presets" / "paper.yaml"
 
 
@@ -64,16 +66,32 @@ def _merge(defaults: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
+    given, kind = first["input"], first["type"]
     # Of a key of several types also the type that was tried stands there.
     key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.75)
-        group = key.rpartition(".")[0] + "." if "." in key else ""
-        known = [name for name in KEYS if name.startswith(group)] or KEYS
-        hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key}: {message}, got {brief(first['input'])}"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"unknown key {key!r}; {_keys_like(key)}"
+    message = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(given)}"
+    if kind == "dataclass_type":
+        inside = next(name for name in KEYS if name.startswith(f"{key}."))
+        return f"{key}: is a group of keys, such as {inside}, got {brief(given)}"
+    if kind == "string_type" and isinstance(given, bool):
+        return f"{message}; YAML reads yes, no, on and off as truth values: write them in quotes"
+    if kind == "tuple_type" and isinstance(given, str):
+        return f"{message}; a list is written [{', '.join(split_outside(given, ','))}]"
+    return message
+
+
+def _keys_like(key: str) -> str:
+    """What to say to an unknown key: the ones that were probably meant, or all in its group."""
+    group, _, leaf = key.rpartition(".")
+    leaf = SHORT.get(leaf, leaf)
+    alike = [name for name in KEYS if name.rpartition(".")[2] == leaf]
+    near = alike or difflib.get_close_matches(key, KEYS, n=1, cutoff=0.75)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    known = [name for name in KEYS if group and name.startswith(f"{group}.")] or KEYS
+    return f"the keys are {', '.join(known)}"
 
 
 def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:

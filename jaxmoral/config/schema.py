@@ -59,6 +59,11 @@ class LoraConfig:
     Attributes:
       adapter: the folder of a PEFT adapter to start from; it then decides rank, alpha, targets and
         rank_stabilised.
+      rank: of the two matrices that are added to a linear layer.
+      alpha: the product of the two is multiplied by alpha / rank.
+      dropout: share of an adapter's inputs that are left out while gradients are taken.
+      targets: the linear layers that have an adapter.
+      rank_stabilised: the product is multiplied by alpha / sqrt(rank) instead.
     """
 
     adapter: str | None = None
@@ -106,12 +111,15 @@ class EnvConfig:
     """What is played, by how many episodes at once, for how many rounds.
 
     Attributes:
+      game: a name in `jaxmoral.world.games`, of a family, or of your own.
       opponent: a name in `jaxmoral.world.opponents`, or "learner": a second agent on the same base,
         with an adapter, optimiser, value head and KL weight of its own and the same reward; or an
         agent that does not learn, a path or "past(k)", see `jaxmoral.learning.met`.
       opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
         legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
         differs by reward ("paper").
+      episodes: played at once in every update.
+      rounds: of an episode.
       noise: probability in training that the agent's legal answer comes out as the other move (a
         trembling hand; the opponent's is in its name, "noisy(tit-for-tat, 0.1)").
       memory: how many past rounds the prompt shows.
@@ -149,6 +157,8 @@ class MixtureConfig:
       games: names and sets, as in `evaluation.games`; all with as many players as `env.game`.
       labels: pairs of C's and D's, or "words(n)": so many, drawn by the seed from a list.
       both_ways: every pair also with its meanings exchanged.
+      wordings, personas, table_orders: as `prompt.wording`, `prompt.persona` and
+        `prompt.table_order` have one.
       opponents: who is met, by weight: an episode is against one of them, each as it could be
         `env.opponent`, but no learner; null for `env.opponent`.
       conditions: drawn each update; its cost grows with them, not with the mixture.
@@ -177,6 +187,8 @@ class RewardConfig:
         that update's checkpoint is kept.
       transition: from `name` to `then`, all at once or in equal steps over the whole run.
       normalise: map the rewards of each game's legal rounds to [0, 1].
+      xi: points of the deontological penalty.
+      illegal: points of an answer that is neither label.
     """
 
     name: str = "deontological"
@@ -204,10 +216,20 @@ class PPOConfig:
         in the paper (then gamma is 1 and gae_lambda runs over tokens; there is no entropy term).
       estimator: an update's episodes are sampled, or their expectation is computed from the Markov
         chain of remembered rounds, without noise ("exact"; outcome level only).
+      learning_rate, learning_rate_schedule: Adam's, at the first update and from there on.
+      epochs: passes over an update's episodes.
+      minibatches: gradient steps of a pass.
+      clip: how far a probability may move away, relative to the old one.
+      value_clip: how far a value may, in reward units; .inf for no limit.
+      value_coef: weight of the value loss.
       sample_with_dropout: answers are sampled with the adapter's dropout on (token level only).
       max_grad_norm: gradients are scaled down to it; .inf for no limit.
       gamma: 0 makes each round a bandit, as in the paper.
+      gae_lambda: of generalised advantage estimation.
+      normalise_advantages: to mean 0 and variance 1 in every update.
+      normalise_rewards: divided by a running standard deviation.
       entropy_coef, final_entropy_coef: at the first and after the last update, linear between.
+      kl_coef: weight of the KL from the base at the first update.
       kl_target, kl_gain: each update changes the KL's weight by the factor
         1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2); a gain of 0 fixes it.
     """
@@ -275,6 +297,7 @@ class EvaluationConfig:
       suites: names in `jaxmoral.language.suites`, or "all".
       games: of the suites that play several; names, or sets: "all" (the paper's and this
         configuration's), "ordinal-symmetric", "ordinal-all", "asymmetric", "plane".
+      opponents: names, each against every condition.
       labels: of C and D, for the suites that test labels never seen in training.
       protocols: "exact", always measured, has no sampling noise; "long-run" is the same of an
         episode without end; "sampled" plays `episodes`; "paper" plays 10 x 5 rounds against random
@@ -282,6 +305,8 @@ class EvaluationConfig:
       xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
       thinking: the most tokens of a thought, if not what `thinking.tokens` says; 0 gives a thinking
         agent the cue at once.
+      episodes: of the protocol "sampled".
+      rounds: of an episode.
     """
 
     suites: Annotated[tuple[str, ...], Field(min_length=1)] = ("trained",)
@@ -324,6 +349,7 @@ class Config:
         or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
       opponents: further opponents, name to `{cooperate, transitions, start}`; see
         `jaxmoral.world.machines.machine`.
+      seed: of everything that is drawn.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
 

@@ -1,0 +1,68 @@
+"""The command `python -m jaxmoral.compare`: two groups of runs beside each other, over seeds."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxmoral.errors import UserError, choose, run_command
+from jaxmoral.measuring.comparing import FEW, compare, in_words
+from jaxmoral.measuring.runs import Run, find_runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxmoral.compare",
+        description="Compares evaluated runs, e.g. of two rewards, in exact measures: means over"
+        " seeds, differences (paired where both groups have the same seeds) with 95 % bootstrap"
+        " intervals, and effect sizes.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
+    parser.add_argument(
+        "--with", type=Path, nargs="+", required=True, dest="others", help="those compared with"
+    )
+    parser.add_argument("--suite", default="trained", help="what is shown (default: trained)")
+    parser.add_argument(
+        "--output-dir", type=Path, help="gets comparison.csv, of all suites, and comparison.png"
+    )
+    arguments = parser.parse_args()
+    run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    ours, others = (_read(folders) for folders in (arguments.runs, arguments.others))
+    found = compare(ours, others)
+    choose("--suite", arguments.suite, dict.fromkeys(found.table["suite"].unique()))
+    print(in_words(found, arguments.suite))
+    sizes = f"{found.table['runs a'].iloc[0]} and {found.table['runs b'].iloc[0]} runs"
+    if found.few:
+        print(f"{sizes}: fewer than {FEW} seeds say nothing about others; no intervals")
+    else:
+        how = f"paired by seed ({', '.join(map(str, found.seeds))})" if found.seeds else "unpaired"
+        print(f"{sizes}, {how}")
+    folder = arguments.output_dir
+    if folder is not None:
+        from jaxmoral.reporting.comparison import differences  # slow to import
+        from jaxmoral.reporting.figures import save
+
+        folder.mkdir(parents=True, exist_ok=True)
+        found.table.to_csv(folder / "comparison.csv", index=False)
+        names = _name(arguments.runs), _name(arguments.others)
+        save(differences(found, arguments.suite, names), folder / "comparison.png")
+        print(f"wrote {folder / 'comparison.csv'} and {folder / 'comparison.png'}")
+
+
+def _read(folders: Sequence[Path]) -> list[Run]:
+    runs, skipped = find_runs(folders)
+    for line in skipped:
+        print(f"left out: {line}")
+    if not runs:
+        raise UserError(f"{', '.join(map(str, folders))}: no runs there")
+    return runs
+
+
+def _name(folders: Sequence[Path]) -> str:
+    return folders[0].name if len(folders) == 1 else f"{folders[0].name} and others"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The command `python -m jaxmoral.play`: whole episodes of an agent against another, in words."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from jaxmoral.config import Config
+from jaxmoral.errors import UserError, run_command
+from jaxmoral.learning.lookup import find_games, find_opponent
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.run_folder import is_run, read_config
+from jaxmoral.learning.saved import load_trained
+from jaxmoral.measuring.transcripts import (
+    Side,
+    agent_side,
+    in_words,
+    machine_side,
+    play_episode,
+    write_episodes,
+)
+from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.world.games import Game, mirror
+from jaxmoral.world.opponents import OPPONENTS
+from jaxmoral.world.rewards import PAPER_REWARDS, get_reward, reward_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxmoral.play",
+        description="Plays episodes between a trained agent and another agent or a strategy, and"
+        " prints what each was shown, answered, how surely, and what it got.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument(
+        "--against",
+        default="tit-for-tat",
+        help=f"another run folder, or a strategy: {', '.join(OPPONENTS)}, 'random(0.3)', ..."
+        " (default: tit-for-tat)",
+    )
+    parser.add_argument("--game", help="a game's name; that of training without it")
+    parser.add_argument("--episodes", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="of an episode (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out")
+    parser.add_argument("--output", type=Path, help="a file that gets an episode a line, as JSON")
+    arguments = parser.parse_args()
+    for name in ("episodes", "rounds"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be a whole number from 1")
+    if arguments.seed < 0:
+        parser.error("--seed must not be negative")
+    run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    output = arguments.output
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        raise UserError(f"--output: {output} is not a file in an existing folder")
+    config = resolve(read_config(arguments.run))
+    (game,) = find_games(config, [arguments.game or config.env.game])[:1]
+    if game.num_players > 2:
+        raise UserError(f"--game: {game.name} has {game.num_players} players; episodes have two")
+    sides = _sides(arguments, config, game)
+    tables = _tables(config, game), _tables(config, mirror(game))
+    random = np.random.default_rng(arguments.seed)
+    episodes = []
+    for _ in range(arguments.episodes):
+        episode = play_episode(sides, tables, num_rounds=arguments.rounds, random=random)
+        episodes.append({"game": game.name, "seed": arguments.seed} | episode)
+        print(in_words(episode, prompts=not arguments.no_prompts), end="\n\n")
+    if output is not None:
+        write_episodes(episodes, output)
+        print(f"wrote {output}")
+
+
+def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> tuple[Side, Side]:
+    """The agent and whom it meets; what can be refused is, before a model is read."""
+    other = Path(arguments.against)
+    machine = None
+    if not is_run(other):
+        machine = machine_side(arguments.against, find_opponent(config, arguments.against, game))
+    use_compilation_cache()
+    ours = agent_side(arguments.run.name, load_trained(arguments.run), game)
+    if machine is not None:
+        return ours, machine
+    return ours, agent_side(other.name, load_trained(other), mirror(game))
+
+
+def _tables(config: Config, game: Game) -> dict[str, np.ndarray]:
+    """The points, the moral rewards of the paper, and what the run was trained with."""
+    names = dict.fromkeys(["game", *PAPER_REWARDS[1:3], config.reward.name])
+    settings = config.reward
+    return {
+        name: reward_table(game, get_reward(name), settings.xi, settings.illegal) for name in names
+    }
+
+
+if __name__ == "__main__":
+    main()

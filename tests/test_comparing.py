@@ -1,0 +1,87 @@
+"""Two groups of runs beside each other, against scipy's bootstrap and sums by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxmoral import compare as command
+from jaxmoral import config as configs
+from jaxmoral.api import train_agent
+from jaxmoral.errors import UserError
+from jaxmoral.measuring.comparing import compare
+from jaxmoral.measuring.evaluation import evaluate_agent
+from jaxmoral.measuring.keeping import write_json
+from jaxmoral.measuring.runs import read_run
+
+FLAGS = ["--model.source", "tabular", "--updates", "2", "--ppo.learning_rate", "0.3"]
+FLAGS += ["--env.episodes", "32"]
+
+
+def trained(folder, reward, seeds):
+    for seed in seeds:
+        flags = [*FLAGS, "--reward.name", reward, "--seed", str(seed)]
+        one = train_agent(configs.load(None, flags), folder / f"{reward}-seed{seed}", say=str)
+        write_json(
+            evaluate_agent(one, ["ipd"], protocols=["exact"]),
+            folder / f"{reward}-seed{seed}" / "evaluation.json",
+        )
+    return [read_run(folder / f"{reward}-seed{seed}") for seed in seeds]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "game": trained(folder, "game", range(4)),
+        "utilitarian": trained(folder, "utilitarian", range(4)),
+        "others": trained(folder, "deontological", range(5, 9)),
+    }
+
+
+def cooperation(runs):
+    found = [run.evaluation["suites"]["trained"]["ipd"]["policies"]["tuned"] for run in runs]
+    return np.array([one["opponents"]["random"]["exact"]["outcomes"]["C"] for one in found])
+
+
+@pytest.mark.parametrize("other", ["utilitarian", "others"])
+def test_differences_and_intervals(groups, other):
+    found = compare(groups["game"], groups[other])
+    row = found.table[found.table["metric"] == "outcomes/C"].iloc[0]
+    a, b = cooperation(groups["game"]), cooperation(groups[other])
+    assert row["a"] == pytest.approx(a.mean())
+    assert row["difference"] == pytest.approx(a.mean() - b.mean())
+    pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    assert row["effect"] == pytest.approx((a.mean() - b.mean()) / pooled)
+    paired = other == "utilitarian"
+    assert found.seeds == ([0, 1, 2, 3] if paired else [])
+    samples = (
+        ((a - b,), np.mean) if paired else ((a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis))
+    )
+    expected = stats.bootstrap(*samples, method="percentile", n_resamples=20_000, rng=1)
+    low, high = expected.confidence_interval
+    assert (row["low"], row["high"]) == pytest.approx((low, high), abs=0.05 * (high - low))
+
+
+def test_two_seeds_say_nothing(groups):
+    found = compare(groups["game"][:2], groups["utilitarian"][:2])
+    assert found.few
+    assert found.table[["low", "high"]].isna().all().all()
+
+
+def test_what_cannot_be_compared_is_refused(groups):
+    untested = [run._replace(evaluation=None) for run in groups["game"]]
+    with pytest.raises(UserError, match="--with: no run was evaluated"):
+        compare(groups["game"], untested)
+
+
+def test_the_command(groups, tmp_path, monkeypatch, capsys):
+    folder = groups["game"][0].folder.parent
+    ours, others = (sorted(map(str, folder.glob(f"{name}-*"))) for name in ("game", "utilitarian"))
+    given = [*ours, "--with", *others, "--output-dir", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["compare", *given])
+    command.main()
+    said = capsys.readouterr().out
+    assert "4 and 4 runs, paired by seed (0, 1, 2, 3)" in said
+    assert "cooperation" in said
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert "outcomes/C" in (tmp_path / "comparison.csv").read_text()

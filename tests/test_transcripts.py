@@ -1,0 +1,102 @@
+"""Episodes in words: draws of the exact policies, and rewards by the rules themselves."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from jaxmoral import config as configs
+from jaxmoral import play
+from jaxmoral.api import train_agent
+from jaxmoral.language.prompts import Condition, all_prompts
+from jaxmoral.learning.agent import policy_table
+from jaxmoral.measuring.transcripts import agent_side, in_words, machine_side, play_episode
+from jaxmoral.world.games import get_game, mirror
+from jaxmoral.world.opponents import OPPONENTS
+from jaxmoral.world.rewards import get_reward, reward_table
+
+FLAGS = ["--model.source", "tabular", "--updates", "3", "--ppo.learning_rate", "0.3"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train_agent(configs.load(None, FLAGS), folder, say=lambda line: None), folder
+
+
+def tables(game):
+    kinds = {name: get_reward(name) for name in ("game", "deontological", "utilitarian")}
+    return tuple(
+        {name: reward_table(seen, reward, 3.0, -6.0) for name, reward in kinds.items()}
+        for seen in (game, mirror(game))
+    )
+
+
+def test_answers_are_draws_of_the_policy_and_rewards_follow_the_rules(trained):
+    """Against a coin, in a game whose players differ; every round reckoned again by hand."""
+    game = get_game("samaritans-dilemma")
+    agent = trained[0].agent
+    condition = Condition(game, agent.presentation)
+    probs = np.exp(policy_table(agent, condition, trained[0].trainable).log_probs)
+    prompts = all_prompts(game, agent.presentation)
+    sides = agent_side("ours", trained[0], game), machine_side("coin", OPPONENTS["random"])
+    random = np.random.default_rng(0)
+    seen, answers = Counter(), Counter()
+    for _ in range(300):
+        episode = play_episode(sides, tables(game), num_rounds=10, random=random)
+        ((own, other),) = episode["remembered"]
+        for played in episode["rounds"]:
+            ours, coin = played["players"]
+            index = prompts.index(ours["prompt"])
+            assert index // 4 == 2 * "CD".index(own) + "CD".index(other)
+            shares = [ours["probabilities"][kind] for kind in ("C", "D", "illegal")]
+            np.testing.assert_allclose(shares, probs[index], atol=1e-6)
+            seen[index] += 1
+            answers[index, ours["answer"]] += 1
+            a, b = "CD".index(ours["move"]), "CD".index(coin["move"])
+            expected = {
+                "game": game.payoffs[0, a, b],
+                "deontological": -3.0 * (a == 1 and other == "C"),
+                "utilitarian": game.payoffs[:, a, b].sum(),
+            }
+            if ours["answer"] is None:
+                assert ours["move"] == own  # the last legal move stands
+                expected = dict.fromkeys(expected, -6.0)
+            assert ours["rewards"] == pytest.approx(expected)
+            assert coin["rewards"]["game"] == game.payoffs[1, a, b]
+            assert coin["probabilities"] == {"C": 0.5, "D": 0.5}
+            own, other = ours["move"], coin["move"]
+    for index, count in seen.items():
+        for outcome, said in enumerate([*agent.presentation.labels, None]):
+            p = probs[index, outcome]
+            assert abs(answers[index, said] / count - p) < 5 * np.sqrt(p * (1 - p) / count) + 1e-3
+
+
+def test_tit_for_tat_repeats_what_counts(trained):
+    game = get_game("ipd")
+    sides = agent_side("ours", trained[0], game), machine_side("tft", OPPONENTS["tit-for-tat"])
+    episode = play_episode(sides, tables(game), num_rounds=30, random=np.random.default_rng(1))
+    moves = [[turn["move"] for turn in played["players"]] for played in episode["rounds"]]
+    assert [their for _, their in moves] == [
+        episode["remembered"][0][0],
+        *(own for own, _ in moves[:-1]),
+    ]
+    assert "round 30" in in_words(episode)
+
+
+def test_the_command_writes_an_episode_a_line(trained, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "episodes.jsonl"
+    given = ["--run", trained[1], "--against", trained[1], "--episodes", 2, "--rounds", 3]
+    monkeypatch.setattr("sys.argv", ["play", *map(str, [*given, "--output", output])])
+    play.main()
+    said = capsys.readouterr().out
+    assert said.count("round 3") == 2
+    assert "    | You are in a game" in said
+    episodes = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [len(one["rounds"]) for one in episodes] == [3, 3]
+    assert all(one["game"] == "ipd" for one in episodes)
+    monkeypatch.setattr("sys.argv", ["play", "--run", str(trained[1]), "--against", "tft"])
+    with pytest.raises(SystemExit):
+        play.main()
+    assert "did you mean 'tit-for-tat'" in capsys.readouterr().err
