@@ -40,6 +40,8 @@ def _run(folder: Path, seed: int) -> None:
     write_json(answers, path)
     for one in answers:
         print(f"{one['policy']}, after {one['remembered']}: {one['answer']}. {one['question']}")
+        if "thought" in one:
+            print("    (thought:", " ".join(one["thought"].split()) + ")")
         print("   ", " ".join(one["said"].split()))
     print(f"wrote {path}")
 

@@ -11,22 +11,25 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
-from jaxmoral.learning.agent import policy_table
+from jaxmoral.language.prompts import QUESTIONS, Condition
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.trained import TrainedAgent
+from jaxmoral.measuring.aloud import think_aloud
 from jaxmoral.measuring.questions import follow_up
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, History, Memory
 
+_THOUGHTS = 2**31  # folded into the key, whose other uses have small numbers
+
 
 class Round(NamedTuple):
     """What happened: the prompt's index, both moves (2 is illegal), both players' points.
 
-    `probabilities` are those of the agent's C, D and illegal answer to that prompt.
+    `probabilities` are those of the agent's C, D and illegal answer to that prompt, after the
+    thought of this number if it thinks.
     """
 
     prompt: int
@@ -35,6 +38,7 @@ class Round(NamedTuple):
     agents_points: float
     users_points: float
     probabilities: tuple[float, ...]
+    thought: int
 
 
 class Match:
@@ -46,13 +50,15 @@ class Match:
         Args:
           config: of the run.
           memory: of the agent.
-          log_probs: `[num_prompts, 3]` of the agent.
+          log_probs: `[num_prompts, 3]` of the agent, or `[num_prompts, num_thoughts, 3]` after each
+            of its thoughts.
           seed: of the agent's choices.
         """
         self.game = training_game(config)
         self.labels = config.prompt.labels
         self.memory = memory
-        self._probs = np.exp(np.asarray(log_probs, np.float64))
+        probs = np.exp(np.asarray(log_probs, np.float64))
+        self._probs = probs.reshape(len(probs), -1, 3)
         self._random = np.random.default_rng(seed)
         self._state = memory.start
         for _ in range(memory.opening):
@@ -68,7 +74,10 @@ class Match:
         """Plays one simultaneous round; an illegal answer leaves the agent's last move alone."""
         shown = int(self.memory.shown[self._state])
         prompt = shown * NUM_ORDERS + int(self._random.integers(NUM_ORDERS))
-        probs = self._probs[prompt] / self._probs[prompt].sum()
+        num_thoughts, thought = self._probs.shape[1], 0
+        if num_thoughts > 1:
+            thought = int(self._random.integers(num_thoughts))
+        probs = self._probs[prompt, thought] / self._probs[prompt, thought].sum()
         agents_move = int(self._random.choice(3, p=probs))
         agents_points = users_points = 0.0
         if agents_move != ILLEGAL:
@@ -76,7 +85,13 @@ class Match:
         counted = self.memory.effective[self._state, agents_move]
         self._state = self.memory.next_state[self._state, counted, users_move]
         return Round(
-            prompt, agents_move, users_move, agents_points, users_points, tuple(probs.tolist())
+            prompt,
+            agents_move,
+            users_move,
+            agents_points,
+            users_points,
+            tuple(probs.tolist()),
+            thought,
         )
 
 
@@ -102,17 +117,18 @@ def _chat(folder: Path, seed: int) -> None:
             f"{folder} holds an agent for {condition.game.num_players} players; you are one"
         )
     memory = agent.presentation.remembers(condition.game)
-    log_probs = policy_table(agent, condition, run.trainable).log_probs
-    match = Match(config, memory, np.asarray(log_probs), seed)
+    key = jax.random.key(seed)
+    spoken = think_aloud(agent, condition, run.trainable, jax.random.fold_in(key, _THOUGHTS))
+    match = Match(config, memory, spoken.answers, seed)
     labels = match.labels
-    texts = all_prompts(match.game, agent.presentation)
+    texts = agent.prompter.texts(condition)
     words = ", ".join([*labels, "c", "d", *QUESTIONS, "prompt"])
     print(f"{match.game.title}; you are A. Type {words} or quit.")
     for own, other in match.history:
         print(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
     moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
     last: Round | None = None
-    keys = map(partial(jax.random.fold_in, jax.random.key(seed)), itertools.count())
+    keys = map(partial(jax.random.fold_in, key), itertools.count())
     while True:
         try:
             word = input("> ").strip()
@@ -123,6 +139,9 @@ def _chat(folder: Path, seed: int) -> None:
             return
         if word in moves:
             last = match.play(moves[word])
+            if spoken.thoughts is not None:
+                thought = " ".join(spoken.thoughts[last.prompt][last.thought].split())
+                print(f"agent thinks: {thought}")
             said = (*labels, "something that is no action")[last.agents_move]
             sure = "C {:.1%}, D {:.1%}, illegal {:.1%}".format(*last.probabilities)
             print(
@@ -135,23 +154,36 @@ def _chat(folder: Path, seed: int) -> None:
             elif word == "prompt":
                 print(texts[last.prompt])
             elif agent.model is not None:
-                print(explain(run, match, last, question=QUESTIONS[word], key=next(keys)))
+                before = spoken.before[last.prompt][last.thought]
+                asked = {"question": QUESTIONS[word], "key": next(keys)}
+                print(explain(run, match, last, before=before, **asked))
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:
             print(f"Type {words} or quit.")
 
 
-def explain(run: TrainedAgent, match: Match, last: Round, *, question: str, key: jax.Array) -> str:
-    """What the agent says about its last answer, at most 60 sampled tokens."""
+def explain(
+    run: TrainedAgent, match: Match, last: Round, *, before: str, question: str, key: jax.Array
+) -> str:
+    """What the agent says about its last answer, at most 60 sampled tokens.
+
+    Args:
+      run: of the agent.
+      match, last: what was played.
+      before: what stands between prompt and answer; see `aloud.Spoken`.
+      question: a text.
+      key: PRNG key.
+    """
     model, lora = run.agent.model, run.agent.lora
     assert model is not None
     assert lora is not None
-    shown = run.config.prompt
-    prompter = Prompter(model, shown.template, thinking=shown.thinking)
-    text = all_prompts(match.game, run.agent.presentation)[last.prompt]
+    settings = run.config.prompt
+    prompter = Prompter(model, settings.template, switch=settings.thinking)
+    shown = Condition(match.game, run.agent.presentation)
+    text = run.agent.prompter.texts(shown)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
-    ids = follow_up(prompter, text, answer, question)
+    ids = follow_up(prompter, text, answer, question, before=before)
     adapter = run.trainable["adapter"]
     (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
     return prompter.tokenizer.decode(said).strip()

@@ -89,6 +89,16 @@ def main() -> None:
         " reward; its evaluation goes to evaluation-NUMBER.json",
     )
     parser.add_argument(
+        "--thinking",
+        type=_number,
+        help="the most tokens of a thought, if not those of training; 0 for none",
+    )
+    parser.add_argument(
+        "--thoughts-of",
+        type=Path,
+        help="another run, whose thoughts the agent is given as well in the suite thoughts",
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         help="the JSON file; evaluation.json in the run's folder without it. What the file holds of"
@@ -96,6 +106,12 @@ def main() -> None:
     )
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens")
+    return int(text)
 
 
 def _checkpoint(text: str) -> int | str:
@@ -117,10 +133,11 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     asked = _beyond(arguments)
     cluster.start()
     use_compilation_cache()
-    chosen = {
+    chosen: dict[str, Any] = {
         name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
         for name in ("games", "opponents", "suites", "protocols")
     }
+    chosen |= {"thinking": arguments.thinking, "thoughts_of": arguments.thoughts_of}
     if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")

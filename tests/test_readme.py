@@ -41,7 +41,7 @@ NOT_RUN = {
     "docs/runs.md": 1,
 }
 # Where a tiny random Gemma stands for the packaged model; elsewhere free logits do.
-TINY = ("docs/models.md", "docs/scenarios.md")
+TINY = ("docs/models.md", "docs/scenarios.md", "docs/thinking.md")
 SMALL = {
     "tabular": ["--model.source", "tabular"],
     "tiny": ["--model.source", "tiny", "--updates", "2", "--prompt.labels", "[X,Y]"],
@@ -55,6 +55,8 @@ SHORTER = {  # what a page says, and what is run instead
     "--seeds 1 2 3 5 6": "--seeds 1 --evaluation.suites [trained]",
     "--games plane": "--games 'plane(-5,15)'",
     "--suites all": "--suites trained",  # free logits know no words
+    "--thinking.tokens 24 --output-dir": "--output-dir",
+    "--thinking.tokens 24 --thinking.thoughts 8": "--thinking.tokens 3 --thinking.thoughts 2",
     "--suites generalisation": "--suites trained",
     "--checkpoint_every 5": "--checkpoint_every 1",
     "--update 5 --retention": "--update 1 --retention",

@@ -277,7 +277,7 @@ def test_thinking_is_switched_off_by_the_template(folder, template, thought):
     turns = [{"role": "user", "content": TEXT}]
     prompts = {}
     for thinking, switch in (("default", {}), ("off", {"enable_thinking": False})):
-        prompts[thinking] = Prompter(model, "chat", thinking=thinking).tokens(TEXT)
+        prompts[thinking] = Prompter(model, "chat", switch=thinking).tokens(TEXT)
         text = render(turns, tokenize=False, add_generation_prompt=True, **switch)
         assert (thought in text) == (thinking == "off")
         spelled = model.tokenizer.encode(text.removeprefix("<bos>"), add_special_tokens=False)
@@ -291,7 +291,7 @@ def test_a_template_without_the_switch_is_refused(folder):
     model = gemma_load.load(str(folder))
     model.tokenizer.chat_template = TURN
     with pytest.raises(UserError, match=r"prompt.thinking: .* has no switch for it"):
-        Prompter(model, "chat", thinking="off")
+        Prompter(model, "chat", switch="off")
 
 
 def test_thinking_off_is_read_as_yaml_writes_it(tmp_path):

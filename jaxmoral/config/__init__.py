@@ -19,6 +19,7 @@ from jaxmoral.config.schema import (
     PPOConfig,
     PromptConfig,
     RewardConfig,
+    ThinkingConfig,
 )
 from jaxmoral.config.trees import differences, flatten, save, to_dict, tree_differences
 
@@ -36,6 +37,7 @@ __all__ = [
     "PPOConfig",
     "PromptConfig",
     "RewardConfig",
+    "ThinkingConfig",
     "differences",
     "flatten",
     "load",

@@ -14,6 +14,7 @@ def check(config: Config) -> None:
     _check_reward(config)
     _check_ppo(config)
     _check_env(config)
+    _check_thinking(config)
 
 
 def _check_sizes(config: Config) -> None:
@@ -93,3 +94,26 @@ def _check_env(config: Config) -> None:
     low, high = env.payoff_range
     if not -999 <= low < high <= 999:
         raise UserError(f"env.payoff_range: needs two rising numbers within 999, got {low}, {high}")
+
+
+def _check_thinking(config: Config) -> None:
+    thinking = config.thinking
+    if not thinking.tokens:
+        if config.evaluation.thinking:
+            raise UserError(
+                "evaluation.thinking: an agent without thinking.tokens has no cue after which it"
+                " would answer; leave it out"
+            )
+        return
+    if config.model.source == "tabular":
+        raise UserError("thinking.tokens: a tabular policy has no words to think in")
+    if config.ppo.level == "token":
+        raise UserError("thinking.tokens: needs ppo.level outcome")
+    if thinking.thoughts == 1 and thinking.baseline != "value":
+        raise UserError(
+            f"thinking.baseline: {thinking.baseline} compares a prompt's thoughts and there is one;"
+            " raise thinking.thoughts or set it to value"
+        )
+    for key in ("cue", "stop"):
+        if getattr(thinking, key) == "":
+            raise UserError(f"thinking.{key}: needs at least one token")

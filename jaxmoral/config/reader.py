@@ -22,6 +22,7 @@ MAX_DEPTH = 16
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAK = re.compile(r"[\t\n\r\u2028\u2029]")
 _TEXTS = ("prompt.wording", "prompt.persona", "mixture.wordings", "mixture.personas")
+_MARKS = "thinking.cue", "thinking.stop"  # of which a line break may be all
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -127,7 +128,8 @@ def _check_text(text: str, key: str) -> None:
     most = MAX_TEXT if is_prose else MAX_NAME
     if len(text) > most:
         raise UserError(f"{key}: {len(text):,} characters; {most:,} at most")
-    if _CONTROL.search(text) or (_BREAK.search(text) and not is_prose):
+    breaks = is_prose or key in _MARKS
+    if _CONTROL.search(text) or (_BREAK.search(text) and not breaks):
         raise UserError(f"{key}: holds a control character, got {brief(text)}")
 
 

@@ -266,6 +266,38 @@ class PPOConfig:
 
 @_closed
 @dataclasses.dataclass(frozen=True)
+class ThinkingConfig:
+    """Whether the agent thinks before it answers; see `jaxmoral.learning.thinking`.
+
+    A thought is sampled after the prompt, at temperature 1; then comes the cue, and after it the
+    answer's distribution is exact. What an agent does is the mean over its thoughts.
+
+    Attributes:
+      tokens: the most of a thought; 0 for no thinking.
+      thoughts: of each prompt in an update.
+      cue: the text between a thought and the answer; null for what follows {think} in the wording,
+        or in a chat for what ends the model's own thinking.
+      stop: a text that ends a thought, and every token that holds it; null for the end of a line,
+        or in a chat for what ends the model's own thinking.
+      baseline: what a thought's worth is compared with: the mean of the prompt's other thoughts
+        ("group"; "group-std" divides by their standard deviation, as in GRPO), or the value head's
+        estimate.
+      ratio: what is clipped: each token's ratio of probabilities (PPO), or a thought's geometric
+        mean of them ("sequence", GSPO).
+      kl_coef: weight of the thoughts' KL to the reference policy, in reward units per nat.
+    """
+
+    tokens: Annotated[int, Field(ge=0, le=2**15, strict=True)] = 0
+    thoughts: Annotated[int, Field(gt=0, le=2**15, strict=True)] = 8
+    cue: str | None = None
+    stop: str | None = None
+    baseline: Literal["group", "group-std", "value"] = "group"
+    ratio: Literal["token", "sequence"] = "token"
+    kl_coef: NonNegative = 0.02
+
+
+@_closed
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How a trained agent is tested.
 
@@ -279,6 +311,8 @@ class EvaluationConfig:
         episode without end; "sampled" plays `episodes`; "paper" plays 10 x 5 rounds against random
         from the paper's numpy streams, seed 100.
       xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
+      thinking: the most tokens of a thought, if not what `thinking.tokens` says; 0 gives a thinking
+        agent the cue at once.
       episodes: of the protocol "sampled".
       rounds: of an episode.
     """
@@ -293,6 +327,7 @@ class EvaluationConfig:
     xi: NonNegative | None = None
     episodes: Positive = 100_000
     rounds: Positive = 5
+    thinking: Annotated[int, Field(ge=0, le=2**15, strict=True)] | None = None
 
 
 @_closed
@@ -338,6 +373,7 @@ class Config:
     mixture: MixtureConfig = MixtureConfig()
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
+    thinking: ThinkingConfig = ThinkingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
     games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)

@@ -11,6 +11,10 @@ Wordings, personas and questions are text files beside this module (`wordings/`,
 Fig. 6 to 11, 24, 26), the words are ours. The line of a template that speaks of a remembered round
 stands once for each, the oldest first, and not at all when nothing is remembered. A wording for
 more than two players has the same name with "-group" at its end.
+
+An agent that thinks does so where a template has {think}: there its prompt ends, with a sentence
+that asks for a thought, and the rest of the template is the cue between the thought and the answer.
+Without thinking {think} is nothing.
 """
 
 import itertools
@@ -35,7 +39,9 @@ TABLE_ORDERS = {
 _POINTS = [f"{cell.lower()}_{player}" for cell in CELLS for player in ("own", "other")]
 _ROUND = ("when", "own", "other", "own_points", "other_points", "others_c")
 _GROUP = ("num_players", "num_others")
-PLACEHOLDERS = ["opening", "choices", "c", "d", "table", *_ROUND, *_GROUP, *_POINTS]
+PLACEHOLDERS = ["opening", "choices", "c", "d", "table", "think", *_ROUND, *_GROUP, *_POINTS]
+THINK = " First think about it in one line."
+_MARK = "\x02"  # where a prompt ends if the agent thinks; no text of a configuration holds it
 _WHEN = ("Last time", "The time before that", "Three times ago")
 
 
@@ -184,6 +190,27 @@ def check(presentation: Presentation) -> Presentation:
     )
 
 
+def thinking_cue(wording: str, cue: str | None = None) -> str:
+    """What follows {think} in a wording, without white space at its end; or a cue of one's own.
+
+    Raises:
+      UserError: the wording has no {think}, or no cue.
+    """
+    shown = wording if wording in WORDINGS else repr(wording[:40])
+    _, found, following = WORDINGS.get(wording, wording).partition("{think}")
+    if not found:
+        raise UserError(
+            f"prompt.wording: {shown} has no {{think}}, where an agent with thinking.tokens would"
+            " think; put it before the last line"
+        )
+    if cue is None and (not following.strip() or _fields(following)):
+        raise UserError(
+            f"thinking.cue: in the wording {shown} no plain text follows {{think}} that could be"
+            " the cue; put the cue there or set thinking.cue"
+        )
+    return following.rstrip() if cue is None else cue
+
+
 def _template(game: Game, wording: str) -> str:
     """The wording's text for so many players; raises UserError if it is for another number."""
     if game.num_players > 2 and f"{wording}-group" in WORDINGS:
@@ -231,6 +258,8 @@ def prompt_text(
     history: History,
     opening_swapped: int,
     format_swapped: int,
+    *,
+    think: bool = False,
 ) -> str:
     """The text of one prompt, without a chat template.
 
@@ -240,6 +269,7 @@ def prompt_text(
       history: remembered moves of the agent and of the opponent (of several, how many chose D),
         the oldest round first.
       opening_swapped, format_swapped: 1 to name D's label first in that sentence.
+      think: whether it ends where the agent thinks, with a sentence that asks for it.
 
     Raises:
       UserError: the wording is for another number of players.
@@ -255,6 +285,7 @@ def prompt_text(
         "c": labels[0],
         "d": labels[1],
         "table": _table(game, presentation),
+        "think": THINK + _MARK if think else "",
         "num_players": str(others + 1),
         "num_others": str(others),
     }
@@ -278,16 +309,18 @@ def prompt_text(
             }
             lines.append(line.format_map(fields | about))
     text = "\n".join(lines)
+    if think:
+        text, _, _ = text.partition(_MARK)
     persona = PERSONAS.get(presentation.persona, presentation.persona)
     return f"{persona}\n\n{text}" if persona else text
 
 
-def all_prompts(game: Game, presentation: Presentation) -> list[str]:
-    """The texts of a game in index order."""
+def all_prompts(game: Game, presentation: Presentation, *, think: bool = False) -> list[str]:
+    """The texts of a game in index order, of an agent that thinks up to its thought."""
     histories = presentation.remembers(game).histories
     orders = itertools.product((0, 1), repeat=2)
     return [
-        prompt_text(game, presentation, history, *order)
+        prompt_text(game, presentation, history, *order, think=think)
         for history, order in itertools.product(histories, list(orders))
     ]
 

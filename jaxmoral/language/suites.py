@@ -98,14 +98,23 @@ def generalisation(subject: Subject) -> Named:
     return novelty.generalisation(subject.shown, subject.games, subject.seen)
 
 
+def thoughts(subject: Subject) -> Named:
+    """The training game, in which thoughts are exchanged; no figure of the paper."""
+    game = subject.seen.games[0]
+    return {game.name: Condition(game, subject.shown)}
+
+
 # Suites in which the paper draws the remembered round anew every time (its section 8).
 REDRAWN = ("wordings", "unrelated")
 
 SUITES: dict[str, Suite] = {
     suite.__name__: suite
-    for suite in (trained, labels, swapped, orders, wordings, unrelated, personas, generalisation)
+    for suite in (
+        *(trained, labels, swapped, orders, wordings, unrelated, personas),
+        *(generalisation, thoughts),
+    )
 }
-PAPERS = [name for name in SUITES if name != "generalisation"]
+PAPERS = [name for name in SUITES if name not in ("generalisation", "thoughts")]
 
 
 def check_suites(names: Sequence[str]) -> list[str]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout, make_layout
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Condition, Presentation
+from jaxmoral.learning.channel import make_thinking
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
 from jaxmoral.learning.lookup import training_game
@@ -19,6 +21,7 @@ from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter, random_labels
 from jaxmoral.learning.tabular_policy import TablePrompter, TabularPolicy
+from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.models.load import LoadedModel, load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import at_revision, load_peft
@@ -129,9 +132,13 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     size = weight_bytes(gemma, 4 if base.dtype == "float32" else 2)
     layout = make_layout(config.mesh, units, gemma.num_heads, size)
     multiple = 1 if layout.side_by_side else layout.num_places
-    shown = config.prompt
-    prompter = Prompter(model, shown.template, base.max_nodes, multiple, thinking=shown.thinking)
     presentation = make_presentation(config, model)
+    wordings = config.mixture.wordings or [presentation.wording]
+    thinking = make_thinking(config, model, wordings)
+    shown = config.prompt
+    prompter = Prompter(
+        model, shown.template, base.max_nodes, multiple, thinking, switch=shown.thinking
+    )
     lora = lora_of(config)
     for name in lora.targets:
         if name not in gemma.linear_names:
@@ -225,6 +232,8 @@ def make_agent(
         layout=plan.layout,
         beside=model.beside,
     )
+    if plan.prompter.thinking is not None:
+        policy = ThinkingPolicy(**vars(policy), thinking=plan.prompter.thinking)
     return Agent(
         policy=policy,
         frozen=model.weights,
@@ -250,16 +259,31 @@ def settle(config: Config, agent: Agent) -> Config:
     prompt = dataclasses.replace(
         config.prompt, wording=wording, persona=persona, labels=labels, random_labels=0
     )
-    return dataclasses.replace(config, model=model, lora=lora, prompt=prompt)
+    thinking = config.thinking
+    if isinstance(agent.policy, ThinkingPolicy):
+        around = agent.policy.thinking
+        thinking = dataclasses.replace(thinking, cue=around.cue, stop=around.stop)
+    return dataclasses.replace(config, model=model, lora=lora, prompt=prompt, thinking=thinking)
 
 
 def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
     lengths, tokens, lora = plan.inputs.lengths, plan.inputs.tree.tokens, plan.lora
     trees, size = tokens.shape[1:]
+    tokens_alone = lengths.sum()
+    if plan.prompter.thinking is not None:
+        behind = plan.inputs.branches.slots.shape[-1]
+        tokens_alone = np.sum(lengths + behind) * plan.prompter.thinking.thoughts
     head = model.config.embed_dim + 1
     kind: str = config.model.dtype
     if model.config.quantisation:
         kind = f"{model.config.quantisation} dequantised to {kind}"
+    thinking = plan.prompter.thinking
+    thinks = []
+    if thinking is not None:
+        thinks = [
+            f"thoughts   {thinking.thoughts} a prompt of up to {thinking.tokens} tokens, then"
+            f" {thinking.cue!r}"
+        ]
     return [
         f"model      {config.model.source}: {num_parameters(model.config) / 1e6:.1f} M parameters,"
         f" {kind}, frozen",
@@ -267,7 +291,8 @@ def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
         f" {num_adapter_parameters(model.config, lora):,} parameters; value head: {head:,}",
         f"prompts    {lengths.size} of up to {lengths.max()} tokens;"
         f" {'one tree' if trees == 1 else f'{trees} trees'} of {size:,} nodes instead of"
-        f" {lengths.sum():,} tokens",
+        f" {tokens_alone:,} tokens",
+        *thinks,
         f"memory     about {sum(plan.needed) / 2**30:.1f} GiB for weights, optimiser and"
         " activations",
     ]

@@ -1,8 +1,8 @@
 """The first half of an update: what the players do, and what is to be learned from it.
 
-Episodes are sampled (`collect_rounds`), or all that they are on average is computed
-(`collect_expectation`), or answers are sampled token by token (`collect_answers`). Whichever it is,
-the rest of the update is the same; see `ppo.make_update`.
+Episodes are sampled (`sample_rounds`), or all that they are on average is computed
+(`expect_rounds`), from policy tables (`collect_outcomes`); or answers are sampled token by token
+(`collect_answers`). Whichever it is, the rest of the update is the same; see `ppo.make_update`.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmoral.config import PPOConfig
+from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.learning.batches import (
+    Batch,
     exact_batch,
     make_batch,
     make_token_batch,
@@ -43,6 +44,7 @@ class Setup:
       memory: of the players.
       num_updates: of the whole run, on which schedules depend.
       num_episodes, num_rounds: of an update, of an episode.
+      thinking: of agents that think.
     """
 
     policy: Policy
@@ -51,6 +53,7 @@ class Setup:
     num_updates: int
     num_episodes: int
     num_rounds: int
+    thinking: ThinkingConfig | None = None
 
 
 class Keys(NamedTuple):
@@ -92,11 +95,59 @@ class Collected:
     kl: jax.Array
 
 
-def collect_rounds(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
+class Experience(NamedTuple):
+    """What is learned from policy tables that were played by, or might have been.
+
+    Attributes:
+      batches, metrics, moments: as in `Collected`.
+    """
+
+    batches: Batch
+    metrics: Metrics
+    moments: Moments
+
+
+def collect_outcomes(
+    state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup
+) -> Collected:
+    """An action is a whole answer: the loss is one over policy tables."""
+    read = partial(read_tables, inputs=inputs, policy=setup.policy)
+    table, pullback = jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
+    experience = experience_of(table, state, inputs, keys, setup)
+    loss, kl_coef = table_loss(state.update, setup), state.players.kl_coef
+
+    def differentiate(table, batch):
+        gradient = jax.vmap(jax.grad(loss, has_aux=True))
+        return gradient(table, batch, inputs.reference, kl_coef)
+
+    return Collected(
+        read=read,
+        behaviour=None if setup.policy.dropout else (table, pullback),
+        differentiate=differentiate,
+        batches=experience.batches,
+        metrics=experience.metrics,
+        moments=experience.moments,
+        kl=experience.metrics["kl"],
+    )
+
+
+def experience_of(
+    table: PolicyTable, state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup
+) -> Experience:
+    """What the configuration's estimator makes of every player's behaviour."""
+    estimators = {"sampled": sample_rounds, "exact": expect_rounds}
+    estimate = estimators[setup.config.estimator]
+    experience = estimate(table, state.players.moments, inputs, keys, setup)
+    coefs = jnp.full(len(table.values), entropy_coef(state.update, setup))
+    return experience._replace(metrics=experience.metrics | {"entropy_coef": coefs})
+
+
+def sample_rounds(
+    table: PolicyTable, moments: Moments, inputs: UpdateInputs, keys: Keys, setup: Setup
+) -> Experience:
     """Samples episodes; a round is a sample."""
-    table, pullback = _behave(state, inputs, setup)
     trajectories = play(keys.rollout, table.log_probs, inputs, setup)
-    rewards, moments = trajectories.reward, state.players.moments
+    rewards = trajectories.reward
     if setup.config.normalise_rewards:
         rewards, moments = jax.vmap(scale_rewards)(rewards, moments)
 
@@ -109,22 +160,13 @@ def collect_rounds(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: S
     batches = jax.tree.map(lambda field: jnp.moveaxis(field, 1, 0), batches)
     measure = partial(sampled_metrics, memory=setup.memory)
     metrics = jax.vmap(measure)(table, trajectories, inputs.reference)
-    return _over_outcomes(
-        state,
-        inputs,
-        setup,
-        behaviour=(table, pullback),
-        batches=batches,
-        metrics=metrics,
-        moments=moments,
-    )
+    return Experience(batches, metrics, moments)
 
 
-def collect_expectation(
-    state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup
-) -> Collected:
+def expect_rounds(
+    table: PolicyTable, moments: Moments, inputs: UpdateInputs, keys: Keys, setup: Setup
+) -> Experience:
     """Computes what episodes are on average; an answer to a prompt is a sample, weighted."""
-    table, pullback = _behave(state, inputs, setup)
     environment = inputs.environment
     others, rewards = None, environment.rewards
     if environment.opponent is None:
@@ -153,15 +195,7 @@ def collect_expectation(
         return batch, metrics
 
     batch, metrics = jax.vmap(expect)(table, others, rewards, inputs.reference)
-    return _over_outcomes(
-        state,
-        inputs,
-        setup,
-        behaviour=(table, pullback),
-        batches=_every_epoch(batch, setup.config),
-        metrics=metrics,
-        moments=state.players.moments,
-    )
+    return Experience(_every_epoch(batch, setup.config), metrics, moments)
 
 
 def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
@@ -250,46 +284,23 @@ def read_tables(
     return per_player(read, inputs.prompts, trainable, dropout_keys)
 
 
-def _behave(state: TrainState, inputs: UpdateInputs, setup: Setup) -> tuple[PolicyTable, Callable]:
-    """The behaviour policy's tables and the pullback of their gradient."""
-    read = partial(read_tables, inputs=inputs, policy=setup.policy)
-    return jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
-
-
-def _over_outcomes(
-    state: TrainState,
-    inputs: UpdateInputs,
-    setup: Setup,
-    *,
-    behaviour: tuple[PolicyTable, Callable],
-    batches: PyTree,
-    metrics: Metrics,
-    moments: Moments,
-) -> Collected:
-    """With the loss over policy tables."""
-    config, kl_coef = setup.config, state.players.kl_coef
+def entropy_coef(update: jax.Array, setup: Setup) -> jax.Array:
+    """The weight of the entropy in an update."""
+    config = setup.config
     schedule = optax.linear_schedule(
         config.entropy_coef, config.final_entropy_coef, setup.num_updates
     )
-    entropy_coef = schedule(state.update)
+    return schedule(update)
+
+
+def table_loss(update: jax.Array, setup: Setup) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """The loss of a player's policy table, batch, reference and KL weight, and its parts."""
 
     def loss(table, batch, reference, kl_coef):
-        weights = {"kl_coef": kl_coef, "entropy_coef": entropy_coef}
-        return ppo_loss(table, batch, reference=reference, **weights, config=config)
+        weights = {"kl_coef": kl_coef, "entropy_coef": entropy_coef(update, setup)}
+        return ppo_loss(table, batch, reference=reference, **weights, config=setup.config)
 
-    def differentiate(table, batch):
-        gradient = jax.vmap(jax.grad(loss, has_aux=True))
-        return gradient(table, batch, inputs.reference, kl_coef)
-
-    return Collected(
-        read=partial(read_tables, inputs=inputs, policy=setup.policy),
-        behaviour=None if setup.policy.dropout else behaviour,
-        differentiate=differentiate,
-        batches=batches,
-        metrics=metrics | {"entropy_coef": jnp.full(len(kl_coef), entropy_coef)},
-        moments=moments,
-        kl=metrics["kl"],
-    )
+    return loss
 
 
 def _every_epoch(batch: PyTree, config: PPOConfig) -> PyTree:

@@ -36,6 +36,7 @@ def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState
         num_updates=config.updates,
         num_episodes=config.env.episodes,
         num_rounds=config.env.rounds,
+        thinking=config.thinking if config.thinking.tokens else None,
     )
     if len(members) > 1:
         # On a CPU one adapter's products fill it, and its activations alone stay in the caches.

@@ -76,6 +76,15 @@ def footprint(
         logits = max(rows * model.vocab_size, min(samples * budget * model.vocab_size, max_logits))
     else:
         logits = rows * tokens_at_once(model, layout, rows, max_logits)
+        if inputs.branches is not None:
+            *_, num_thoughts, _ = inputs.branches.slots.shape
+            thoughts = inputs.lengths.shape[-1] * num_thoughts
+            sampled = thoughts * config.thinking.tokens
+            logits = max(
+                logits,
+                sampled * tokens_at_once(model, layout, sampled, max_logits),
+                min(thoughts * model.vocab_size, max(max_logits, model.vocab_size)),
+            )
     steps = config.ppo.epochs * config.ppo.minibatches
     kept, made = adapter_bytes(model, lora, num_chunks > 1 or steps > 1 or num_players > 1)
     activations = activation_bytes(model, lora, tree, logits, itemsize, config.model.remat)
@@ -127,6 +136,8 @@ def shortage(needed: Footprint, free: int | None, config: Config, members: int =
     trees = f"lower model.max_nodes ({config.model.max_nodes:,}) or env.memory"
     if config.ppo.level == "token":
         trees = f"lower env.episodes ({config.env.episodes:,})"
+    if config.thinking.tokens:
+        trees = f"lower thinking.thoughts ({config.thinking.thoughts}) or thinking.tokens"
     if config.model.remat != "block":
         trees = f"set model.remat to block or {trees}"
     rank = f"lower lora.rank ({config.lora.rank:,})"

@@ -108,6 +108,7 @@ class Inputs:
         self._new_conditions = mixed or config.env.payoff_draws > 0
         later = any(own.reward.then is not None or bool(met.updates) for own in configs)
         self._new_environment = self._new_conditions or later
+        self._thinks = config.thinking.tokens > 0  # then the update makes its reference itself
         settings = stack_members([adjustable(config.ppo) for config in configs])
         self._arrays: dict[str, Any] = {
             "key": key,
@@ -136,7 +137,8 @@ class Inputs:
             shown = conditions.shown(update)
         if new_prompts:
             arrays["prompts"] = self._place("prompts", conditions.prompts(shown))
-            arrays["reference"] = self._place("reference", conditions.reference(shown))
+            reference = None if self._thinks else conditions.reference(shown)
+            arrays["reference"] = self._place("reference", reference)
         if new_environment:
             arena = conditions.environment(shown, update, past=past)
             arrays["environment"] = self._place("environment", arena)

@@ -21,10 +21,12 @@ from jaxmoral.language.responses import (
     outcomes,
     sample_answer,
 )
+from jaxmoral.language.thought_tree import Branches
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.rows import RowTable
+from jaxmoral.models.sample import Prefixes
 
 PyTree = Any
 
@@ -40,6 +42,8 @@ class PromptInputs(NamedTuple):
       tokens: `[num_prompts, longest]` int32, the prompts one by one.
       lengths: `[num_prompts]` int32.
       rows: `[num_nodes, size]`, what layers look up of the tree's tokens, or None.
+      branches, prefixes: of an agent that thinks, where its thoughts are in the tree, and the
+        prompts alone; the rows of `nodes` are then the prompts' thoughts.
     """
 
     tree: PromptTree
@@ -48,6 +52,8 @@ class PromptInputs(NamedTuple):
     tokens: np.ndarray | jax.Array
     lengths: np.ndarray | jax.Array
     rows: np.ndarray | jax.Array | None = None
+    branches: Branches | None = None
+    prefixes: Prefixes | None = None
 
 
 class Compared(NamedTuple):
@@ -113,20 +119,20 @@ class PromptedModel:
     def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
         def read(chunk):
             rows = self._rows(chunk, trainable, dropout_key)
-            return PolicyTable(self.decide(rows, chunk.trie), _value(trainable, rows[:, 0]))
+            return PolicyTable(self.decide(rows, chunk.trie), value(trainable, rows[:, 0]))
 
-        return self._over_chunks(read)
+        return self.over_chunks(read)
 
     def table_and_logits(
         self, trainable: PyTree, dropout_key: jax.Array | None = None
     ) -> tuple[PolicyTable, jax.Array]:
         def read(chunk):
             rows = self._rows(chunk, trainable, dropout_key)
-            logits = self._model().logits(rows)
+            logits = self.model().logits(rows)
             log_probs = outcome_log_probs(logits, chunk.trie)
-            return PolicyTable(log_probs, _value(trainable, rows[:, 0])), logits
+            return PolicyTable(log_probs, value(trainable, rows[:, 0])), logits
 
-        return self._over_chunks(read)
+        return self.over_chunks(read)
 
     def write(
         self,
@@ -144,7 +150,7 @@ class PromptedModel:
         for place in range(1, tokens.shape[1]):  # what follows the part that decided
             hidden = self._read(trainable, dropout_key, prompt=prompt, tokens=tokens)
             drawn = jax.random.categorical(
-                jax.random.fold_in(tail_key, place), self._model().logits(hidden[:, place])
+                jax.random.fold_in(tail_key, place), self.model().logits(hidden[:, place])
             )
             tokens = tokens.at[:, place].set(jnp.where(place < known, tokens[:, place], drawn))
         return tokens
@@ -155,10 +161,10 @@ class PromptedModel:
         hidden = self._read(trainable, None, prompt=prompt, tokens=tokens)
 
         def chosen(hidden, tokens):
-            log_probs = jax.nn.log_softmax(self._model().logits(hidden))
+            log_probs = jax.nn.log_softmax(self.model().logits(hidden))
             return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
 
-        return self._in_parts(chosen, hidden, tokens), _value(trainable, hidden)
+        return self._in_parts(chosen, hidden, tokens), value(trainable, hidden)
 
     def decide(self, rows: jax.Array, trie: Trie, num_options: int = 2) -> jax.Array:
         """Log-probabilities of the outcomes, `[num_prompts, num_options + 1]`, without all logits.
@@ -168,7 +174,7 @@ class PromptedModel:
           trie: the legal responses.
           num_options: among which they choose; see `responses.outcomes`.
         """
-        model = self._model()
+        model = self.model()
         edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
         legal = legal_tokens(trie, self.policy.config.vocab_size)
         outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
@@ -181,7 +187,7 @@ class PromptedModel:
           pair: `[..., 2 (base, tuned), embed_dim]`, hidden states before them.
           tokens: `[...]` int32.
         """
-        model, shape = self._model(), tokens.shape
+        model, shape = self.model(), tokens.shape
         rows, flat = pair.reshape(-1, *pair.shape[-2:]), tokens.ravel()
         found = model.divergence(rows, self.policy.max_logits)
         chosen = model.chosen_logits(rows.swapaxes(0, 1), flat).T
@@ -191,18 +197,22 @@ class PromptedModel:
             found.same_top.reshape(shape),
         )
 
-    def _model(self) -> Any:
+    def model(self) -> Any:
         return nnx.merge(self.policy.definition, self.frozen)
 
     def _rows(
         self, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
-        chex.assert_rank(chunk.nodes, 2)
         hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
+        return self.rows(hidden, chunk.nodes)
+
+    def rows(self, hidden: jax.Array, nodes: jax.Array) -> jax.Array:
+        """The hidden states of nodes in rows, split over the devices like the tree."""
+        chex.assert_rank(nodes, 2)
         layout = self.policy.layout
         split = None if layout is None else layout.node_axes
-        return constrain(hidden[chunk.nodes], layout, split, None, None)
+        return constrain(hidden[nodes], layout, split, None, None)
 
     def _read(
         self,
@@ -243,21 +253,26 @@ class PromptedModel:
         adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)
         seen = sight(tree, config.sliding_window)
         remat = self.policy.remat
-        return self._model().hidden(tree.tokens, tree.positions, seen, adapter, remat, rows)
+        return self.model().hidden(tree.tokens, tree.positions, seen, adapter, remat, rows)
 
-    def _over_chunks(self, function: Callable) -> Any:
+    def over_chunks(self, function: Callable, *beside: PyTree) -> Any:
         """Applies a function to one chunk after the other and joins the results' leading axes.
 
         If all of them have more than `max_nodes` nodes, the backward pass recomputes each, so that
         only one is in memory at a time.
+
+        Args:
+          function: of a chunk of the prompts, and of one of each pytree beside them.
+          beside: leaves have a leading axis of chunks.
         """
-        inputs = self.prompts
-        num_chunks, num_nodes = inputs.tree.tokens.shape
+        inputs = (self.prompts, *beside)
+        num_chunks, num_nodes = self.prompts.tree.tokens.shape
         if num_chunks == 1:
-            return function(jax.tree.map(lambda leaf: leaf[0], inputs))
+            return function(*jax.tree.map(lambda leaf: leaf[0], inputs))
+        apply = lambda chunk: function(*chunk)
         if num_chunks * num_nodes > self.policy.max_nodes:
-            function = jax.checkpoint(function)
-        result = jax.lax.map(function, inputs)
+            apply = jax.checkpoint(apply)
+        result = jax.lax.map(apply, inputs)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
     def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
@@ -274,6 +289,6 @@ class PromptedModel:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
 
 
-def _value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
+def value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
     head = trainable["value_head"]
     return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]

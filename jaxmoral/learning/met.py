@@ -180,6 +180,8 @@ def _read_run(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
         "model.quantisation": (config.model.quantisation, theirs.model.quantisation),
         "env.memory": (config.env.memory, theirs.env.memory),
         "env.blank_start": (config.env.blank_start, theirs.env.blank_start),
+        "thinking.tokens": (config.thinking.tokens, theirs.thinking.tokens),
+        "thinking.cue": (config.thinking.cue, theirs.thinking.cue),
     }.items():
         if ours != other:
             raise UserError(f"its {what} is {other}, not {ours}")

@@ -3,7 +3,8 @@
 A policy holds only static facts. `bind` gives it the arrays that training leaves alone: `frozen`,
 and `prompts` (those of one game or of a few that follow each other, in chunks of equal size on a
 leading axis). What is bound is a function of the trainable parameters. The trainer and the
-evaluation do not know which policy they have.
+evaluation do not know which policy they have, but for one that thinks (`thinking_policy`), whose
+table is sampled.
 """
 
 from typing import Any, NamedTuple, Protocol

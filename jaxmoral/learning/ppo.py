@@ -6,6 +6,7 @@ an action's log-probability is that of all ways to spell it, and the expectation
 take the place of samples (`ppo.estimator: exact`). Every loss is a function of the policy table
 alone, so the model's part of a gradient is one pullback, and the forward pass of the behaviour
 policy serves the first gradient step too. `ppo.level: token` is PPO over tokens, as in the paper.
+An agent that thinks learns its thoughts as well; see `thinking`.
 """
 
 import dataclasses
@@ -15,15 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmoral.config import PPOConfig
-from jaxmoral.learning.collect import (
-    Collected,
-    Keys,
-    Setup,
-    collect_answers,
-    collect_expectation,
-    collect_rounds,
-)
+from jaxmoral.config import PPOConfig, ThinkingConfig
+from jaxmoral.learning.collect import Collected, Keys, Setup, collect_answers, collect_outcomes
+from jaxmoral.learning.collect_thoughts import collect_thoughts
 from jaxmoral.learning.losses import Metrics, adapt_kl_coef
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.state import (
@@ -46,6 +41,7 @@ def make_update(
     num_updates: int,
     num_episodes: int,
     num_rounds: int,
+    thinking: ThinkingConfig | None = None,
 ) -> Update:
     """Builds the pure update, to be jitted with the state donated.
 
@@ -55,13 +51,15 @@ def make_update(
       memory: of the players.
       num_updates: of the whole run.
       num_episodes, num_rounds: of an update, of an episode.
+      thinking: if the policy thinks, how it learns that.
 
     Returns:
       `update(state, inputs) -> (state, metrics)`, metrics with a leading axis of players.
     """
-    setup = Setup(policy, config, memory, num_updates, num_episodes, num_rounds)
-    estimators = {"sampled": collect_rounds, "exact": collect_expectation}
-    collect = collect_answers if config.level == "token" else estimators[config.estimator]
+    setup = Setup(policy, config, memory, num_updates, num_episodes, num_rounds, thinking)
+    collect = collect_answers if config.level == "token" else collect_outcomes
+    if thinking is not None:
+        collect = collect_thoughts
 
     def update(state: TrainState, inputs: UpdateInputs) -> tuple[TrainState, Metrics]:
         settings = dataclasses.replace(config, **inputs.settings)

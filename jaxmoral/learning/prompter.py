@@ -17,8 +17,11 @@ from jaxmoral.language import prompt_tree, prompts
 from jaxmoral.language.prompt_tree import merge
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.responses import Responses, TrieSize, index_pieces, pad, size_of, spell
+from jaxmoral.language.thought_tree import Grown, grow, paths
+from jaxmoral.learning.channel import Thinking
 from jaxmoral.learning.language_policy import PromptInputs
 from jaxmoral.models.load import LoadedModel
+from jaxmoral.models.sample import Prefixes
 from jaxmoral.models.tokenizer import byte_pieces
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
@@ -39,6 +42,7 @@ class Room(NamedTuple):
       nodes, depth: of a tree.
       longest: tokens of a prompt.
       responses: of the legal responses.
+      alone: nodes of a tree of prompts alone, of an agent that thinks.
     """
 
     prompts: int
@@ -46,6 +50,7 @@ class Room(NamedTuple):
     depth: int
     longest: int
     responses: TrieSize
+    alone: int = 0
 
 
 class Prompter:
@@ -57,18 +62,21 @@ class Prompter:
         template: str,
         max_nodes: int = 4096,
         multiple: int = 1,
+        thinking: Thinking | None = None,
         *,
-        thinking: str = "default",
+        switch: str = "default",
     ):
         """Raises UserError if the tokenizer has no such template.
 
         Args:
           model: whose tokenizer is used.
           template: "plain" or "chat".
-          thinking: "off" leaves the thought before an answer empty, as the template does it.
           max_nodes: of one tree; larger prompt sets become several.
           multiple: of which the number of blocks of every tree is one.
+          thinking: how the agent thinks, if it does.
+          switch: "off" leaves the thought before an answer empty, as the template does it.
         """
+        self.thinking = thinking
         self.max_nodes = max_nodes
         self.multiple = multiple
         self.tokenizer = model.tokenizer
@@ -84,7 +92,7 @@ class Prompter:
         self._sequences: dict[tuple, list[list[int]]] = {}
         self._rooms: dict[tuple, Room] = {}
         # Qwen's and Gemma's templates have this switch; others would not notice it.
-        self._switches = {} if thinking == "default" else {_THINKS: False}
+        self._switches = {} if switch == "default" else {_THINKS: False}
         if self._switches and _THINKS not in (self.tokenizer.chat_template or ""):
             raise UserError(
                 f"prompt.thinking: the chat template of {model.source} has no switch for it"
@@ -153,18 +161,30 @@ class Prompter:
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of one prompt, with exactly one BOS if the model has one."""
+        opens = "" if self.thinking is None else self.thinking.opens
         if self.template == "chat":
-            return self.conversation([{"role": "user", "content": text}])
-        return self._encode(text)
+            return self.conversation([{"role": "user", "content": text}], opens)
+        return self._encode(text + opens)
 
-    def conversation(self, turns: list[dict[str, str]]) -> list[int]:
-        """The token ids of a chat up to the model's next turn, begun like a prompt."""
+    def texts(self, condition: Condition) -> list[str]:
+        """The prompts of a condition as texts."""
+        return prompts.all_prompts(*condition, think=self.thinking is not None)
+
+    def conversation(self, turns: list[dict[str, str]], opens: str = "") -> list[int]:
+        """The token ids of a chat up to the model's next turn, begun like a prompt.
+
+        Args:
+          turns: of the chat.
+          opens: what the model's turn begins with, unless the template writes it.
+        """
         render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
+        if opens:  # templates of models that think on demand know the word
+            render = partial(render, enable_thinking=True)
         try:
             text = render(add_generation_prompt=True, date_string=_DATE, **self._switches)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
-        return self._encode(text)
+        return self._encode(text if text.endswith(opens) else text + opens)
 
     def text_tokens(self, text: str) -> tuple[list[int], list[int]]:
         """What begins every text, and the text's tokens, without a chat template."""
@@ -193,7 +213,7 @@ class Prompter:
         if condition.key not in self._sequences:
             while len(self._sequences) >= _MAX_KEPT:
                 del self._sequences[next(iter(self._sequences))]
-            encoded = [self.tokens(text) for text in prompts.all_prompts(*condition)]
+            encoded = [self.tokens(text) for text in self.texts(condition)]
             prefixes = self.responses(condition.presentation.labels).prefixes
             every = [[*ids, *prefix] for ids in encoded for prefix in prefixes]
             self._sequences[condition.key] = every
@@ -212,7 +232,7 @@ class Prompter:
         shown = lambda texts: game._replace(payoffs=np.reshape(texts, game.payoffs.shape))
         size, mark = game.payoffs.size, "\x01"  # which no text of a configuration holds
         places = {("", "")}
-        for text in prompts.all_prompts(shown([mark] * size), presentation):
+        for text in self.texts(Condition(shown([mark] * size), presentation)):
             around = itertools.pairwise(text.split(mark))
             places |= {(before[-_NEAR:], after[:_NEAR]) for before, after in around}
 
@@ -253,19 +273,54 @@ class Prompter:
         responses = [self.responses(condition.presentation.labels) for condition in shown]
         total = math.gcd(*(c.presentation.remembers(c.game).num_prompts for c in shown))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
-            nodes, depth, longest = 0, 0, 0
+            nodes, depth, longest, alone = 0, 0, 0, 0
             for condition, spelled in zip(shown, responses, strict=True):
                 width = len(spelled.prefixes)
                 for branches in _chunks(self.sequences(condition), each * width):
-                    tree, _ = merge(branches)
-                    nodes = max(nodes, len(tree.tokens))
-                    depth = max(depth, int(tree.positions.max()))
+                    sizes = self._size(branches, spelled)
+                    nodes, depth, alone = map(max, (nodes, depth, alone), sizes)
                     longest = max(longest, *(len(ids) for ids in branches[::width]))
             if nodes <= self.max_nodes:
                 size = size_of([spelled.trie for spelled in responses])
-                return Room(each, nodes, depth, longest, size)
-        raise UserError(
-            f"model.max_nodes: one prompt alone is longer than {self.max_nodes} tokens; raise it"
+                return Room(each, nodes, depth, longest, size, alone)
+        raise UserError(self._too_long(nodes))
+
+    def _size(self, branches: Sequence[list[int]], spelled: Responses) -> tuple[int, int, int]:
+        """Nodes and depth of `_grow`'s tree; nodes of the prompts alone, if that is a tree too."""
+        thinking = self.thinking
+        if thinking is None:
+            tree, _ = merge(branches)
+            return len(tree.tokens), int(tree.positions.max()), 0
+        prompts = branches[:: len(spelled.prefixes)]
+        tree, _ = merge(prompts)
+        chain = thinking.room + len(thinking.cue_tokens)
+        behind = thinking.thoughts * (chain + len(spelled.prefixes) - 1)
+        depth = int(tree.positions.max()) + chain + max(map(len, spelled.prefixes))
+        return len(tree.tokens) + len(prompts) * behind, depth, len(tree.tokens)
+
+    def _too_long(self, nodes: int) -> str:
+        if self.thinking is None:
+            most = self.max_nodes
+            return f"model.max_nodes: one prompt alone is longer than {most} tokens; raise it"
+        return (
+            f"model.max_nodes: one prompt with {self.thinking.thoughts} thoughts of"
+            f" {self.thinking.tokens} tokens makes {nodes:,} nodes, more than {self.max_nodes:,};"
+            " lower thinking.thoughts or thinking.tokens, or raise it"
+        )
+
+    def _grow(self, branches: Sequence[list[int]], spelled: Responses) -> Grown:
+        """The tree of some of a condition's sequences, and of the thoughts there will be."""
+        width, thinking = len(spelled.prefixes), self.thinking
+        if thinking is None:
+            tree, last = merge(branches)
+            return Grown(tree, None, last.reshape(-1, width))
+        return grow(
+            branches[::width],  # the first of each is the empty response
+            spelled.prefixes,
+            num_thoughts=thinking.thoughts,
+            room=thinking.room,
+            cue=thinking.cue_tokens,
+            first_free=self._vocab_size,
         )
 
     def inputs(
@@ -293,27 +348,35 @@ class Prompter:
         width, packed = len(spelled.prefixes), []
         trie = pad(spelled.trie, room.responses)
         for branches in _chunks(self.sequences(condition), room.prompts * width):
-            tree, last = merge(branches)
-            nodes = last.reshape(room.prompts, width)
-            prompts = branches[::width]  # the first of each is the empty response
+            grown = self._grow(branches, spelled)
+            spare = (0, room.responses.prefixes - width)  # what pads the rows is never reached
+            prompts = branches[::width]
             tokens = np.zeros((room.prompts, room.longest), np.int32)
             for row, ids in zip(tokens, prompts, strict=True):
                 row[: len(ids)] = ids
-            tree = prompt_tree.pad(tree, room.nodes, room.depth, self.multiple)
+            tree = prompt_tree.pad(grown.tree, room.nodes, room.depth, self.multiple)
             packed.append(
                 PromptInputs(
                     tree=tree,
-                    # What pads the rows is never reached; see `responses.pad`.
-                    nodes=np.pad(
-                        nodes, ((0, 0), (0, room.responses.prefixes - width)), mode="edge"
-                    ),
+                    nodes=np.pad(grown.nodes, ((0, 0), spare), mode="edge"),
                     trie=trie,
                     tokens=tokens,
                     lengths=np.array([len(ids) for ids in prompts], np.int32),
                     rows=None if self._beside is None else self._beside.read(tree.tokens),
+                    branches=None if grown.branches is None else grown.branches.padded(spare),
+                    prefixes=self._prefixes(prompts, room),
                 )
             )
         return packed
+
+    def _prefixes(self, prompts: Sequence[list[int]], room: Room) -> Prefixes | None:
+        """The prompts alone, for an agent that continues them."""
+        if self.thinking is None:
+            return None
+        tree, last = merge(prompts)
+        padded = prompt_tree.pad(tree, room.alone, room.longest - 1, self.multiple)
+        lengths = np.array([len(ids) for ids in prompts], np.int32)
+        return Prefixes(padded, paths(tree, last, room.longest), lengths)
 
 
 def _chunks(branches: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:

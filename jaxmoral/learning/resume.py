@@ -60,7 +60,7 @@ def go_on(
 
 
 def as_begun(config: Config, saved: Config) -> Config:
-    """The resolved configuration with model, adapter, switch and opponents as the run began."""
+    """The resolved configuration with what only files could tell as it was when the run began."""
     model, lora, reward = config.model, config.lora, config.reward
     if same_base(model.source, saved.model.source):  # the commit that was read then
         model = dataclasses.replace(model, source=saved.model.source)
@@ -70,7 +70,13 @@ def as_begun(config: Config, saved: Config) -> Config:
         lora = dataclasses.replace(saved.lora, dropout=lora.dropout)
     if reward.switch_at is None:
         reward = dataclasses.replace(reward, switch_at=saved.reward.switch_at)
-    config = dataclasses.replace(config, model=model, lora=lora, reward=reward)
+    marks = {
+        name: getattr(saved.thinking, name)
+        for name in ("cue", "stop")
+        if getattr(config.thinking, name) is None  # the wording and the tokenizer decide
+    }
+    thinking = dataclasses.replace(config.thinking, **marks)
+    config = dataclasses.replace(config, model=model, lora=lora, reward=reward, thinking=thinking)
     return resolve(as_pinned(config, saved))
 
 

@@ -63,7 +63,8 @@ class UpdateInputs(NamedTuple):
       key: PRNG key of the run, into which the update's number is folded.
       frozen: the policy's arrays that are never trained.
       prompts: packed, `[num_players, num_chunks, ...]`.
-      reference: `[num_players, num_prompts, 3]` log-probabilities of the untrained policy.
+      reference: `[num_players, num_prompts, 3]` log-probabilities of the untrained policy; None if
+        agents think, as it is then of the thoughts that the update samples.
       environment: whom the players meet, and their rewards.
       settings: of `adjustable`.
       draws: the paper's random numbers, or None for JAX's own.
@@ -72,7 +73,7 @@ class UpdateInputs(NamedTuple):
     key: jax.Array
     frozen: PyTree
     prompts: PyTree
-    reference: jax.Array
+    reference: jax.Array | None
     environment: Environment
     settings: dict[str, Any]
     draws: Draws | None = None

@@ -30,7 +30,7 @@ def summary(members: Sequence[Config]) -> dict[str, str]:
             told(lambda c: _unless(c.prompt.persona, "none", "persona")),
             told(lambda c: _unless(c.prompt.table_order, "original", "table order")),
         ],
-        "training": [told(_updates), told(_estimator)],
+        "training": [told(_updates), told(_estimator), told(_thinking)],
         "seeds": [told(lambda c: str(c.seed))],
     }
     return {name: "; ".join(filter(None, texts)) for name, texts in parts.items()}
@@ -70,6 +70,13 @@ def _points(config: Config) -> str:
     reward = config.reward
     scale = ", legal rounds from 0 to 1" if reward.normalise else ""
     return f"xi {reward.xi:g}, illegal {reward.illegal:g}{scale}"
+
+
+def _thinking(config: Config) -> str:
+    thinking = config.thinking
+    if not thinking.tokens:
+        return ""
+    return f"{thinking.thoughts} thoughts of up to {thinking.tokens} tokens"
 
 
 def _memory(config: Config) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.language.prompts import Condition
+from jaxmoral.language.prompts import Condition, all_prompts
 from jaxmoral.learning.policy import PolicyTable
 
 PyTree = Any
@@ -40,6 +40,10 @@ class TablePrompter:
 
     def room(self, conditions: Sequence[Condition], points: Sequence[float] = ()) -> None:
         """Nothing has a size."""
+
+    def texts(self, condition: Condition) -> list[str]:
+        """The prompts that another policy would read."""
+        return all_prompts(*condition)
 
     def inputs(self, groups: Sequence[Sequence[Condition]], room: None = None) -> np.ndarray:
         """`[num_groups, num_games, 0]`; only how many games there are matters."""

@@ -117,7 +117,10 @@ def _cost(agent: Agent, forest: Forest) -> tuple[float, float]:
     """About how many products its layers take, and its logits; in thousands of weights."""
     assert agent.model is not None
     config = agent.model.config
-    layers = config.num_layers * sum(a * b for a, b in config.linear_shapes.values())
+    layers = sum(
+        len(stack.layers) * sum(a * b for a, b in stack.linear_shapes.values())
+        for stack in config.stacks.values()
+    )
     rows = sum(nodes.size for nodes in forest.nodes)
     head = config.vocab_size * config.embed_dim
     return len(forest.tree.tokens) * layers / 1e3, rows * head / 1e3

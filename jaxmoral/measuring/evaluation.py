@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,16 +31,14 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which
 from jaxmoral.learning.tabular_policy import TablePrompter
 from jaxmoral.learning.whom import met_by
-from jaxmoral.measuring.measures import describe_shares
+from jaxmoral.measuring import thoughts
+from jaxmoral.measuring.described import describe_policy, reward_tables, xi_of
 from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
 from jaxmoral.measuring.source import Source, load_source
 from jaxmoral.models.sizes import num_parameters
 from jaxmoral.world.games import SETS, Game
 from jaxmoral.world.machines import Opponent, stack
-from jaxmoral.world.memory import history_name
-from jaxmoral.world.pairs import agent_player, machine_player, meet
-from jaxmoral.world.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_table
 
 PyTree = Any
 Key = tuple  # of a condition
@@ -55,6 +54,9 @@ def evaluate_agent(
     suites: Sequence[str] | None = None,
     protocols: Sequence[str] | None = None,
     update: Which = None,
+    *,
+    thinking: int | None = None,
+    thoughts_of: Path | str | None = None,
 ) -> dict[str, Any]:
     """Evaluates a trained agent beside its base in many conditions.
 
@@ -65,6 +67,9 @@ def evaluate_agent(
         the configuration says.
       update: of a run folder's checkpoint, "best" for that of the highest exact expected reward
         (see `jaxmoral.learning.score`), None for the newest.
+      thinking: the most tokens of a thought, if not those of training.
+      thoughts_of: the folder of another run, whose thoughts the agent is given as well in the suite
+        `thoughts`.
 
     Returns:
       A dictionary for JSON; see `describe`. "update" is the checkpoint's, None without training.
@@ -86,15 +91,26 @@ def evaluate_agent(
     }
     tree = configs.to_dict(config)
     tree["evaluation"] |= {key: list(value) for key, value in overrides.items() if value}
+    tree["evaluation"] |= {} if thinking is None else {"thinking": thinking}
     config = configs.parse(tree)
     resolve(config)
+    agent = thoughts.rethought(agent, config)
     chosen = chosen_conditions(config, agent.presentation)
     if SUITE in chosen:
         config = _with_met(config, [c.game for c in chosen[SUITE].values()])
     _check_fit(agent, config, chosen=chosen)
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
-    return {"update": made} | describe(config, chosen, measured=measured)
+    evaluation = {"update": made} | describe(config, chosen, measured=measured)
+    for name, condition in chosen.get(thoughts.SUITE, {}).items():
+        policies = {"base": agent.policy.reference_parameters()}
+        policies |= {} if trained is None else {"tuned": trained}
+        if thoughts_of is not None:
+            policies["swapped"] = thoughts.other_thinker(Path(thoughts_of), agent)
+        key = jax.random.fold_in(jax.random.key(config.seed), KEY_TAG)
+        studied = thoughts.study(agent, condition, policies, key)
+        evaluation["suites"][thoughts.SUITE][name]["thoughts"] = studied
+    return evaluation
 
 
 def _with_met(config: Config, games: Sequence[Game]) -> Config:
@@ -131,6 +147,8 @@ def _check_fit(
         raise UserError(
             "evaluation.suites: a tabular policy has no language; only the suite 'trained' fits it"
         )
+    if thoughts.SUITE in chosen:
+        thoughts.check_thinks(agent)
     for name, suite in chosen.items():
         if any(condition.game.num_players != memory.num_moves for condition in suite.values()):
             raise UserError(
@@ -156,11 +174,6 @@ def described(condition: Condition) -> dict[str, Any]:
     """What an evaluation says of a condition."""
     shown = condition.presentation._asdict() | {"labels": list(condition.presentation.labels)}
     return {"game": condition.game.name, **shown}
-
-
-def xi_of(config: Config) -> float:
-    """The deontological penalty of the evaluation."""
-    return config.reward.xi if config.evaluation.xi is None else config.evaluation.xi
 
 
 def _fitting_games(config: Config) -> list[Game]:
@@ -287,7 +300,9 @@ def describe(
       ...}, "opponents": {opponent: {protocol: measures}}}}}}}}`; measures are those of
       `measures.describe_shares`. Remembered rounds name the agent's move first. "largest_gap" is
       the largest difference of a share between exact and sampled, or None; "config" the
-      configuration without what the suites tell; "novelty" is of `language.novelty.mark`.
+      configuration without what the suites tell; "novelty" is of `language.novelty.mark`. Of an
+      agent that samples thoughts there are standard errors too: "remembered_error", and a protocol
+      "error" with those of "exact".
     """
     settings = config.evaluation
     some = next(iter(measured.values()))
@@ -306,7 +321,7 @@ def describe(
             found = {}
             for index, policy in enumerate(names):
                 own = jax.tree.map(itemgetter(index), measured[condition.key])
-                found[policy] = _describe_policy(
+                found[policy] = describe_policy(
                     config, condition, measured=own, tables=tables, redrawn=suite in REDRAWN
                 )
             new = {"novelty": mark(condition, seen)}
@@ -323,56 +338,3 @@ def describe(
         "largest_gap": gap,
         "suites": suites,
     }
-
-
-def reward_tables(config: Config, game: Game) -> dict[str, np.ndarray]:
-    """Tables of the paper's rewards, of all simple ones, and of those the run was trained with."""
-    own = [config.reward.name, config.reward.then]
-    names = dict.fromkeys([*PAPER_REWARDS, *REWARDS, *(name for name in own if name)])
-    points = xi_of(config), config.reward.illegal
-    return {name: reward_table(game, get_reward(name), *points) for name in names}
-
-
-def _describe_policy(
-    config: Config,
-    condition: Condition,
-    *,
-    measured: Measured,
-    tables: Mapping[str, np.ndarray],
-    redrawn: bool,
-) -> dict[str, Any]:
-    """One policy in one condition.
-
-    Args:
-      config: of the evaluation.
-      condition: what was shown.
-      measured: of this policy alone, without the axis of policies.
-      tables: of rewards in the condition's game.
-      redrawn: whether the paper's protocol draws memories anew every round.
-    """
-    settings, game = config.evaluation, condition.game
-    memory = condition.presentation.remembers(game)
-    table = measured.policies
-    opponents: dict[str, dict[str, Any]] = {}
-    for index, opponent in enumerate(settings.opponents):
-        shares = {"exact": measured.exact[index]}
-        if measured.sampled is not None:
-            shares["sampled"] = measured.sampled[index]
-        if "long-run" in settings.protocols:
-            machine = machine_player(find_opponent(config, opponent, game))
-            shares["long-run"] = meet(
-                [agent_player(memory, table)], [machine], num_rounds=1
-            ).long_run[0, 0]
-        opponents[opponent] = {
-            protocol: describe_shares(found, tables, game) for protocol, found in shares.items()
-        }
-    if measured.paper is not None:
-        shares = measured.paper[int(redrawn)]
-        opponents.setdefault("random", {})["paper"] = describe_shares(shares, tables, game)
-    remembered = {
-        history_name(history, memory.num_moves): dict(
-            zip(("C", "D", "illegal"), map(float, row), strict=True)
-        )
-        for history, row in zip(memory.histories, table, strict=True)
-    }
-    return {"remembered": remembered, "opponents": opponents}

@@ -4,7 +4,7 @@ Shares are `[2N + 1 (previous round, none last), 3 (outcome), N (other's action)
 `chain.visits`, from sampled episodes, or from `pairs.meet`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import bounds
 
 REGRETS = ("deontological", "utilitarian")
+ERROR = "error"  # the protocol under which standard errors of "exact" stand
 
 
 def describe_shares(
@@ -53,6 +54,23 @@ def describe_shares(
         "regret": regret,
         "payoffs": describe_payoffs(shares, game.payoffs),
     }
+
+
+def standard_errors(without: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The jackknife's standard errors of nested measures, of which each left one sample out.
+
+    Where a measure is None with any sample left out, so is its error.
+    """
+    first, size = without[0], len(without)
+    found: dict[str, Any] = {}
+    for name, value in first.items():
+        each = [one[name] for one in without]
+        if isinstance(value, dict):
+            found[name] = standard_errors(each)
+        else:
+            spread = None if None in each else float(np.std(each))
+            found[name] = None if spread is None else spread * (size - 1) ** 0.5
+    return found
 
 
 def _reciprocity(types: np.ndarray) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmoral.config import Config
-from jaxmoral.language.prompts import Condition, all_prompts
+from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.lookup import find_games, training_game
 from jaxmoral.learning.run_folder import read_config
@@ -56,7 +56,7 @@ class OpenRun:
 
     def prompts(self, game: str | None = None) -> list[str]:
         """Every prompt of a game, by default that of training: the four orders of each history."""
-        return all_prompts(*self._condition(game))
+        return self.trained.agent.prompter.texts(self._condition(game))
 
     def policy(self, game: str | None = None) -> pd.DataFrame:
         """Probabilities of C, D and an illegal answer after each history, means over the orders.

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.language.prompts import Condition, all_prompts
+from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent, policy_table, settle
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.met import check_stored
@@ -38,7 +38,7 @@ def preview(config: Config, which: str = FIRST) -> Iterator[str]:
     settled = settle(resolved, agent)
     condition = player_conditions(settled, agent.presentation)[0][0]
     memory = condition.presentation.remembers(condition.game)
-    texts = all_prompts(*condition)
+    texts = agent.prompter.texts(condition)
     yield from [*agent.summary, *lines]
     labels = condition.presentation.labels
     yield f"condition  {condition.game.title}; {labels[0]} is C, {labels[1]} is D"

@@ -14,6 +14,8 @@ import numpy as np
 
 from jaxmoral.devices.mesh import Layout, constrain, map_spread
 from jaxmoral.learning.policy import Policy
+from jaxmoral.learning.thinking import mean_answers, means_of_others
+from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.world.chain import against, by_state, memory_policy, visits
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.memory import Memory, make_memory
@@ -22,6 +24,7 @@ from jaxmoral.world.rollout import Draws, Environment, Trajectories, rollout
 from jaxmoral.world.streams import Streams
 
 PyTree = Any
+_THOUGHTS = 2**31  # folded into a condition's key, which is split for the episodes
 PAPER_SEED, PAPER_EPISODES, PAPER_ROUNDS = 100, 10, 5
 
 
@@ -59,6 +62,19 @@ class Tested(NamedTuple):
     paper_draws: tuple[Draws, ...] = ()
 
 
+class LeftOut(NamedTuple):
+    """What would be measured without one of an agent's thoughts, for each.
+
+    Attributes:
+      policies: `[num_conditions, num_policies, num_thoughts, num_histories, 3]`.
+      exact: `[num_conditions, num_policies, num_thoughts, num_opponents, num_previous, 3,
+        num_moves]`.
+    """
+
+    policies: Any
+    exact: Any
+
+
 class Measured(NamedTuple):
     """The program's output; what was not asked for is None.
 
@@ -68,12 +84,14 @@ class Measured(NamedTuple):
         shares of rounds.
       paper: `[num_conditions, num_policies, 2 (memory is carried on, drawn anew), num_previous, 3,
         num_moves]`.
+      left_out: of agents that think more than one thought a prompt.
     """
 
     policies: Any
     exact: Any
     sampled: Any
     paper: Any
+    left_out: LeftOut | None = None
 
 
 @partial(jax.jit, static_argnames=("policy", "protocols", "layout"))
@@ -116,7 +134,12 @@ def _measure_condition(
     def by_pair(shares: jax.Array) -> jax.Array:
         return shares.reshape(num_policies, num_opponents, *shares.shape[1:])
 
-    log_probs = jax.lax.map(log_probs_of, tested.trainables)
+    answers = None
+    if isinstance(policy, ThinkingPolicy):
+        answers = think(policy, tested, inputs, jax.random.fold_in(key, _THOUGHTS))
+        log_probs = jax.vmap(mean_answers)(answers)
+    else:
+        log_probs = jax.lax.map(log_probs_of, tested.trainables)
     tables = jax.vmap(memory_policy)(log_probs)
     machines = jax.tree.map(lambda leaf: leaf[others], opponents)
     in_chain = jax.vmap(partial(exact_visits, memory=memory, num_rounds=protocols.rounds))
@@ -130,7 +153,32 @@ def _measure_condition(
         sampled = by_pair(jax.lax.map(play, (keys, log_probs[players], machines)))
     if tested.paper_draws:
         paper = jnp.stack([paper_visits(log_probs, d) for d in tested.paper_draws], axis=1)
-    return Measured(tables, exact, sampled, paper)
+    left_out = None
+    if answers is not None and answers.shape[2] > 1:
+        others = jnp.moveaxis(jax.vmap(means_of_others)(answers), 2, 0)
+        without = jax.vmap(jax.vmap(memory_policy))(others)
+        shares = jax.lax.map(lambda own: by_pair(in_chain(own[players], machines)), without)
+        left_out = LeftOut(jnp.moveaxis(without, 0, 1), jnp.moveaxis(shares, 0, 1))
+    return Measured(tables, exact, sampled, paper, left_out)
+
+
+def think(policy: ThinkingPolicy, tested: Tested, inputs: PyTree, key: jax.Array) -> jax.Array:
+    """Every policy's answers after its own thoughts, `[num_policies, num_prompts, num_thoughts, 3]`
+
+    Args:
+      policy: static.
+      tested: frozen arrays and parameters.
+      inputs: the prompts of one condition.
+      key: PRNG key.
+    """
+    model = policy.bind(tested.frozen, inputs)
+
+    def answers_of(own):
+        trainable, key = own
+        return model.read(trainable, model.think(trainable, key)).answers
+
+    num_policies = len(jax.tree.leaves(tested.trainables)[0])
+    return jax.lax.map(answers_of, (tested.trainables, jax.random.split(key, num_policies)))
 
 
 def exact_visits(

@@ -7,23 +7,35 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
-from jaxmoral.language.prompts import QUESTIONS, Condition, all_prompts
-from jaxmoral.learning.agent import Agent, policy_table
+from jaxmoral.language.prompts import QUESTIONS, Condition
+from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.prompter import Prompter
+from jaxmoral.measuring.aloud import think_aloud
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.world.memory import NUM_ORDERS, history_name
 
 NUM_TOKENS = 100  # of an explanation
+_THOUGHTS = 2**31  # folded into the key, which is split for the answers
 
 
-def follow_up(prompter: Prompter, text: str, answer: str, question: str) -> list[int]:
-    """Tokens of the prompt, the agent's answer to it and a question about that answer."""
+def follow_up(
+    prompter: Prompter, text: str, answer: str, question: str, *, before: str = ""
+) -> list[int]:
+    """Tokens of the prompt, the agent's answer to it and a question about that answer.
+
+    Args:
+      prompter: of plain prompts.
+      text: of the prompt.
+      answer, question: texts.
+      before: what comes between prompt and answer; see `aloud.Spoken`.
+    """
     if prompter.template == "plain":
-        return prompter.tokens(f"{text} {answer}\n\n{question}\nAnswer: I chose {answer} because")
+        asked = f"{text}{before} {answer}\n\n{question}"
+        return prompter.tokens(f"{asked}\nAnswer: I chose {answer} because")
     turns = [
         {"role": "user", "content": text},
-        {"role": "assistant", "content": answer},
+        {"role": "assistant", "content": f"{before} {answer}".strip()},
         {"role": "user", "content": question},
     ]
     return prompter.conversation(turns)
@@ -34,7 +46,8 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
 
     Returns:
       One record per remembered round, question and policy: "remembered" (the agent's move first),
-      "answer", "question", "policy" and what is "said", at most 100 sampled tokens.
+      "answer", "question", "policy" and what is "said", at most 100 sampled tokens. With an agent
+      that thinks, "thought" is that of its thoughts after which the answer is likeliest.
 
     Raises:
       UserError: the agent is a table.
@@ -42,26 +55,23 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     if agent.model is None or agent.lora is None:
         raise UserError("a tabular policy has no words")
     condition = Condition(training_game(config), agent.presentation)
-    table = policy_table(agent, condition, trainable)
-    likeliest = np.asarray(table.log_probs)[::NUM_ORDERS, :2].argmax(-1)
+    spoken = think_aloud(agent, condition, trainable, jax.random.fold_in(key, _THOUGHTS))
+    probs = np.exp(spoken.answers[::NUM_ORDERS])  # of each history in one order
+    likeliest = probs.mean(1)[:, :2].argmax(-1)
+    chosen = [rows[:, action].argmax() for rows, action in zip(probs, likeliest, strict=True)]
     shown = config.prompt
-    prompter = Prompter(agent.model, shown.template, thinking=shown.thinking)
-    texts = all_prompts(*condition)[::NUM_ORDERS]
+    prompter = Prompter(agent.model, shown.template, switch=shown.thinking)
+    texts = agent.prompter.texts(condition)[::NUM_ORDERS]
     memory = agent.presentation.remembers(condition.game)
     cells = [history_name(history, memory.num_moves) for history in memory.histories]
-    asked = [
-        {
-            "remembered": cell,
-            "answer": agent.presentation.labels[action],
-            "question": question,
-        }
-        for cell, action in zip(cells, likeliest, strict=True)
-        for question in QUESTIONS.values()
-    ]
-    tokens = [
-        follow_up(prompter, texts[cells.index(one["remembered"])], one["answer"], one["question"])
-        for one in asked
-    ]
+    asked, tokens = [], []
+    for index, (cell, action, own) in enumerate(zip(cells, likeliest, chosen, strict=True)):
+        answer, prompt = agent.presentation.labels[action], index * NUM_ORDERS
+        thinks = {} if spoken.thoughts is None else {"thought": spoken.thoughts[prompt][own]}
+        before = spoken.before[prompt][own]
+        for question in QUESTIONS.values():
+            asked.append({"remembered": cell, **thinks, "answer": answer, "question": question})
+            tokens.append(follow_up(prompter, texts[index], answer, question, before=before))
     found = []
     for name, adapter in (("tuned", trainable["adapter"]), ("base", {})):
         key, one_key = jax.random.split(key)

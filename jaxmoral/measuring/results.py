@@ -6,7 +6,9 @@ from typing import Any
 import jax
 
 from jaxmoral.config import tree_differences
+from jaxmoral.measuring import thoughts
 from jaxmoral.measuring.beyond import beyond_lines, beyond_rows, merge_beyond
+from jaxmoral.measuring.measures import ERROR
 from jaxmoral.measuring.outside import SUITE as OUTSIDE
 from jaxmoral.measuring.outside import by_novelty
 
@@ -31,6 +33,9 @@ def rows(evaluation: dict[str, Any]) -> Iterator[dict[str, Any]]:
                         "metric": metric,
                         "value": value,
                     }
+                for metric, value in _leaves(result.get("remembered_error", {}), "remembered"):
+                    who = {"opponent": "", "protocol": ERROR}
+                    yield start | who | {"metric": metric, "value": value}
                 for opponent, protocols in result["opponents"].items():
                     for protocol, measures in protocols.items():
                         who = {"opponent": opponent, "protocol": protocol}
@@ -62,6 +67,8 @@ def table(evaluation: dict[str, Any]) -> str:
     lines: list[str] = []
     for suite, named in evaluation["suites"].items():
         lines += _novelty_lines(evaluation) if suite == OUTSIDE else _suite_lines(suite, named)
+        for condition in named.values():
+            lines += thoughts.lines(condition["thoughts"]) if "thoughts" in condition else []
     lines.append(
         "De regret is deontological, in points; Ut regret is utilitarian, from 0 to 1 (normalised)."
     )
@@ -83,10 +90,7 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
         for policy, result in condition["policies"].items()
     }
     start = max(map(len, ("condition", *named))) + 2
-    remembered = {
-        key: {f"P(C|{cell})": f"{p['C']:.1%}" for cell, p in result["remembered"].items()}
-        for key, result in results.items()
-    }
+    remembered = {key: _cells(result["remembered"]) for key, result in results.items()}
     heads = list(next(iter(remembered.values())))
     note = "P(C|CD): how likely C is after remembered rounds, the agent's move first"
     lines: list[str] = []
@@ -101,15 +105,23 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
     pairs = dict.fromkeys(pair for result in results.values() for pair in _pairs(result))
     for index, (opponent, protocol) in enumerate(pairs):
         beside = index == 0 and not alone
+        errors = protocol == ERROR and not alone
         shown = {
             key: (remembered[key] if beside else {})
+            | (_cells(result["remembered_error"]) if errors else {})
             | measures(result["opponents"][opponent][protocol])
             for key, result in results.items()
             if (opponent, protocol) in _pairs(result)
         }
-        lines += _block(f"suite {suite}: against {opponent}, {protocol}", start, shown)
+        title = "standard errors" if protocol == ERROR else protocol
+        lines += _block(f"suite {suite}: against {opponent}, {title}", start, shown)
         lines += [f"{note}.", ""] if beside else [""]
     return lines
+
+
+def _cells(table: dict[str, dict[str, float]]) -> dict[str, str]:
+    """How likely C is after each history, as texts by their heads."""
+    return {f"P(C|{cell})": f"{p['C']:.1%}" for cell, p in table.items()}
 
 
 def _novelty_lines(evaluation: dict[str, Any]) -> list[str]:

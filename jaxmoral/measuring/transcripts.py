@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmoral.errors import UserError
-from jaxmoral.language.prompts import Condition, all_prompts
+from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.world.games import Game
@@ -52,7 +52,7 @@ def agent_side(name: str, trained: TrainedAgent, game: Game) -> Side:
     if not np.isfinite(table).all():
         raise UserError(f"{name}: its policy is not finite; its training diverged")
     shown = np.minimum(memory.shown, len(table) - 1)
-    texts = np.array(all_prompts(game, presentation), object).reshape(-1, NUM_ORDERS)
+    texts = np.array(trained.agent.prompter.texts(condition), object).reshape(-1, NUM_ORDERS)
     return Side(
         name,
         agent_player(memory, table.mean(1)).structure,

@@ -141,7 +141,7 @@ def _decode(
             if made is None:
                 keys, values = (kept[-1] for kept in caches[keys_from(name)])
             else:
-                cache = _extend(caches[name], made, index, place)
+                cache = extend(caches[name], made, index, place)
                 caches = caches | {name: cache}
                 keys, values = cache.keys[index], cache.values[index]
             q = q.reshape(batch, stack.num_kv_heads, -1, stack.head_dim)
@@ -163,7 +163,7 @@ def _decode(
     return model.logits(model.final_norm(x)), caches
 
 
-def _extend(
+def extend(
     cache: Cache, made: tuple[jax.Array, jax.Array], index: jax.Array, place: jax.Array
 ) -> Cache:
     """Writes a layer's keys and values of one more token, `[batch, num_kv_heads, head_dim]`."""

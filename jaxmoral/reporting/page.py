@@ -35,6 +35,7 @@ from jaxmoral.reporting.sections import (
 )
 from jaxmoral.reporting.series import Series, group_runs, shown_names
 from jaxmoral.reporting.styles import INK
+from jaxmoral.reporting.thoughts import thought_sections
 
 MANIFEST = "report.json"  # lists the files that a report wrote
 
@@ -138,6 +139,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     sections = training_sections(series, tabular) if series else []
     sections += _test_sections(table, series, tabular)
     sections += outside_sections(series)
+    sections += thought_sections(series)
     sections += beyond_sections(series)
     sections += tournament_sections(tournaments)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import agents_in, with_agents
 from jaxmoral.reporting.series import Series, setting_text, shown_names
 from jaxmoral.reporting.styles import game_title
+from jaxmoral.reporting.thoughts import thought_blocks, thought_rows
 from jaxmoral.world import rewards
 from jaxmoral.world.games import CELLS, Game
 
@@ -221,6 +222,14 @@ def number_parts(
         caption = "Mean over conditions and runs ± 95 % interval over runs (worst condition of any)"
         body.append("<h2>What holds outside of training, in numbers</h2>")
         body.append(html_table(header, rows, caption))
+    header, rows = thought_rows(series)
+    if rows:
+        caption = (
+            "± one standard error over thoughts; information of thought and answer, log 3 at most"
+        )
+        body.append("<h2>What answers owe to thoughts, in numbers</h2>")
+        body.append(html_table(header, rows, caption))
+        body.append("<h2>What agents think</h2>" + thought_blocks(series))
     for index, (caption, header, rows) in enumerate(beyond_tables(series)):
         body += ["<h2>Scenarios in numbers</h2>"] if index == 0 else []
         body.append(html_table(header, rows, caption))

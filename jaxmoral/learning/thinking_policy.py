@@ -1,0 +1,109 @@
+"""The language policy of an agent that thinks before it answers; see `thinking` for how it learns.
+
+Every prompt is read once and so many thoughts are sampled after it. Then one pass over the tree of
+prompts, thoughts, cues and answers gives the exact answers after each thought and the
+log-probabilities of the thoughts' tokens, whoever's parameters read it.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxmoral.language.thought_tree import Thoughts, fill, sources
+from jaxmoral.learning.channel import Thinking
+from jaxmoral.learning.language_policy import (
+    LanguagePolicy,
+    PromptedModel,
+    PromptInputs,
+    PyTree,
+    value,
+)
+from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.learning.thinking import Reading
+from jaxmoral.models.lora import prepare
+from jaxmoral.models.sample import Branching, sample
+
+_KEY = 0  # of thoughts where nobody gives a key
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkingPolicy(LanguagePolicy):
+    """A language policy whose answers follow sampled thoughts.
+
+    Attributes:
+      thinking: how it thinks.
+    """
+
+    thinking: Thinking = dataclasses.field(kw_only=True)
+
+    def bind(self, frozen: PyTree, prompts: PromptInputs) -> "ThinkingModel":
+        return ThinkingModel(self, frozen, prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinkingModel(PromptedModel):
+    """A thinking policy with its weights and prompts; see `policy.BoundPolicy`."""
+
+    policy: ThinkingPolicy
+
+    def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
+        """The mean over thoughts, always sampled from the same random numbers."""
+        thoughts = self.think(trainable, jax.random.key(_KEY))
+        return self.read(trainable, thoughts, dropout_key).table
+
+    def think(self, trainable: PyTree, key: jax.Array) -> Thoughts:
+        """Samples every prompt's thoughts, without dropout."""
+        how, num_chunks = self.policy.thinking, len(self.prompts.lengths)
+        branching = Branching(how.thoughts, how.room, how.stops, self.policy.max_logits)
+        adapter = prepare(trainable["adapter"], self.policy.config, self.policy.lora, None)
+
+        def continued(chunk, key):
+            if not how.tokens:
+                nothing = jnp.zeros((len(chunk.lengths), how.thoughts), jnp.int32)
+                return Thoughts(nothing[..., None], nothing)
+            made = sample(self.model(), adapter, chunk.prefixes, key, branching, self.policy.beside)
+            return Thoughts(*made)
+
+        return self.over_chunks(continued, jax.random.split(key, num_chunks))
+
+    def read(
+        self, trainable: PyTree, thoughts: Thoughts, dropout_key: jax.Array | None = None
+    ) -> Reading:
+        """Answers after thoughts, whoever's they are, and the log-probabilities of their tokens."""
+        num_chunks = len(self.prompts.lengths)
+        by_chunk = jax.tree.map(lambda x: x.reshape(num_chunks, -1, *x.shape[1:]), thoughts)
+
+        def read_chunk(chunk, thoughts):
+            tree = fill(chunk.tree, chunk.branches.slots, thoughts)
+            beside = self.policy.beside
+            rows = None if beside is None else beside(tree.tokens)
+            hidden = self.hidden(tree, trainable, dropout_key, rows)
+            answers = self.decide(self.rows(hidden, chunk.nodes), chunk.trie)
+            return Reading(
+                answers.reshape(*thoughts.lengths.shape, 3),
+                value(trainable, hidden[chunk.branches.ends]),
+                self._token_log_probs(hidden, chunk, thoughts),
+            )
+
+        return self.over_chunks(read_chunk, by_chunk)
+
+    def _token_log_probs(
+        self, hidden: jax.Array, chunk: PromptInputs, thoughts: Thoughts
+    ) -> jax.Array:
+        """Of the thoughts' own tokens, `[num_prompts, num_thoughts, room]`, without all logits."""
+        model, config = self.model(), self.policy.config
+        num_prompts, num_thoughts, room = thoughts.tokens.shape
+        at = sources(chunk.branches, room)
+        before = hidden[at].reshape(-1, config.embed_dim)
+        logits = model.chosen_logits(before, thoughts.tokens.ravel())
+        # A prompt's last node is the same for all of its thoughts.
+        each = jnp.concatenate([at[:, 0, :1], at[..., 1:].reshape(num_prompts, -1)], axis=1)
+        everything = jnp.zeros((1, config.vocab_size), bool)
+        normaliser = model.log_sum_exp(
+            hidden[each.ravel()][:, None], everything, self.policy.max_logits
+        ).reshape(num_prompts, -1)
+        first = jnp.broadcast_to(normaliser[:, :1, None], (num_prompts, num_thoughts, 1))
+        rest = normaliser[:, 1:].reshape(num_prompts, num_thoughts, room - 1)
+        log_probs = logits.reshape(thoughts.tokens.shape) - jnp.concatenate([first, rest], axis=-1)
+        return jnp.where(thoughts.sampled, log_probs, 0)
