@@ -167,7 +167,7 @@ class PromptedModel:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
         return self.rows(self.hidden(chunk.tree, trainable, dropout_key), chunk.nodes)
 
-    def rows(self, hidden: jax.Array, nodes: jax.Array) -> jax.Array:
+    def rows(self, hidden: jax.Array, nodes: np.ndarray | jax.Array) -> jax.Array:
         """The hidden states of nodes in rows, split over the devices like the tree."""
         chex.assert_rank(nodes, 2)
         layout = self.policy.layout
