@@ -155,8 +155,8 @@ def _chat(folder: Path, seed: int) -> None:
                 print(texts[last.prompt])
             elif agent.model is not None:
                 before = spoken.before[last.prompt][last.thought]
-                asked = {"question": QUESTIONS[word], "key": next(keys)}
-                print(explain(run, match, last, before=before, **asked))
+                question, own = QUESTIONS[word], next(keys)
+                print(explain(run, match, last, before=before, question=question, key=own))
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:

@@ -271,6 +271,7 @@ def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
     trees, size = tokens.shape[1:]
     tokens_alone = lengths.sum()
     if plan.prompter.thinking is not None:
+        assert plan.inputs.branches is not None
         behind = plan.inputs.branches.slots.shape[-1]
         tokens_alone = np.sum(lengths + behind) * plan.prompter.thinking.thoughts
     head = model.config.embed_dim + 1

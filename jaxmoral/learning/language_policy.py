@@ -207,7 +207,7 @@ class PromptedModel:
         hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
         return self.rows(hidden, chunk.nodes)
 
-    def rows(self, hidden: jax.Array, nodes: jax.Array) -> jax.Array:
+    def rows(self, hidden: jax.Array, nodes: np.ndarray | jax.Array) -> jax.Array:
         """The hidden states of nodes in rows, split over the devices like the tree."""
         chex.assert_rank(nodes, 2)
         layout = self.policy.layout

@@ -73,7 +73,7 @@ class UpdateInputs(NamedTuple):
     key: jax.Array
     frozen: PyTree
     prompts: PyTree
-    reference: jax.Array | None
+    reference: PyTree
     environment: Environment
     settings: dict[str, Any]
     draws: Draws | None = None

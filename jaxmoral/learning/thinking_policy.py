@@ -93,6 +93,7 @@ class ThinkingModel(PromptedModel):
     ) -> jax.Array:
         """Of the thoughts' own tokens, `[num_prompts, num_thoughts, room]`, without all logits."""
         model, config = self.model(), self.policy.config
+        assert chunk.branches is not None
         num_prompts, num_thoughts, room = thoughts.tokens.shape
         at = sources(chunk.branches, room)
         before = hidden[at].reshape(-1, config.embed_dim)

@@ -64,17 +64,14 @@ def other_thinker(folder: Path, agent: Agent) -> PyTree:
       UserError: there is no such run, or it is of another model or does not think.
     """
     other = load_trained(folder)
-    for what, ours, theirs in (
-        ("model", agent.model, other.agent.model),
-        ("thinking", agent.policy, other.agent.policy),
-    ):
-        alike = ours is not None and theirs is not None
-        if what == "model" and alike:
-            alike = ours.sha256 == theirs.sha256
-        if what == "thinking" and alike:
-            alike = isinstance(theirs, ThinkingPolicy) and ours.lora == theirs.lora
-        if not alike:
-            raise UserError(f"{folder}: its {what} differs from that of the agent under study")
+    ours, theirs = agent.policy, other.agent.policy
+    assert agent.model is not None
+    if other.agent.model is None or other.agent.model.sha256 != agent.model.sha256:
+        raise UserError(f"{folder}: it has another model than the agent under study")
+    if not isinstance(theirs, ThinkingPolicy):
+        raise UserError(f"{folder}: it holds an agent that does not think")
+    if theirs.lora != getattr(ours, "lora", None):
+        raise UserError(f"{folder}: its lora.* differs from that of the agent under study")
     return other.trainable
 
 
