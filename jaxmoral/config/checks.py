@@ -109,6 +109,8 @@ def _check_thinking(config: Config) -> None:
         raise UserError("thinking.tokens: a tabular policy has no words to think in")
     if config.ppo.level == "token":
         raise UserError("thinking.tokens: needs ppo.level outcome")
+    if config.prompt.thinking == "off":
+        raise UserError("prompt.thinking: off leaves no room for thinking.tokens; leave one out")
     if thinking.thoughts == 1 and thinking.baseline != "value":
         raise UserError(
             f"thinking.baseline: {thinking.baseline} compares a prompt's thoughts and there is one;"
