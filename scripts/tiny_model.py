@@ -103,7 +103,10 @@ def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
         name = ".".join(str(key.key) for key in path if hasattr(key, "key"))
         noise = random.standard_normal(leaf.shape, np.float32)
         is_scale = name.endswith((".scale", "_scale", "_scalar"))
-        parts.append((name, ..., 1 + 0.3 * noise if is_scale else 0.15 * noise))
+        weight = 1 + 0.3 * noise if is_scale else 0.15 * noise
+        if name.endswith("q_norm.scale") and config.query_scale == 1:
+            weight *= config.head_dim**-0.5  # as trained ones do; sharper attention is chaotic
+        parts.append((name, ..., weight))
     definition, weights = assemble(config, parts, "float32")
     beside = None
     if config.per_layer_dim:

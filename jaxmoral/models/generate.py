@@ -88,12 +88,11 @@ def _prefill(
     room = ((0, 0), (0, length - size), (0, 0), (0, 0))
 
     def step_of(name):
-        definition = nnx.graphdef(model.stack(name))
         sin, cos = rotary_angles(config, positions, config.stacks[name].head_dim)
 
         def step(carry, layer):
             x, lent = carry
-            block, kind = nnx.merge(definition, layer.weights), layer.is_global
+            block, kind = model.block(name, layer), layer.is_global
             q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
             k, v = made or lent[keys_from(name)]
             heads = block.attention(q, k, v, keys, masks[kind])
@@ -131,12 +130,12 @@ def _decode(
     masks = jnp.stack([seen & (place - key_place < config.sliding_window), seen])
 
     def step_of(name):
-        definition, stack = nnx.graphdef(model.stack(name)), config.stacks[name]
+        stack = config.stacks[name]
         sin, cos = rotary_angles(config, place - padding, stack.head_dim)
 
         def step(carry, numbered):
             (x, caches), (layer, index) = carry, numbered
-            block, kind = nnx.merge(definition, layer.weights), layer.is_global
+            block, kind = model.block(name, layer), layer.is_global
             q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
             if made is None:
                 keys, values = (kept[-1] for kept in caches[keys_from(name)])

@@ -52,13 +52,13 @@ class Layer(NamedTuple):
     """What is read of a layer; stacked over the layers of one shape outside the scans.
 
     Attributes:
-      weights: of its block.
+      weights: of its block, or its number in its stack, to be read there; see `Decoder.block`.
       adapter: of its linear layers.
       is_global: `[]` int32, whether it attends to everything.
       beside: `[num_tokens, per_layer_dim]`, what it reads beside the stream, or None.
     """
 
-    weights: nnx.State
+    weights: nnx.State | jax.Array
     adapter: LayerAdapter
     is_global: jax.Array
     beside: jax.Array | None
@@ -118,9 +118,10 @@ class Decoder(nnx.Module):
     ) -> dict[str, Layer]:
         """All layers, stacked by their shapes; see `beside` for x and rows."""
         beside = None if rows is None else self.beside(x, rows)
+        nested = any(section.periods > 1 for section in self.config.sections)
         return {
             name: Layer(
-                weights=nnx.state(self.stack(name)),
+                weights=jnp.arange(len(stack.layers)) if nested else nnx.state(self.stack(name)),
                 adapter=adapter[name],
                 is_global=jnp.array(
                     [self.config.global_layers[i] for i in stack.layers], jnp.int32
@@ -133,6 +134,18 @@ class Decoder(nnx.Module):
     def stack(self, name: str) -> Block:
         """The blocks of one shape, stacked."""
         return self.blocks if isinstance(self.blocks, Block) else self.blocks[name]
+
+    def block(self, name: str, layer: Layer) -> Block:
+        """A layer of a stack.
+
+        Where periods of runs are scanned its weights are read out of the stack: cut into periods
+        and runs they would be copied twice.
+        """
+        definition, weights = nnx.split(self.stack(name))
+        if isinstance(layer.weights, nnx.State):
+            return nnx.merge(definition, layer.weights)
+        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.weights, keepdims=False)
+        return nnx.merge(definition, jax.tree.map(at, weights))
 
     def hidden(
         self,
@@ -159,12 +172,12 @@ class Decoder(nnx.Module):
         x = by_nodes(self.embed(tokens), self.layout)
 
         def step_of(name: str) -> Callable:
-            stack, definition = self.config.stacks[name], nnx.graphdef(self.stack(name))
-            sin, cos = rotary_angles(self.config, positions, stack.head_dim)
+            head_dim = self.config.stacks[name].head_dim
+            sin, cos = rotary_angles(self.config, positions, head_dim)
 
             def step(carry, layer):
                 x, lent = carry
-                block, kind = nnx.merge(definition, layer.weights), layer.is_global
+                block, kind = self.block(name, layer), layer.is_global
                 mask, *angles = sight.masks[kind], sin[kind], cos[kind]
                 q, made = block.project(x, *angles, layer.adapter)
                 k, v = made or lent[keys_from(name)]

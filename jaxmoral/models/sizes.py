@@ -68,10 +68,10 @@ def activation_bytes(
 
     Kept of each token and layer: the block's input alone if blocks are recomputed; else also what
     the linear layers and the heads made; and if nothing is recomputed about three times that, the
-    adapters' inner numbers and the attention's scores included. A layer's backward pass works with
-    these twice, with what the block makes four times if it makes it again. Then there are three
-    float32 copies of the logits that are made at once (they, what is left of them, their
-    exponentials).
+    adapters' and experts' inner numbers and the attention's scores included. A layer's backward
+    pass works with these twice, with what the block makes four times if it makes it again. Then
+    there are three float32 copies of the logits that are made at once (they, what is left of them,
+    their exponentials).
 
     Args:
       config, lora: of the model.
@@ -82,14 +82,19 @@ def activation_bytes(
     """
     num_nodes, num_keys = tree
     kept, working = 0, 0
-    for stack in config.stacks.values():
+    each: dict[str, int] = {}
+    for at, stack in config.stacks.items():
         made = config.embed_dim + config.num_heads * stack.head_dim
         made += sum(outputs for _, outputs in stack.linear_shapes.values())
-        made += config.experts_per_token * (3 * config.expert_dim + config.embed_dim)
         adapted = [name for name in lora.targets if name in stack.linear_shapes]
         inner = lora.rank * len(adapted) + config.num_heads * num_keys
-        each = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}[remat]
+        inner += config.experts_per_token * (3 * config.expert_dim + config.embed_dim)
+        keeps = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}
         work = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
-        kept, working = kept + len(stack.layers) * each, max(working, work)
+        each[at] = keeps[remat]
+        kept, working = kept + len(stack.layers) * each[at], max(working, work)
+    if remat != "none":  # what a period keeps is first put together, where there are several
+        several = (section.runs for section in config.sections if section.periods > 1)
+        working += max((sum(each[at] * n for at, n in runs) for runs in several), default=0)
     beside = 2 * config.num_layers * config.per_layer_dim  # looked up, and made of it
     return num_nodes * (kept + working + beside) * itemsize + 3 * 4 * num_logits
