@@ -160,7 +160,7 @@ def test_rows_of_sampled_tokens_are_looked_up_within_the_program(folders):
     prompt, tokens = jnp.arange(4), jnp.array([[5], [90], [17], [60]])
     found, _ = bound.score(trainable, prompt=prompt, tokens=tokens)
     expected = jax.nn.log_softmax(logits[prompt, 0])[jnp.arange(4), tokens[:, 0]]
-    np.testing.assert_allclose(found[:, 0], expected, atol=1e-4)
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
 
 
 def test_what_is_only_looked_up_stays_on_the_disk(folders):
