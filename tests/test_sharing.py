@@ -10,6 +10,7 @@ import pytest
 import tiny_model
 import yaml
 
+import jaxmoral
 from jaxmoral import config as configs
 from jaxmoral import export as command
 from jaxmoral.api import train_agent
@@ -54,6 +55,13 @@ def test_a_card_tells_what_the_adapter_is(run, tmp_path, monkeypatch):
     assert recipe["reward.name"] == "utilitarian"
     assert recipe["lora.rank"] == 2
     assert "env.rounds" not in recipe
+
+
+def test_an_open_run_chooses_among_options(run):
+    shares = open_run(run).choose("What do you choose?", ["X", "Y"])
+    assert shares == jaxmoral.choose(run, "What do you choose?", ["X", "Y"])
+    assert {*shares} == {"base", "tuned"}
+    assert sum(shares["tuned"].values()) == pytest.approx(1, abs=1e-5)
 
 
 class Hub(BaseHTTPRequestHandler):

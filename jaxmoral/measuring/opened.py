@@ -15,6 +15,7 @@ from jaxmoral.learning.lookup import find_games, training_game
 from jaxmoral.learning.run_folder import read_config
 from jaxmoral.learning.saved import Which, load_trained
 from jaxmoral.learning.trained import TrainedAgent
+from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.world.memory import NUM_ORDERS, history_name
@@ -78,6 +79,10 @@ class OpenRun:
     def evaluate(self, games: Sequence[str] | None = None, **asked: Any) -> dict[str, Any]:
         """As `jaxmoral.evaluate_agent`, with the model that is loaded; nothing is written."""
         return evaluate_agent(self.trained, games, **asked)
+
+    def choose(self, text: str, options: Sequence[str]) -> dict[str, dict[str, float]]:
+        """As `jaxmoral.choose`: how likely base and tuned agent answer a text by each option."""
+        return choose(self.trained, text, options)
 
     def _condition(self, game: str | None) -> Condition:
         found = training_game(self.config) if game is None else find_games(self.config, [game])[0]
