@@ -208,6 +208,9 @@ def split_flags(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # between two runs
     use_compilation_cache()
+    for path in arguments.configs:
+        if not path.is_file():  # said once, not for every seed
+            raise UserError(f"config: there is no file {path}")
     names = [path.stem for path in arguments.configs]
     if len(set(names)) < len(names):
         raise UserError("two configurations have the same file name, so their runs would too")

@@ -267,6 +267,7 @@ def test_evaluate_a_model_without_a_run(tmp_path):
         ("train", ["--output-dir", "{new}", "--ppo.zzz", "1"], "unknown key 'ppo.zzz'"),
         ("train", ["--output-dir", "{new}", "--config", "no.yaml"], "cannot read no.yaml"),
         ("train", ["--output-dir", "{new}", "--resume"], "holds no run to resume"),
+        ("sweep", ["no.yaml", "--output-dir", "{new}"], "there is no file no.yaml"),
         ("evaluate", ["--run", "{new}"], "holds no run"),
         ("evaluate", ["--run", "{run}", "--games", "chess"], "unknown name 'chess'"),
         ("evaluate", [], "give either --run FOLDER or --model NAME"),
