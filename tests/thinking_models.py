@@ -1,5 +1,6 @@
 """A decoder so small that everything it can think may be enumerated, shared by tests."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -24,8 +25,8 @@ PROMPTS = [[0, 6, 2, 3, 4], [0, 6, 2, 5], [0, 6, 2, 5, 5, 4]]
 RESPONSES = spell([b"ab", b"cd"], index_pieces(PIECES), [STOP], 2)
 
 
-def decoder(seed=0):
-    """(config, definition, weights) of a random Gemma 3 of seven tokens."""
+def decoder(seed=0, **sizes):
+    """(config, definition, weights) of a random decoder of seven tokens, Gemma 3 unless told."""
     config = DecoderConfig(
         family="gemma3",
         vocab_size=len(PIECES),
@@ -40,6 +41,7 @@ def decoder(seed=0):
         query_scale=0.35,
         final_softcap=3.0,
     )
+    config = dataclasses.replace(config, **sizes)
     random = np.random.default_rng(seed)
     parts = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(Decoder.abstract(config)[1])[0]:
@@ -49,9 +51,9 @@ def decoder(seed=0):
     return config, *assemble(config, parts, "float32")
 
 
-def thinker(thoughts, chunks=1, room=ROOM, dropout=0.0):
+def thinker(thoughts, chunks=1, room=ROOM, dropout=0.0, **sizes):
     """A thinking policy, its weights, its prompts in so many trees, and noisy parameters."""
-    config, definition, weights = decoder()
+    config, definition, weights = decoder(**sizes)
     around = Thinking(room, thoughts, "", "", "", (STOP,), CUE)
     lora = Lora(2, 4.0, dropout, ("q", "v", "down"))
     policy = ThinkingPolicy(config, definition, lora, thinking=around)

@@ -178,10 +178,9 @@ class Decoder(nnx.Module):
             def step(carry, layer):
                 x, lent = carry
                 block, kind = self.block(name, layer), layer.is_global
-                mask, *angles = sight.masks[kind], sin[kind], cos[kind]
-                q, made = block.project(x, *angles, layer.adapter)
+                q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
                 k, v = made or lent[keys_from(name)]
-                heads = block.attention(q, k, v, sight.keys, mask)
+                heads = block.attention(q, k, v, sight.keys, sight.masks[kind])
                 x = block.finish(x, heads, layer.adapter, layer.beside)
                 return (x, lent | ({name: made} if name in lent else {})), None
 

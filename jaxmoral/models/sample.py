@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from jaxmoral.language.prompt_tree import PromptTree, sight
 from jaxmoral.models.block import rotary_angles
@@ -151,16 +150,14 @@ def _prefill(
     tokens, positions = jnp.asarray(tree.tokens), jnp.asarray(tree.positions)
 
     def step_of(name):
-        definition = nnx.graphdef(model.stack(name))
         sin, cos = rotary_angles(config, positions, config.stacks[name].head_dim)
 
         def step(carry, layer):
             x, lent = carry
-            block, kind = nnx.merge(definition, layer.weights), layer.is_global
+            block, kind = model.block(name, layer), layer.is_global
             q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
-            heads = block.attention(
-                q, *(made or lent[keys_from(name)]), seen.keys, seen.masks[kind]
-            )
+            k, v = made or lent[keys_from(name)]
+            heads = block.attention(q, k, v, seen.keys, seen.masks[kind])
             x = block.finish(x, heads, layer.adapter, layer.beside)
             lent = lent | ({name: made} if name in lent else {})
             return (x, lent), None if made is None else Cache(*made)
@@ -209,12 +206,12 @@ def _decode(
     by_prompt = lambda y: y.reshape(num_prompts, branches, *y.shape[1:])
 
     def step_of(name):
-        definition, stack = nnx.graphdef(model.stack(name)), config.stacks[name]
+        stack = config.stacks[name]
         sin, cos = rotary_angles(config, jnp.repeat(positions, branches), stack.head_dim)
 
         def step(carry, numbered):
             (x, own), (layer, index) = carry, numbered
-            block, kind = nnx.merge(definition, layer.weights), layer.is_global
+            block, kind = model.block(name, layer), layer.is_global
             q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
             if made is None:
                 lender, index = keys_from(name), -1
