@@ -137,8 +137,8 @@ class Decoder(nnx.Module):
         definition, weights = nnx.split(self.stack(name))
         if isinstance(layer.weights, nnx.State):
             return nnx.merge(definition, layer.weights)
-        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.weights, keepdims=False)
-        return nnx.merge(definition, jax.tree.map(at, weights))
+        read = partial(jax.lax.dynamic_index_in_dim, index=layer.weights, keepdims=False)
+        return nnx.merge(definition, jax.tree.map(read, weights))
 
     def hidden(
         self,
@@ -171,8 +171,8 @@ class Decoder(nnx.Module):
             def step(carry, layer):
                 x, lent = carry
                 block, kind = self.block(name, layer), layer.is_global
-                mask, *angles = sight.masks[kind], sin[kind], cos[kind]
-                q, made = block.project(x, *angles, layer.adapter)
+                mask, sines, cosines = sight.masks[kind], sin[kind], cos[kind]
+                q, made = block.project(x, sines, cosines, layer.adapter)
                 k, v = made or lent[keys_from(name)]
                 heads = block.attention(q, k, v, sight.keys, mask)
                 x = block.finish(x, heads, layer.adapter, layer.beside)
