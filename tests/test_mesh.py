@@ -69,10 +69,10 @@ def one_device(flags, tmp_path_factory):
     return folder, {name: numbers(trained) for name, trained in (alone | many).items()}, firsts
 
 
-# What the tiny model has not: biases and an output head of its own; layers of several shapes.
+# What the tiny model has not: biases and an output head of its own.
 BIASED = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
 BIASED |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
-OTHERS = {"biased": BIASED, "sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
+OTHERS = {"biased": BIASED}
 
 
 @pytest.fixture(scope="module")

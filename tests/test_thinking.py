@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from thinking_models import CUE, PROMPTS, RESPONSES, ROOM, every_thought, everywhere, thinker
+from tiny_model import SHARING
 
 from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.language.prompt_tree import pack, sight
@@ -120,6 +121,25 @@ def test_thoughts_come_as_often_as_their_probability(enumerated, chunks):
     assert (np.abs(tables.mean(0) - expected) < error).all()
     alike = (thoughts.tokens[:, :, 0] == thoughts.tokens[:, :, 1]).all(-1).mean()
     assert alike < 0.5  # a prompt's thoughts differ
+
+
+def test_layers_that_differ_sample_what_their_tree_says():
+    """Shared keys and values, two head sizes: every thought as often as the tree's probability."""
+    sizes = SHARING | {"num_layers": 6, "global_layers": (False, True) * 3, "num_shared": 2}
+    sizes |= {"per_layer_dim": 0}
+    policy, weights, inputs, trainable = thinker(thoughts=every_thought()[1].size, **sizes)
+    reading = policy.bind(weights, inputs).read(trainable, everywhere())
+    probabilities = np.exp(reading.tokens.sum(-1))
+    few, _, inputs, _ = thinker(thoughts=6, **sizes)
+    think = jax.jit(lambda key: few.bind(weights, inputs).think(trainable, key))
+    thoughts = jax.lax.map(think, jax.random.split(jax.random.key(0), 400))
+    tokens, lengths = every_thought()
+    for prompt in range(len(PROMPTS)):
+        rows = np.asarray(thoughts.tokens[:, prompt]).reshape(-1, ROOM)
+        for row, p in zip(tokens[0], probabilities[prompt], strict=True):
+            p = float(p)
+            share = (rows == row).all(-1).mean()
+            assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / len(rows)) + 1e-6
 
 
 def test_draws_follow_their_distribution():

@@ -144,8 +144,8 @@ class Decoder(nnx.Module):
         definition, weights = nnx.split(self.stack(name))
         if isinstance(layer.weights, nnx.State):
             return nnx.merge(definition, layer.weights)
-        at = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.weights, keepdims=False)
-        return nnx.merge(definition, jax.tree.map(at, weights))
+        read = partial(jax.lax.dynamic_index_in_dim, index=layer.weights, keepdims=False)
+        return nnx.merge(definition, jax.tree.map(read, weights))
 
     def hidden(
         self,
