@@ -155,8 +155,8 @@ def _chat(folder: Path, seed: int) -> None:
                 print(texts[last.prompt])
             elif agent.model is not None:
                 before = spoken.before[last.prompt][last.thought]
-                question, own = QUESTIONS[word], next(keys)
-                print(explain(run, match, last, before=before, question=question, key=own))
+                question, fresh = QUESTIONS[word], next(keys)
+                print(explain(run, match, last, before=before, question=question, key=fresh))
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:
