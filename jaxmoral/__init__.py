@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from jaxmoral.config import Config, load, load_members, parse
     from jaxmoral.errors import UserError
     from jaxmoral.learning.trained import TrainedAgent
+    from jaxmoral.measuring.choices import choose
     from jaxmoral.measuring.evaluation import evaluate_agent
     from jaxmoral.measuring.opened import open_run
     from jaxmoral.measuring.results import table
+    from jaxmoral.measuring.scenarios import evaluate_scenarios
     from jaxmoral.world.games import GAMES, Game, get_game, make_game, make_group_game, register
     from jaxmoral.world.machines import Opponent, machine, memory_one, memoryless
     from jaxmoral.world.opponents import OPPONENTS
@@ -24,9 +26,11 @@ _HOMES = {
     "config": ("Config", "load", "load_members", "parse"),
     "errors": ("UserError",),
     "learning.trained": ("TrainedAgent",),
+    "measuring.choices": ("choose",),
     "measuring.evaluation": ("evaluate_agent",),
     "measuring.opened": ("open_run",),
     "measuring.results": ("table",),
+    "measuring.scenarios": ("evaluate_scenarios",),
     "world.games": ("GAMES", "Game", "get_game", "make_game", "make_group_game", "register"),
     "world.machines": ("Opponent", "machine", "memory_one", "memoryless"),
     "world.opponents": ("OPPONENTS",),
@@ -44,7 +48,9 @@ __all__ = [
     "Opponent",
     "TrainedAgent",
     "UserError",
+    "choose",
     "evaluate_agent",
+    "evaluate_scenarios",
     "get_game",
     "load",
     "load_members",

@@ -155,8 +155,8 @@ def _chat(folder: Path, seed: int) -> None:
                 print(texts[last.prompt])
             elif agent.model is not None:
                 before = spoken.before[last.prompt][last.thought]
-                question, fresh = QUESTIONS[word], next(keys)
-                print(explain(run, match, last, before=before, question=question, key=fresh))
+                question, own_key = QUESTIONS[word], next(keys)
+                print(explain(run, match, last, before=before, question=question, key=own_key))
             else:
                 print("This agent is a table of probabilities; it has no words.")
         else:
@@ -178,7 +178,8 @@ def explain(
     model, lora = run.agent.model, run.agent.lora
     assert model is not None
     assert lora is not None
-    prompter = Prompter(model, run.config.prompt.template)
+    settings = run.config.prompt
+    prompter = Prompter(model, settings.template, switch=settings.thinking)
     shown = Condition(match.game, run.agent.presentation)
     text = run.agent.prompter.texts(shown)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]

@@ -1,6 +1,8 @@
 """The command `python -m jaxmoral.evaluate`: measure an agent on every game at once."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,18 @@ from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command, split_outside
+from jaxmoral.language.prompts import PERSONAS
+from jaxmoral.language.scenarios import LABEL_SETS, read_suite
+from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
+from jaxmoral.language.texts import BUILTIN
 from jaxmoral.learning.run_folder import is_population, member_names
 from jaxmoral.learning.saved import Which, load_population, update_of
+from jaxmoral.measuring.beyond import Asked, check, measure_beyond
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation
 from jaxmoral.measuring.results import summary, table
+from jaxmoral.measuring.source import Loaded, load_source
 from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.reporting.evaluated import keep_and_draw
 from jaxmoral.world.games import GAMES, SETS
@@ -45,6 +53,34 @@ def main() -> None:
         "--opponents", help=f"comma-separated names: {', '.join(OPPONENTS)}, 'random(0.3)', ..."
     )
     parser.add_argument("--suites", help=f"comma-separated names: {', '.join(SUITES)}; or all")
+    parser.add_argument(
+        "--scenarios",
+        help="comma-separated: suites of text dilemmas by name:"
+        f" {', '.join(SCENARIO_SUITES)}, or files (.yaml, .jsonl; GT-HarmBench, MoralChoice and"
+        " ETHICS as .csv)",
+    )
+    parser.add_argument(
+        "--scenario-persona",
+        metavar="PERSONA",
+        help=f"what goes before scenarios: {', '.join(PERSONAS)}, a file or a text; the"
+        " configuration's without it",
+    )
+    parser.add_argument(
+        "--label-sets",
+        help=f"comma-separated names of what options are called: {', '.join(LABEL_SETS)}; all"
+        " without it",
+    )
+    parser.add_argument("--tags", help="comma-separated tags that are counted; all without it")
+    parser.add_argument(
+        "--skip-bad-items",
+        action="store_true",
+        help="leave out, and say, the items of files that cannot be used",
+    )
+    parser.add_argument(
+        "--retention",
+        metavar="TEXTS",
+        help=f"texts on which base and tuned are compared: {BUILTIN}, or a .txt or .jsonl file",
+    )
     parser.add_argument("--protocols", help="comma-separated: exact, long-run, sampled, paper")
     parser.add_argument(
         "--update",
@@ -94,20 +130,18 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError("--update: an untrained model has no checkpoints; leave it out")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
+    asked = _beyond(arguments)
     cluster.start()
     use_compilation_cache()
-    chosen = {
+    chosen: dict[str, Any] = {
         name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
         for name in ("games", "opponents", "suites", "protocols")
     }
+    chosen |= {"thinking": arguments.thinking, "thoughts_of": arguments.thoughts_of}
     if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
-        _evaluate_members(
-            run,
-            chosen | {"thinking": arguments.thinking, "thoughts_of": arguments.thoughts_of},
-            update=update,
-        )
+        _evaluate_members(run, chosen, asked, update=update)
         return
     if output is None and run is not None:
         output = _file_of(run, update)
@@ -116,19 +150,45 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     source = run
     if source is None:
         source = configs.load(None, ["--model.source", arguments.model, *flags])
-    evaluation = evaluate_agent(
-        source,
-        **chosen,
-        update=update,
-        thinking=arguments.thinking,
-        thoughts_of=arguments.thoughts_of,
-    )
+    evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return
     picture = None if output is None else keep_and_draw(evaluation, output)
     print(table(evaluation))
     if picture is not None:
         print(f"wrote {output} and {picture}")
+
+
+def _beyond(arguments: argparse.Namespace) -> Asked:
+    """What is asked for beyond games; files are read now."""
+    listed = lambda text: None if text is None else split_outside(text, ",")
+    suites = []
+    for source in listed(arguments.scenarios) or ():
+        suite, lost = read_suite(source, arguments.skip_bad_items)
+        suites.append(suite)
+        _say_lost(lost)
+    asked = Asked(
+        suites=suites,
+        persona=arguments.scenario_persona,
+        label_sets=listed(arguments.label_sets) or tuple(LABEL_SETS),
+        tags=listed(arguments.tags),
+        skip=arguments.skip_bad_items,
+        retention=arguments.retention,
+    )
+    check(asked)
+    return asked
+
+
+def _say_lost(lost: Sequence[str]) -> None:
+    for line in lost:
+        print(f"left out: {line}", file=sys.stderr)
+
+
+def _evaluate(loaded: Loaded, chosen: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    evaluation = evaluate_agent(loaded, **chosen)
+    beyond, lost = measure_beyond(loaded, asked)
+    _say_lost(lost)
+    return evaluation | beyond
 
 
 def _file_of(folder: Path, update: Which) -> Path:
@@ -140,11 +200,11 @@ def _file_of(folder: Path, update: Which) -> Path:
     return path
 
 
-def _evaluate_members(home: Path, chosen: dict[str, Any], *, update: Which) -> None:
+def _evaluate_members(home: Path, chosen: dict[str, Any], asked: Asked, *, update: Which) -> None:
     lines = []
     files = {name: _file_of(home / name, update) for name in member_names(home)}
     for folder, member in load_population(home, update):
-        evaluation = evaluate_agent(member, **chosen)
+        evaluation = _evaluate(load_source(member), chosen, asked)
         if cluster.is_first():
             file = files[folder.name]
             keep_and_draw(evaluation, file)

@@ -58,7 +58,14 @@ def export(run: Path, kind: str, output: Path, *, with_card: bool = False) -> Lo
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save((scratch / "params").resolve(), trainable)
         elif kind == "peft":
-            save_peft(scratch, trainable["adapter"], lora, model.source, module=model.module)
+            save_peft(
+                scratch,
+                model.config,
+                trainable["adapter"],
+                lora,
+                model.source,
+                module=model.module,
+            )
             head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
             safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
             if with_card:

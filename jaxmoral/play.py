@@ -81,10 +81,10 @@ def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> tuple[S
     if not is_run(other):
         machine = machine_side(arguments.against, find_opponent(config, arguments.against, game))
     use_compilation_cache()
-    ours = agent_side(arguments.run.name, load_trained(arguments.run), game)
+    ours = agent_side(arguments.run.name, load_trained(arguments.run), game, seed=arguments.seed)
     if machine is not None:
         return ours, machine
-    return ours, agent_side(other.name, load_trained(other), mirror(game))
+    return ours, agent_side(other.name, load_trained(other), mirror(game), seed=arguments.seed)
 
 
 def _tables(config: Config, game: Game) -> dict[str, np.ndarray]:

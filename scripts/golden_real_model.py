@@ -32,6 +32,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxmoral.language.prompts import Presentation, all_prompts
+from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
@@ -79,13 +80,13 @@ def beginnings() -> list[str]:
     return [*shown, *BEGINNINGS]
 
 
-def adapter(linear_shapes: dict[str, tuple[int, int]], num_layers: int) -> dict:
+def adapter(config: DecoderConfig) -> dict:
     """A random adapter that changes what the model says."""
     random = np.random.default_rng(0)
     found = {}
     for target in LORA.targets:
-        sides = dict(zip("ab", linear_shapes[target], strict=True))
-        shape = num_layers, LORA.rank
+        sides = dict(zip("ab", config.stacks[""].linear_shapes[target], strict=True))
+        shape = config.num_layers, LORA.rank
         found[target] = {
             side: 0.03 * random.standard_normal((*shape, size), np.float32)
             for side, size in sides.items()
@@ -197,10 +198,10 @@ def compute(scratch: Path) -> dict[str, Any]:
     stops = real.stop_tokens()
     found["greedy"] = np.array([continuation(twin, ids, stops) for ids in prompts], np.int32)
 
-    weights = adapter(real.config.linear_shapes, real.config.num_layers)
+    weights = adapter(real.config)
     for name in ("adapter", "merged"):
         (scratch / name).mkdir()
-    save_peft(scratch / "adapter", weights, LORA, "gemma3-270m")
+    save_peft(scratch / "adapter", real.config, weights, LORA, "gemma3-270m")
     save_merged(scratch / "merged", real, weights, LORA)
     found["adapter_files"] = digest_of_adapter(scratch / "adapter")
     adapted = PeftModel.from_pretrained(twin, scratch / "adapter").eval()

@@ -44,7 +44,7 @@ from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import Decoder
-from jaxmoral.models.sizes import num_adapter_parameters, num_parameters
+from jaxmoral.models.sizes import num_adapter_parameters, weight_bytes
 from jaxmoral.world.games import get_game
 
 MODELS = runpy.run_path(str(Path(__file__).parent / "size_table.py"))["MODELS"]
@@ -53,6 +53,7 @@ RANK = 64
 NODES, KEYS, ROWS = 572, 192, 48
 EFFICIENCY = 0.5  # of the peak that large products are taken to reach
 
+SEVERAL = ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B")  # on several meshes
 CASES = [
     (1, (1, 1, 1)),
     (1, (1, 1, 8)),
@@ -89,7 +90,7 @@ def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, pr
     mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
     layout = Layout(mesh, side_by_side=members > 1)
     definition, weights = Decoder.abstract(config, layout)
-    lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(RANK, 32.0, 0.0, config.linear_names)
     policy = LanguagePolicy(config, definition, lora, layout=layout)
     experiment = parse({"model": {"source": "tabular"}})
     condition = Condition(get_game("ipd"), Presentation())
@@ -124,10 +125,14 @@ def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, pr
         return shaped(tree, jax.tree.map(lambda _: lead, tree))
 
     state_where = shardings(state, layout, state_prefix(False, several))
+    prompts = prompter.inputs([[condition]])
+    if config.per_layer_dim:  # what layers would look up
+        size = config.num_layers * config.per_layer_dim
+        prompts = prompts._replace(rows=np.zeros((*prompts.tree.tokens.shape, size), np.float32))
     inputs = UpdateInputs(
         key=per_member(keys if several else keys[0]),
         frozen=shaped(weights, shardings(weights, layout)),
-        prompts=shaped(prompter.inputs([[condition]])),
+        prompts=shaped(prompts),
         reference=shaped(jax.ShapeDtypeStruct((1, 16, 3), jnp.float32)),
         environment=per_member(stack_environments([environment(experiment)] * members)),
         settings=per_member(stack_members([adjustable(experiment.ppo)] * members)),
@@ -175,16 +180,16 @@ def count(config: DecoderConfig, sizes: tuple[int, int, int], members: int) -> t
     """FLOPs and bytes of memory traffic of an update; see the assumptions on the page."""
     data, fsdp, tensor = sizes
     places = data * fsdp
-    matrices = config.num_layers * sum(i * o for i, o in config.linear_shapes.values())
+    matrices = sum(i * o for i, o in config.every_linear)
     embedding = config.vocab_size * config.embed_dim
-    lora = Lora(RANK, 32.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(RANK, 32.0, 0.0, config.linear_names)
     adapter = num_adapter_parameters(config, lora)
-    width = config.num_heads * config.head_dim
-    attention = 3 * 4 * NODES * KEYS * width * config.num_layers
+    width = sum(config.every_width)
+    attention = 3 * 4 * NODES * KEYS * width
     agent = 4 * NODES * matrices + 6 * NODES * adapter + 4 * ROWS * embedding + attention
     share = members / places  # a single agent's nodes are split like members
-    outputs = sum(o for _, o in config.linear_shapes.values()) + width + config.embed_dim
-    kept = 2 * NODES * config.num_layers * outputs  # bytes, written once and read twice
+    outputs = sum(o for _, o in config.every_linear) + width + config.num_layers * config.embed_dim
+    kept = 2 * NODES * outputs  # bytes, written once and read twice
     weights = 2 * 2 * (matrices + embedding) / tensor  # bytes, once forward and once backward
     state = 4 * 7 * adapter  # parameters, gradient and two moments: read, and written but one
     heads = 4 * 4 * ROWS * config.vocab_size
@@ -270,6 +275,24 @@ print(held + 1024 * (status("VmHWM") - before))
     return int(done.stdout.split()[-1])
 
 
+def print_eighths(prompter: Prompter) -> None:
+    """The account of every other model, its layers split over eight devices."""
+    print(
+        "\nThe same of one member of the other models with every layer split over eight devices"
+        " (1, 1, 8), and the chips of which eight hold it.\n"
+    )
+    print("| model | arguments | temporary | total | eight of |")
+    print("|---" * 5 + "|")
+    for name, config in MODELS.items():
+        if name in SEVERAL:
+            continue
+        held, made, _, _ = account(config, (1, 1, 8), 1, prompter)
+        held -= weight_bytes(config, 2) / 8
+        enough = ", ".join(chip for chip in CHIPS if held + made < CHIPS[chip].memory)
+        cells = " | ".join(f"{part / GIB:.2f}" for part in (held, made, held + made))
+        print(f"| {name} | {cells} | {enough or 'none'} |", flush=True)
+
+
 def print_memory(prompter: Prompter, small: DecoderConfig) -> None:
     print("## Memory of an update\n")
     print(
@@ -281,12 +304,12 @@ def print_memory(prompter: Prompter, small: DecoderConfig) -> None:
     )
     print("| model | members | data, fsdp, tensor | arguments | temporary | total | FLOPs |")
     print("|---" * 7 + "|")
-    for name in ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"):
+    for name in SEVERAL:
         alone = 0.0
         for members, sizes in CASES:
             held, made, flops, _ = account(MODELS[name], sizes, members, prompter)
             alone = alone or flops
-            held -= 2 * num_parameters(MODELS[name]) / (sizes[1] * sizes[2])
+            held -= weight_bytes(MODELS[name], 2) / (sizes[1] * sizes[2])
             ratio = flops * np.prod(sizes) / (alone * members)
             shown = ", ".join(map(str, sizes))
             print(
@@ -294,6 +317,7 @@ def print_memory(prompter: Prompter, small: DecoderConfig) -> None:
                 f" {(held + made) / GIB:.2f} | {ratio:.2f} |",
                 flush=True,
             )
+    print_eighths(prompter)
     held, made, _, _ = account(small, (1, 1, 1), 1, prompter)
     real = measured()
     print(
@@ -358,12 +382,12 @@ def print_time(prompter: Prompter) -> None:
         (1, "v5e", (1, 1, 8)),
         (1, "v5e", (1, 8, 1)),
     ]
-    for name in ("Gemma 2 2B", "Gemma 2 9B", "Gemma 2 27B"):
+    for name in SEVERAL:
         for members, chip, sizes in cases:
             links = account(MODELS[name], sizes, members, prompter).sent
             counts = Counts(*count(MODELS[name], sizes, members), sum(links.values()))
             seconds, dominant = time_of(counts, CHIPS[chip])
-            weights = 2 * num_parameters(MODELS[name]) / (sizes[1] * sizes[2])
+            weights = weight_bytes(MODELS[name], 2) / (sizes[1] * sizes[2])
             if weights > CHIPS[chip].memory:
                 continue
             shown = ", ".join(map(str, sizes))

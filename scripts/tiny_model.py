@@ -23,9 +23,36 @@ from jaxmoral.models.load import LoadedModel, assemble
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.model import Decoder
+from jaxmoral.models.rows import RowTable
 from jaxmoral.world.games import get_game
 
 LABELS = ("X", "Y")
+# Sizes of a tiny Gemma 4 whose layers differ: in periods, the last ones without keys of their own.
+SHARING = {
+    "family": "gemma4",
+    "num_layers": 12,
+    "global_layers": (False, False, True) * 4,
+    "query_scale": 1.0,
+    "head_dim_global": 32,
+    "num_kv_heads": 1,
+    "num_kv_heads_global": 1,
+    "rope_base_global": 1e6,
+    "rope_share": 0.25,
+    "value_norm": True,
+    "layer_scalars": True,
+    "num_shared": 6,
+    "mlp_dim_shared": 256,
+    "per_layer_dim": 8,
+}
+# The same with keys that are values, and experts.
+EXPERTS = {name: value for name, value in SHARING.items() if "shared" not in name} | {
+    "per_layer_dim": 0,
+    "num_kv_heads": 2,
+    "keys_are_values": True,
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "expert_dim": 32,
+}
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 _CONTROL, _BYTE, _NORMAL = 3, 6, 1
 
@@ -75,10 +102,18 @@ def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]:
         name = ".".join(str(key.key) for key in path if hasattr(key, "key"))
         noise = random.standard_normal(leaf.shape, np.float32)
-        scale = 1 + 0.3 * noise if name.endswith(".scale") else 0.15 * noise
-        parts.append((name, ..., scale))
+        is_scale = name.endswith((".scale", "_scale", "_scalar"))
+        weight = 1 + 0.3 * noise if is_scale else 0.15 * noise
+        if name.endswith("q_norm.scale") and config.query_scale == 1:
+            weight *= config.head_dim**-0.5  # as trained ones do; sharper attention is chaotic
+        parts.append((name, ..., weight))
     definition, weights = assemble(config, parts, "float32")
-    model = LoadedModel("tiny", "", config, definition, weights, tokenizers.build(words))
+    beside = None
+    if config.per_layer_dim:
+        shape = config.vocab_size, config.num_layers * config.per_layer_dim
+        beside = RowTable(random.standard_normal(shape, np.float32))
+    tokenizer = tokenizers.build(words)
+    model = LoadedModel("tiny", "", config, definition, weights, tokenizer, beside=beside)
     folder.mkdir(parents=True, exist_ok=True)
     save_merged(folder, model, {}, Lora(1, 1.0, 0.0, ()))
 

@@ -15,6 +15,7 @@ import gc
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -24,11 +25,14 @@ import pytest
 import torch
 import transformers
 from compiling import compile_quickly
+from flax import nnx
 
 from jaxmoral.config import MeshConfig
 from jaxmoral.devices.mesh import make_layout
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models import load as gemma_load
+from jaxmoral.models.config import DecoderConfig
+from jaxmoral.models.rows import RowTable
 
 gemma_load.use_compilation_cache()
 torch.set_num_threads(1)  # of tiny models; more would wait for each other
@@ -103,6 +107,20 @@ ROPE = {"full_attention": SCALED, "sliding_attention": {"rope_type": "default", 
 # Frequencies that turn once to four times in eight positions are mixed, the slower ones divided.
 RAMP = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 RAMP |= {"rope_theta": 50.0, "original_max_position_embeddings": 8}
+# Gemma 4: two head sizes, keys that are values; layers that share them; experts.
+WIDE = {"num_global_key_value_heads": 1, "attention_k_eq_v": True, "global_head_dim": 32}
+GEMMA4 = {**SIZES, "head_dim": 16, "sliding_window": 4, "final_logit_softcapping": 3.0}
+GEMMA4 |= {"vocab_size_per_layer_input": 96, "hidden_size_per_layer_input": 0}
+PERIODS = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+PERIODIC = {**GEMMA4, **WIDE, "num_hidden_layers": 6, "layer_types": PERIODS}
+SHARING = {**GEMMA4, "num_hidden_layers": 10, "num_kv_shared_layers": 5, "global_head_dim": 32}
+SHARING |= {"layer_types": (["sliding_attention"] * 4 + ["full_attention"]) * 2}
+SHARING |= {"use_double_wide_mlp": True, "hidden_size_per_layer_input": 8}
+SHARING |= {"num_key_value_heads": 1}
+EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+EXPERTS |= {"moe_intermediate_size": 20}
+TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+TOWER |= {"num_key_value_heads": 2, "intermediate_size": 16, "position_embedding_size": 16}
 CONFIGS = {
     "gemma": lambda: transformers.GemmaConfig(**SIZES),
     "gemma2": lambda: transformers.Gemma2Config(
@@ -133,20 +151,30 @@ CONFIGS = {
         tie_word_embeddings=True,
         attention_bias=True,
     ),
+    "gemma4": lambda: transformers.Gemma4TextConfig(**PERIODIC),
+    "gemma4-sharing": lambda: transformers.Gemma4TextConfig(**SHARING),
+    "gemma4-experts": lambda: transformers.Gemma4TextConfig(**PERIODIC, **EXPERTS),
+    "gemma4-vision": lambda: transformers.Gemma4Config(text_config=SHARING, vision_config=TOWER),
+    "gemma4-unified": lambda: transformers.Gemma4UnifiedTextConfig(
+        **{name: value for name, value in PERIODIC.items() if "per_layer_input" not in name}
+    ),
 }
+VISION_KINDS = ("gemma3-vision", "gemma4-vision")
 ADDS_ONE = ("gemma", "gemma2", "gemma3", "gemma3_text")  # to the norms' weights
 
 
 def random_twin(config) -> torch.nn.Module:
     """A random torch model with norms far from 1 and biases far from 0."""
     torch.manual_seed(0)
-    vision = isinstance(config, transformers.Gemma3Config)
+    vision = hasattr(config, "vision_config")
     kinds = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
     twin = kinds[vision].from_config(config).eval()
     with torch.no_grad():
-        for name, parameter in twin.named_parameters():
-            scale = 0.3 if "norm" in name else 0.2
-            middle = 1.0 if "norm" in name and config.model_type not in ADDS_ONE else 0.0
+        scalars = (pair for pair in twin.named_buffers() if pair[0].endswith("layer_scalar"))
+        for name, parameter in [*twin.named_parameters(), *scalars]:
+            is_scale = "norm" in name or name.endswith(("scale", "scalar"))
+            scale = 0.3 if is_scale else 0.2
+            middle = 1.0 if is_scale and config.model_type not in ADDS_ONE else 0.0
             parameter.copy_(middle + scale * torch.randn_like(parameter))
     return twin
 
@@ -158,12 +186,26 @@ def save_tiny(kind: str, folder: Path, max_shard_size: str = "30KB") -> torch.nn
     return twin
 
 
-def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = None):
-    """(config, definition, weights) of a checkpoint without a tokenizer."""
+class Tiny(NamedTuple):
+    """A checkpoint without a tokenizer."""
+
+    config: DecoderConfig
+    definition: nnx.GraphDef
+    weights: nnx.State
+    beside: RowTable | None
+
+    def rows(self, tokens):
+        """What the layers look up of each token, if they do."""
+        return None if self.beside is None else self.beside.read(tokens)
+
+
+def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = None) -> Tiny:
+    """Reads a checkpoint without a tokenizer."""
     described = hf_config.describe(folder)
     config = dataclasses.replace(described.config, quantisation=quantisation)
     parts = huggingface.weights(folder, config)
-    return config, *gemma_load.assemble(config, parts, dtype)
+    made = gemma_load.assemble(config, parts, dtype)
+    return Tiny(config, *made, huggingface.beside(folder, config))
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +213,7 @@ def tiny(tmp_path_factory):
     """(config, definition, weights, torch twin) of a random Gemma 3 with non-trivial norms."""
     folder = tmp_path_factory.mktemp("tiny")
     twin = save_tiny("gemma3", folder)
-    return *load_tiny(folder), twin
+    return *load_tiny(folder)[:3], twin
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_every_shipped_configuration_loads():
         (["--ppo.gamma", "1.5"], "ppo.gamma: input should be less than or equal to 1"),
         (["--reward.xi", ".nan"], "reward.xi: input should be"),
         (["--model.dtype", "int8"], "'auto', 'float32' or 'bfloat16', got 'int8'"),
-        (["--lora.targets", "[q, z]"], "'q', 'k', 'v', 'o', 'gate', 'up' or 'down', got 'z'"),
+        (["--lora.targets", "[q, z]"], "'q', .*, 'layer_gate' or 'layer_out', got 'z'"),
         (["--lora.targets", "[]"], "lora.targets: .* at least 1 item"),
         (["--prompt.labels", "[A]"], "prompt.labels"),
         (["--ppo.minibatches", "7"], "ppo.minibatches: 7 does not divide"),

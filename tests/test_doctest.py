@@ -8,13 +8,24 @@ import pytest
 
 import jaxmoral
 
+CALLABLE = [name for name in jaxmoral.__all__ if callable(getattr(jaxmoral, name))]
+ASK_THE_MODEL = ("choose", "evaluate_scenarios")
 
-@pytest.mark.parametrize(
-    "name", [name for name in jaxmoral.__all__ if callable(getattr(jaxmoral, name))]
-)
+
+@pytest.mark.parametrize("name", [name for name in CALLABLE if name not in ASK_THE_MODEL])
 def test_an_example_does_what_it_says(name, tmp_path):
+    run_example(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ASK_THE_MODEL)
+@pytest.mark.usefixtures("real")
+def test_an_example_that_asks_the_model_does_what_it_says(name, tmp_path):
+    run_example(name, tmp_path)
+
+
+def run_example(name, folder):
     shown = getattr(jaxmoral, name).__doc__
-    names = {"jaxmoral": jaxmoral, "np": np, "folder": tmp_path / "run"}
+    names = {"jaxmoral": jaxmoral, "np": np, "folder": folder / "run"}
     example = doctest.DocTestParser().get_doctest(shown, names, name, None, None)
     assert example.examples
     said = []

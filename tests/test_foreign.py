@@ -86,6 +86,20 @@ def test_an_untied_model_without_a_head_is_refused(make, kind):
         load_tiny(folder)
 
 
+def test_keys_and_values_that_a_layer_takes_from_another_are_passed_over(make):
+    """Published checkpoints have them in layers that share; in others they are unexpected."""
+    folder = make("gemma4-sharing")
+    expected = theirs(folder)
+    parts = ("k_proj", "v_proj", "k_norm")
+    names = [f"model.layers.9.self_attn.{part}.weight" for part in parts]
+    rewrite(folder, lambda tensors: tensors.update({name: torch.ones(3) for name in names}))
+    np.testing.assert_allclose(ours(folder), expected, atol=1e-4)
+    wrong = "model.layers.9.self_attn.o_bias.weight"
+    rewrite(folder, lambda tensors: tensors.update({wrong: torch.ones(3)}))
+    with pytest.raises(UserError, match=f"unexpected tensor {wrong}"):
+        load_tiny(folder)
+
+
 @pytest.mark.parametrize("name", ["v_head.summary.weight", "model.audio_tower.norm.weight"])
 def test_a_tensor_outside_the_text_model_is_refused_by_name(make, name):
     folder = make("gemma3-vision")
@@ -98,6 +112,8 @@ def test_a_tensor_outside_the_text_model_is_refused_by_name(make, name):
 
 NEAR = {"rope_type": "default", "rope_theta": 1e4}
 LINEAR = {"rope_type": "linear", "factor": 4.0}
+HALF = {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 50.0}
+STRETCHED = HALF | {"factor": 4.0}
 RAMP = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 0.5, "high_freq_factor": 3.0}
 RAMP |= {"original_max_position_embeddings": 12}
 
@@ -202,6 +218,10 @@ def test_rotary_settings_of_llamas_that_are_not_implemented(make, rope, message)
         ("qwen2", {"max_window_layers": 3, "layer_types": None}),
         ("qwen2", {"attention_bias": False, "use_mrope": False}),
         ("qwen3", {"rope_parameters": None, "rope_theta": 50.0, "rope_scaling": None}),
+        ("gemma4", {"use_bidirectional_attention": "vision", "num_experts": 8}),
+        ("gemma4", {"final_logit_softcapping": None, "query_pre_attn_scalar": 9}),
+        ("gemma4", {"rope_parameters": {"full_attention": HALF, "sliding_attention": NEAR}}),
+        ("gemma4-sharing", {"use_double_wide_mlp": True, "attention_k_eq_v": False}),
     ],
 )
 def test_keys_mean_what_they_mean_in_transformers(make, kind, changes):
@@ -236,6 +256,27 @@ def test_a_vision_model_has_no_cap_on_its_logits(make):
         ("qwen2", {"use_sliding_window": False}, "sliding_window None is not supported"),
         ("qwen3", {"head_dim": 31}, "is damaged"),
         ("qwen3", {"num_experts": 8}, "num_experts = 8 is not supported"),
+        ("gemma3", {"enable_moe_block": True}, "enable_moe_block = True is not supported"),
+        ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
+        ("gemma4", {"per_layer_config": {"2": {"head_dim": 32}}}, "per_layer_config .* one shape"),
+        (
+            "gemma4",
+            {"per_layer_config": {"0": {"intermediate_size": 8}}},
+            "per_layer_config: 0: intermediate_size = 8 is not supported",
+        ),
+        ("gemma4", {"query_scale": 0.5}, "query_scale = 0.5 is not supported"),
+        (
+            "gemma4-sharing",
+            {"vocab_size_per_layer_input": 128},
+            "vocab_size_per_layer_input 128 is not supported, only the same as vocab_size",
+        ),
+        (
+            "gemma4",
+            {"rope_parameters": {"full_attention": STRETCHED, "sliding_attention": NEAR}},
+            "factor = 4.0 is not supported",
+        ),
+        ("gemma4-sharing", {"num_kv_shared_layers": 9}, "damaged"),
+        ("gemma4-experts", {"top_k_experts": 9}, "experts_per_token cannot be 9"),
     ],
 )
 def test_other_keys_are_refused_by_name(make, kind, changes, message):

@@ -781,7 +781,8 @@ def adapter(tmp_path_factory, checkpoint):
     folder = tmp_path_factory.mktemp("adapter")
     config = hf_config.read_config(checkpoint)
     lora = Lora(2, 4.0, 0.0, ("q", "down"))
-    save_peft(folder, init_adapter(jax.random.key(0), config, lora), lora, "owner/name@main")
+    adapter = init_adapter(jax.random.key(0), config, lora)
+    save_peft(folder, config, adapter, lora, "owner/name@main")
     assert read_adapter(folder, config)[1] == lora
     return folder, config
 
@@ -791,7 +792,7 @@ def read_adapter(folder, config):
     assert lora.rank > 0
     assert lora.alpha > 0
     for target, pair in found.items():
-        inputs, outputs = config.linear_shapes[target]
+        inputs, outputs = config.stacks[""].linear_shapes[target]
         assert pair["a"].shape == (config.num_layers, lora.rank, inputs)
         assert pair["b"].shape == (config.num_layers, lora.rank, outputs)
     return found, lora

@@ -1,6 +1,8 @@
 """Gemma, its LoRA and its tokenizer against transformers and plain matrix algebra."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import golden_real_model
 import jax
@@ -11,12 +13,19 @@ import safetensors
 import torch
 from flax import nnx
 
+from jaxmoral import config as configs
 from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.learning.prompter import Prompter
+from jaxmoral.measuring.choices import choose
+from jaxmoral.measuring.retention import measure_retention
+from jaxmoral.measuring.source import load_source
 from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import save_peft
+from jaxmoral.models.tensor_names import LINEAR_NAMES
+
+ROOT = Path(__file__).parents[1]
 
 
 def log_probs(model, tokens, adapter=None, lora=None, dropout_key=None):
@@ -109,8 +118,8 @@ def test_greedy_equals_transformers_on_the_real_model(real, golden):
 def test_exports_of_the_real_model_speak_in_peft_and_transformers(real, golden, tmp_path):
     """Our log-probabilities with an adapter are those of the exported files, to 1e-3."""
     model, lora = (real.config, real.definition, real.weights), golden_real_model.LORA
-    adapter = golden_real_model.adapter(real.config.linear_shapes, real.config.num_layers)
-    save_peft(tmp_path, adapter, lora, "gemma3-270m")
+    adapter = golden_real_model.adapter(real.config)
+    save_peft(tmp_path, real.config, adapter, lora, "gemma3-270m")
     assert golden_real_model.digest_of_adapter(tmp_path) == str(golden["adapter_files"]), (
         f"exports are not what PEFT was given; run: {golden_real_model.COMMAND}"
     )
@@ -126,7 +135,8 @@ def test_exports_of_the_real_model_speak_in_peft_and_transformers(real, golden, 
     save_merged(tmp_path, real, adapter, lora)
     kernels = nnx.to_pure_dict(real.weights)["blocks"]
     with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as merged:
-        for target, name in LINEAR_NAMES.items():
+        for target in lora.targets:
+            name = LINEAR_NAMES[target]
             a, b = (adapter[target][side][-1].astype(np.float64) for side in "ab")
             expected = (kernels[target][-1] + lora.alpha / lora.rank * a.T @ b).T
             found = merged.get_tensor(f"model.layers.{real.config.num_layers - 1}.{name}.weight")
@@ -142,7 +152,7 @@ def random_adapter(config, lora):
 
 def test_lora_equals_merged_weights(tiny):
     config, definition, weights, _ = tiny
-    lora = Lora(3, 6.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(3, 6.0, 0.0, config.linear_names)
     adapter = random_adapter(config, lora)
     merged = nnx.to_pure_dict(weights)
     for name, pair in adapter.items():
@@ -237,3 +247,30 @@ def test_bfloat16_stays_close(tiny):
     assert ours.dtype == np.float32
     # Eight bits of mantissa through four layers with weights far larger than a trained model's.
     assert np.abs(np.exp(ours) - np.exp(exact)).max() < 0.1
+
+
+def test_options_of_the_real_model_are_products_of_next_token_probabilities(real):
+    """What torch agrees on, one sequence after the other, against the trie in its forest."""
+    text, options = "A friend lent you ten coins. What do you do?", ("keep them", "give them back")
+    found = choose(configs.parse({"model": {"dtype": "float32"}}), text, options)["base"]
+    prompter = Prompter(real, "plain")
+    ids, trie = prompter.tokens(text), prompter.options(options).trie
+    ways = [
+        [int(trie.edge_token[e]) for e in edges if e < trie.no_edge]
+        for edges in trie.spelling_edges
+    ]
+    rows = in_one_tree((real.config, real.definition, real.weights), [ids + way for way in ways])
+    ends = np.cumsum([len(ids) + len(way) for way in ways])
+    expected = np.full(len(options), -np.inf)
+    for end, way, action in zip(ends, ways, trie.spelling_action, strict=True):
+        likelihood = sum(rows[end - len(way) - 1 + i, token] for i, token in enumerate(way))
+        expected[action] = np.logaddexp(expected[action], likelihood)
+    np.testing.assert_allclose(np.log([found[o] for o in options]), expected, atol=1e-3)
+    assert sum(found.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_texts_of_the_retention_are_as_long_as_the_manual_says(real):
+    found = measure_retention(load_source(configs.Config()), "builtin")
+    number = re.search(r"reads ([\d,]+) tokens", (ROOT / "docs/scenarios.md").read_text())[1]
+    assert found["all"]["tokens"] == int(number.replace(",", "")) >= 5000
+    assert all(1 < row["perplexity"]["base"] < 60 for row in found.values())

@@ -30,7 +30,8 @@ class NoStops:
 def test_greedy_equals_torch_on_tiny_models(kind, tmp_path):
     """Prompts of different lengths, windows shorter than the prompts, soft caps."""
     twin = save_tiny(kind, tmp_path)
-    model = LoadedModel("tiny", "", *load_tiny(tmp_path), NoStops())
+    config, definition, weights, beside = load_tiny(tmp_path)
+    model = LoadedModel("tiny", "", config, definition, weights, NoStops(), beside=beside)
     sequences = [list(range(5, 18)), [9, 8, 7], [40, 41, 42, 43, 44]]
     ours = generate(model, sequences, 12, jax.random.key(0), GREEDY)
     for sequence, got in zip(sequences, ours, strict=True):
@@ -45,18 +46,19 @@ def test_greedy_equals_torch_on_tiny_models(kind, tmp_path):
 def test_log_probabilities_with_a_cache_equal_torch(kind, tmp_path):
     """After a prompt and after each further token, beside a shorter sequence."""
     twin = save_tiny(kind, tmp_path)
-    config, definition, weights = load_tiny(tmp_path)
+    config, definition, weights, beside = load_tiny(tmp_path)
     sequences, size = np.array([range(5, 23), range(60, 78)], np.int32), 11
     sequences[1, :4] = 0  # padding
     padding = jnp.array([0, 4])
     model = nnx.merge(definition, weights)
     adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
     length = sequences.shape[1]
-    logits, cache = _prefill(model, jnp.asarray(sequences[:, :size]), padding, adapter, length)
+    prompts = jnp.asarray(sequences[:, :size])
+    logits, caches = _prefill(model, prompts, padding, adapter, length, beside)
     found = [logits]
     for place in range(size, length):
         token = jnp.asarray(sequences[:, place])
-        logits, cache = _decode(model, token, jnp.array(place), padding, adapter, cache)
+        logits, caches = _decode(model, token, jnp.array(place), padding, adapter, caches, beside)
         found.append(logits)
     ours = jax.nn.log_softmax(jnp.stack(found, 1))
     for row, skipped in enumerate(padding.tolist()):
@@ -68,7 +70,7 @@ def test_log_probabilities_with_a_cache_equal_torch(kind, tmp_path):
 
 def test_an_adapter_speaks_like_its_merged_weights(tmp_path):
     save_tiny("gemma3", tmp_path)
-    config, definition, weights = load_tiny(tmp_path)
+    config, definition, weights, _ = load_tiny(tmp_path)
     lora = Lora(2, 4.0, 0.0, ("q", "v", "down"))
     adapter = init_adapter(jax.random.key(0), config, lora)
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, RAMP, load_tiny, random_twin, save_tiny
+from conftest import CONFIGS, RAMP, Tiny, load_tiny, random_twin, save_tiny
 from flax import nnx
 from test_huggingface import logits
 
@@ -100,7 +100,7 @@ def write(path, kind, twin, config, stored, *, given=None, tensors=None):
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3"])
 def test_a_gguf_gives_what_the_checkpoint_gives(kind, tmp_path):
     twin = save_tiny(kind, tmp_path)
-    config, _, expected = load_tiny(tmp_path)
+    config, _, expected, _ = load_tiny(tmp_path)
     write(tmp_path / "model.gguf", kind, twin, config, TYPES.F32)
     model = GGUFModel(tmp_path / "model.gguf")
     ours = model.config()
@@ -126,7 +126,7 @@ def test_a_gguf_gives_what_the_checkpoint_gives(kind, tmp_path):
 )
 def test_storage_types_are_dequantised(stored, tolerance, tmp_path):
     twin = save_tiny("gemma3", tmp_path)
-    config, _, expected = load_tiny(tmp_path)
+    config, _, expected, _ = load_tiny(tmp_path)
     write(tmp_path / "model.gguf", "gemma3", twin, config, TYPES[stored])
     kernel = nnx.to_pure_dict(expected)["blocks"]["gate"]
     found = dict(GGUFModel(tmp_path / "model.gguf").weights())["blocks.gate"]
@@ -220,7 +220,8 @@ def test_metadata_that_changes_the_model_is_read(kind, given, means, tmp_path):
     write(tmp_path / "model.gguf", kind, twin, sizes, TYPES.F32, given=given)
     file = GGUFModel(tmp_path / "model.gguf")
     parts = ((name, ..., weight) for name, weight in file.weights())
-    found, _ = logits((file.config(), *assemble(file.config(), parts, "float32")), [TOKENS])
+    model = Tiny(file.config(), *assemble(file.config(), parts, "float32"), None)
+    found, _ = logits(model, [TOKENS])
     with torch.no_grad():
         expected = twin(input_ids=torch.tensor([TOKENS])).logits[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)

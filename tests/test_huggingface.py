@@ -40,14 +40,14 @@ def ancestors(tree, node):
 
 def logits(model, sequences):
     """Logits at every node of the packed tree, and each sequence's nodes."""
-    config, definition, weights = model
+    config, definition, weights, _ = model
     tree, last = pack(sequences)
     seen = sight(tree, config.sliding_window)
     module = nnx.merge(definition, weights)
     adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
-    hidden = module.hidden(
-        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, adapter, "elementwise"
-    )
+    tokens, positions = jnp.asarray(tree.tokens), jnp.asarray(tree.positions)
+    rows = model.rows(tree.tokens)
+    hidden = module.hidden(tokens, positions, seen, adapter, "elementwise", rows)
     return np.asarray(module.logits(hidden)), [ancestors(tree, node) for node in last]
 
 
@@ -68,14 +68,16 @@ def test_logits_equal_torch_flat_and_in_the_tree(checkpoints, kind):
 def test_families_differ_where_they_should(checkpoints):
     configs = {kind: hf_config.read_config(folder) for kind, (folder, _) in checkpoints.items()}
     families = ["gemma", "gemma2", "gemma3", "gemma3", "llama", "llama", "mistral"]
-    assert [config.family for config in configs.values()] == [*families, "qwen2", "qwen3"]
+    families += ["qwen2", "qwen3", *["gemma4"] * 5]
+    assert [config.family for config in configs.values()] == families
     assert configs["gemma"].global_layers == (True,) * 4
     assert configs["gemma2"].attention_softcap == 3.0
     assert configs["gemma2"].final_softcap == 2.0
     assert configs["gemma3-vision"].rope_scale == 8.0
     assert not configs["gemma"].post_norms
     assert {kind for kind in CONFIGS if configs[kind].qk_norm} == {
-        *("gemma3", "gemma3-vision", "qwen3")
+        *("gemma3", "gemma3-vision", "qwen3"),
+        *(kind for kind in CONFIGS if kind.startswith("gemma4")),
     }
     assert configs["llama"].rope_ramp == (1.0, 4.0, 8.0)
     assert configs["llama-biased"].biases == ("q", "k", "v", "o", "gate", "up", "down")
@@ -175,7 +177,7 @@ def test_published_configurations_have_the_published_parameters(kind, shape, mor
 
 
 def test_bfloat16_keeps_norms_in_float32(checkpoints):
-    _, _, weights = load_tiny(checkpoints["gemma2"][0], "bfloat16")
+    _, _, weights, _ = load_tiny(checkpoints["gemma2"][0], "bfloat16")
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(weights)}
     assert kinds == {"bfloat16", "float32"}
 

@@ -69,8 +69,25 @@ def one_device(flags, tmp_path_factory):
     return folder, {name: numbers(trained) for name, trained in (alone | many).items()}, firsts
 
 
+# What the tiny model has not: biases and an output head of its own; layers of several shapes.
+BIASED = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
+BIASED |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
+OTHERS = {"biased": BIASED, "sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
+
+
 @pytest.fixture(scope="module")
-def eight_devices(flags, tmp_path_factory):
+def others(tmp_path_factory):
+    """Flags for a few updates of models of other shapes."""
+    made = {}
+    for name, sizes in OTHERS.items():
+        folder = tmp_path_factory.mktemp(name)
+        tiny_model.write(folder, **sizes)
+        made[name] = ["--model.source", str(folder), *FLAGS, "--updates", "2"]
+    return made
+
+
+@pytest.fixture(scope="module")
+def eight_devices(flags, others, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
     jobs = [
         {
@@ -88,6 +105,10 @@ def eight_devices(flags, tmp_path_factory):
         }
         for name, sizes in TOGETHER.items()
     ]
+    jobs += [
+        {"name": name, "flags": [*given, *mesh_flags(ALONE["all"])]}
+        for name, given in others.items()
+    ]
     jobs.append({"name": "kept", "flags": flags, "folder": str(folder / "run")})
     return folder / "run", finish([start(folder / "found.npz", jobs, 8)], folder / "found.npz")
 
@@ -104,6 +125,13 @@ def assert_close(found, expected, name):
 @pytest.mark.parametrize("mesh", ALONE)
 def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
     assert_close(eight_devices[1], {"": one_device[1][""]}, f"alone-{mesh}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_of_other_shapes_are_split_too(name, others, eight_devices):
+    trained = train_population(load_members(None, others[name]), say=lambda line: None)[""]
+    assert_close(eight_devices[1], {"": numbers(trained)}, name)
 
 
 @pytest.mark.slow

@@ -123,7 +123,9 @@ def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
     member = tmp_path / "both" / "seed=1"
     trained = load_trained(member)
     (tmp_path / "peft").mkdir()
-    save_peft(tmp_path / "peft", trained.trainable["adapter"], trained.agent.lora, "base")
+    agent = trained.agent
+    config, adapter = agent.model.config, trained.trainable["adapter"]
+    save_peft(tmp_path / "peft", config, adapter, agent.lora, "base")
     runs = [
         train_agent(configs.load(None, [*own, "--env.opponent", str(path)]), say=quiet)
         for path in (member, tmp_path / "peft")

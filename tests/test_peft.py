@@ -12,21 +12,21 @@ import safetensors.numpy
 import tiny_model
 import torch
 import transformers
-from conftest import CONFIGS, load_tiny, save_tiny
+from conftest import CONFIGS, VISION_KINDS, load_tiny, save_tiny
 from flax import nnx
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack, sight
 from jaxmoral.models import tokenizer as tokenizers
-from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.load import LoadedModel
-from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.lora import Lora, by_stack, init_adapter, prepare
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import at_revision, base_of, load_peft, save_peft
+from jaxmoral.models.tensor_names import LINEAR_NAMES
 
 TOKENS = [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46]
-KINDS = tuple(kind for kind in CONFIGS if kind != "gemma3-vision")
+KINDS = tuple(kind for kind in CONFIGS if kind not in VISION_KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,14 @@ def random_adapter(config, lora):
 
 
 def logits(model, adapter, lora):
-    config, definition, weights = model
+    config, definition, weights, _ = model
     tree, _ = pack([TOKENS])
     seen = sight(tree, config.sliding_window)
     module = nnx.merge(definition, weights)
     layers = prepare(adapter, config, lora, None)
-    hidden = module.hidden(
-        jnp.asarray(tree.tokens), jnp.asarray(tree.positions), seen, layers, "elementwise"
-    )
+    tokens, positions = jnp.asarray(tree.tokens), jnp.asarray(tree.positions)
+    rows = model.rows(tree.tokens)
+    hidden = module.hidden(tokens, positions, seen, layers, "elementwise", rows)
     return module.logits(hidden)
 
 
@@ -65,9 +65,9 @@ def torch_logits(twin):
 @pytest.mark.parametrize("stabilised", [False, True])
 def test_an_exported_adapter_gives_our_logits_in_peft(models, kind, stabilised, tmp_path):
     model, twin = models[kind]
-    lora = Lora(3, 5.0, 0.1, tuple(LINEAR_NAMES), stabilised)
+    lora = Lora(3, 5.0, 0.1, model[0].linear_names, stabilised)
     adapter = random_adapter(model[0], lora)
-    save_peft(tmp_path, adapter, lora, "tiny")
+    save_peft(tmp_path, model[0], adapter, lora, "tiny")
     adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path).eval()
     with torch.no_grad():
         expected = torch_logits(adapted).numpy()
@@ -85,10 +85,13 @@ def test_a_merged_export_is_the_adapted_model(models, kind, tmp_path):
     """In transformers, and read back; of a vision-language model it is the text model."""
     model, _ = models[kind]
     config = model[0]
-    lora = Lora(3, 5.0, 0.0, tuple(LINEAR_NAMES))
+    lora = Lora(3, 5.0, 0.0, config.linear_names)
     adapter = random_adapter(config, lora)
     tokenizer = tokenizers.build(tiny_model.vocabulary())
-    loaded = LoadedModel("tiny", "", *model, tokenizer, generation={"eos_token_id": [1, 7]})
+    generation = {"eos_token_id": [1, 7]}
+    loaded = LoadedModel(
+        "tiny", "", *model[:3], tokenizer, generation=generation, beside=model.beside
+    )
     save_merged(tmp_path, loaded, adapter, lora)
     expected = logits(model, adapter, lora)
     twin = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
@@ -102,9 +105,9 @@ def test_a_merged_export_is_the_adapted_model(models, kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_pefts(models, kind, tmp_path):
     model, twin = models[kind]
-    lora = Lora(2, 4.0, 0.0, ("q", "v", "o", "gate", "down"))
+    lora = Lora(2, 4.0, 0.0, tuple({*model[0].linear_names} - {"k", "up"}))
     adapter = random_adapter(model[0], lora)
-    save_peft(tmp_path, adapter, lora, "tiny")
+    save_peft(tmp_path, model[0], adapter, lora, "tiny")
     adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path, is_trainable=True).eval()
     goal = np.random.default_rng(0).normal(size=(len(TOKENS), model[0].vocab_size))
     goal = goal.astype(np.float32)
@@ -120,13 +123,17 @@ def test_gradients_equal_pefts(models, kind, tmp_path):
         return jnp.sum(jax.nn.log_softmax(logits(model, adapter, lora)) * goal)
 
     gradient = jax.grad(ours)(adapter)
-    for target, pair in gradient.items():
-        for layer in range(model[0].num_layers):
-            stem = f"base_model.model.model.layers.{layer}.{LINEAR_NAMES[target]}.lora_"
-            for side, got in (("A", pair["a"][layer]), ("B", pair["b"][layer].T)):
-                reference = expected[f"{stem}{side}.weight"]
-                error = np.abs(got - reference).max() / np.abs(reference).max()
-                assert error < 1e-3, (target, layer, side, error)
+    compared = 0
+    for at, pairs in by_stack(gradient, model[0]).items():
+        for target, pair in pairs.items():
+            for layer, a, b in zip(model[0].stacks[at].layers, pair["a"], pair["b"], strict=True):
+                stem = f"base_model.model.model.layers.{layer}.{LINEAR_NAMES[target]}.lora_"
+                for side, got in (("A", a), ("B", b.T)):
+                    reference = expected[f"{stem}{side}.weight"]
+                    error = np.abs(got - reference).max() / np.abs(reference).max()
+                    assert error < 1e-3, (target, layer, side, error)
+                    compared += 1
+    assert compared == len(expected)
 
 
 def equals_peft(model, twin, settings, folder):
@@ -148,8 +155,10 @@ def equals_peft(model, twin, settings, folder):
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
 def test_adapters_made_by_peft_load(models, kind, stabilised, targets, tmp_path):
     model, twin = models[kind]
-    if kind == "gemma3-vision":
+    if kind in VISION_KINDS:
         targets = r".*language_model.*\.(q_proj|down_proj)"
+    elif kind == "gemma4-sharing" and targets == "all-linear":
+        targets = r".*layers.*\.(\w+_proj|per_layer_input_gate|per_layer_projection)"
     settings = LoraConfig(
         r=4, lora_alpha=7, target_modules=targets, use_rslora=stabilised, task_type="CAUSAL_LM"
     )
@@ -164,7 +173,7 @@ def edit(folder, **changes):
 def saved(models, tmp_path, kind="gemma3"):
     model, _ = models[kind]
     lora = Lora(2, 4.0, 0.0, ("q", "down"))
-    save_peft(tmp_path, random_adapter(model[0], lora), lora, "tiny")
+    save_peft(tmp_path, model[0], random_adapter(model[0], lora), lora, "tiny")
     return model[0]
 
 
@@ -298,7 +307,7 @@ def test_an_export_works_on_a_base_with_a_vision_tower(models, tmp_path):
     model, twin = models["gemma3-vision"]
     lora = Lora(2, 4.0, 0.0, ("q", "down"))
     adapter = random_adapter(model[0], lora)
-    save_peft(tmp_path, adapter, lora, "tiny", module="model.language_model.")
+    save_peft(tmp_path, model[0], adapter, lora, "tiny", module="model.language_model.")
     adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path).eval()
     with torch.no_grad():
         expected, plain = torch_logits(adapted).numpy(), torch_logits(twin).numpy()
@@ -336,7 +345,7 @@ def test_the_base_is_named_so_that_peft_can_load_it(models, tmp_path, base, name
     (tmp_path / "model.gguf").touch()
     base = base.format(folder=tmp_path)
     lora = Lora(2, 4.0, 0.0, ("q",))
-    save_peft(tmp_path, random_adapter(config[0], lora), lora, base)
+    save_peft(tmp_path, config[0], random_adapter(config[0], lora), lora, base)
     settings = PeftConfig.from_pretrained(tmp_path)
     assert settings.base_model_name_or_path == (name and name.format(folder=tmp_path))
     assert settings.revision == revision

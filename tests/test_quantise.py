@@ -54,18 +54,18 @@ def test_round_trip_is_the_nearest_level_of_each_block(kind):
     np.testing.assert_allclose(restored, by_hand(weights, kind), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llama-biased"])
+@pytest.mark.parametrize("family", ["gemma3", "llama-biased", "gemma4-sharing", "gemma4-experts"])
 @pytest.mark.parametrize("kind", q.KINDS)
 def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, family, tmp_path):
     """Norms and biases stay as they are, an output head of its own does not."""
     save_tiny(family, tmp_path)
-    config, definition, weights = load_tiny(tmp_path, quantisation=kind)
-    full, full_definition, full_weights = load_tiny(tmp_path)
+    config, definition, weights, beside = load_tiny(tmp_path, quantisation=kind)
+    full, full_definition, full_weights, _ = load_tiny(tmp_path)
     params = nnx.to_pure_dict(full_weights)
 
     def restore(path, leaf):
         name = path[-1].key
-        if name == "scale" or name.endswith("_bias"):
+        if name in ("scale", "layer_scalar", "expert_scale") or name.endswith("_bias"):
             return leaf
         matrix = np.asarray(leaf)
         rounded = q.dequantise(*map(jnp.asarray, q.quantise(matrix, kind)))
@@ -78,13 +78,14 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, family,
     adapter = init_adapter(jax.random.key(0), config, lora)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     tokens = jnp.array([1, 5, 9, 2, 7, 7, 3])
+    rows = None if beside is None else beside.read(tokens)
     causal = jnp.tril(jnp.ones((1, 7, 7), bool))
     seen = Sight(jnp.arange(7)[None], jnp.stack([causal, causal]))
 
     def logits(definition, weights, adapter):
         model = nnx.merge(definition, weights)
         layers = prepare(adapter, config, lora, None)
-        hidden = model.hidden(tokens, jnp.arange(7), seen, layers, "elementwise")
+        hidden = model.hidden(tokens, jnp.arange(7), seen, layers, "elementwise", rows)
         return model.logits(hidden)
 
     ours = logits(definition, weights, adapter)

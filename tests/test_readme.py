@@ -20,6 +20,7 @@ import yaml
 from tiny_model import write
 
 import jaxmoral
+from jaxmoral.language import scenarios
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, WORDINGS
 from jaxmoral.language.suites import SUITES
 from jaxmoral.learning.lookup import LEARNER
@@ -40,7 +41,7 @@ NOT_RUN = {
     "docs/runs.md": 1,
 }
 # Where a tiny random Gemma stands for the packaged model; elsewhere free logits do.
-TINY = ("docs/models.md", "docs/thinking.md")
+TINY = ("docs/models.md", "docs/scenarios.md", "docs/thinking.md")
 SMALL = {
     "tabular": ["--model.source", "tabular"],
     "tiny": ["--model.source", "tiny", "--updates", "2", "--prompt.labels", "[X,Y]"],
@@ -57,6 +58,11 @@ SHORTER = {  # what a page says, and what is run instead
     "--thinking.tokens 24 --output-dir": "--output-dir",
     "--thinking.tokens 24 --thinking.thoughts 8": "--thinking.tokens 3 --thinking.thoughts 2",
     "--suites generalisation": "--suites trained",
+    "--checkpoint_every 5": "--checkpoint_every 1",
+    "--update 5 --retention": "--update 1 --retention",
+    "--update 20 --retention": "--update 2 --retention",
+    'parse({"updates": 20})': 'parse({"updates": 2, "model": {"source": "tiny"},'
+    ' "prompt": {"labels": ["X", "Y"]}})',
     "--prompt.random_labels 7": "--prompt.random_labels 0",
     '"updates": 20}': '"updates": 20, "model": {"source": "tabular"},'
     ' "evaluation": {"protocols": ["exact"]}}',
@@ -238,12 +244,17 @@ def test_the_tables_of_words_have_every_wording_persona_order_and_suite():
     assert names_in(page, "Suites") == list(SUITES)
 
 
+def test_the_table_of_scenarios_has_every_suite_with_its_size():
+    sizes = {row[0].strip("`"): int(row[1]) for row in table("docs/scenarios.md", "Suites")}
+    assert sizes == {name: len(scenarios.read_suite(name)[0].items) for name in scenarios.SUITES}
+
+
 def test_the_table_of_models_has_every_family():
     rows = table("docs/models.md", "Families")
     kinds, files = (
         {name for row in rows for name in re.findall(r"`(\w+)`", row[i])} for i in (1, 2)
     )
-    assert kinds == {*hf_config.FAMILIES, "gemma3"}  # the last beside a vision tower
+    assert kinds == {*hf_config.FAMILIES, *hf_config.BESIDE}
     assert files == {*gguf_file.FAMILIES}
     described = (ROOT / "docs/models.md").read_text()
     assert all(f"`{name}`" in described for name in (*PACKAGED, *CUTTINGS))

@@ -22,6 +22,7 @@ from jaxmoral.measuring.runs import Run, find_runs
 from jaxmoral.measuring.tournaments import RATES, hold, strategy
 from jaxmoral.reporting import figures, page_tables
 from jaxmoral.reporting import page as report
+from jaxmoral.reporting.beyond import beyond_sections, beyond_tables, checkpoints
 from jaxmoral.reporting.meetings import (
     WHY_THEY_DIFFER,
     fingerprints,
@@ -788,3 +789,87 @@ def test_heads_of_tables_wrap():
     style = (report.Path(report.__file__).parent / "page.html").read_text()
     assert "overflow-wrap" in style
     assert "<th>a</th>" in page_tables.html_table(["a"], [["b"]], "c")
+
+
+# Beyond games.
+
+
+def with_scenarios(change):
+    """An evaluation with a suite of two items, one of which changed by so much."""
+    interval = lambda mean: {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+    options = [{"text": "Call him", "tags": ["keep"], "payoffs": None}]
+    options += [{"text": "Sleep", "tags": ["break"], "payoffs": None}]
+
+    def item(moved):
+        shares = {"base": [0.5, 0.5], "tuned": [0.5 + moved, 0.5 - moved]}
+        found = {
+            policy: {"options": row, "of_legal": row, "illegal": 0.0, "spread": 0.0}
+            for policy, row in shares.items()
+        }
+        text = f"Story of {moved}" + " and more" * 50
+        return {"group": "g", "text": text, "options": options, "policies": found}
+
+    measures = {
+        name: {"items": 2, "base": interval(0.5), "tuned": interval(0.6), "change": interval(0.1)}
+        for name in ("keep", "keep of legal", "illegal")
+    }
+    suite = {
+        "persona": "none",
+        "label_sets": ["letters"],
+        "policies": ["base", "tuned"],
+        "tags": ["keep"],
+        "items": {"still": item(0.0), "moved": item(change)},
+        "measures": {"all": measures},
+    }
+    return {"suites": {}, "scenarios": {"tales": suite}}
+
+
+def test_a_report_shows_scenarios_and_the_items_that_changed_most(tmp_path):
+    runs = [
+        make_run(tmp_path, f"a-{seed}", "--seed", str(seed), evaluation=with_scenarios(0.3))
+        for seed in (0, 1)
+    ]
+    runs.append(make_run(tmp_path, "b", "--seed", "2"))  # not evaluated
+    series, _ = group_runs(runs)
+    (section,) = beyond_sections(series)
+    figure, tips = section.draw()
+    assert "tales" in section.heading
+    assert len(tips) == 4  # base and tuned, a tag and illegal
+    assert any("tuned, keep of legal: 60.0%" in tip for tip in tips.values())
+    (means, changed) = beyond_tables(series)
+    assert [row[1:4] for row in means[2]][:3] == [
+        ["all", "keep", "2"],
+        ["all", "keep of legal", "2"],
+        ["all", "illegal", "2"],
+    ]
+    assert means[2][0][-1] == "+10.0% [+0.0, +20.0]"
+    assert [row[1] for row in changed[2]] == ["moved", "still"] * 2
+    assert changed[2][0][3:] == ["Call him", "keep", "50.0%", "80.0%"]
+    assert len(changed[2][0][2]) < 200
+    assert not beyond_sections(group_runs([runs[-1]])[0])
+
+
+def test_retention_is_drawn_over_checkpoints(tmp_path):
+    """Each checkpoint's own file, and the newest's; one not evaluated so is left out."""
+    kept = lambda kl: {"all": {"tokens": 9, "kl": kl, "perplexity": {"base": 10.0, "tuned": 12.0}}}
+    evaluation = {"update": 4, "suites": {}, "retention": {"builtin": kept(0.4)}}
+    run = make_run(tmp_path, "a", evaluation=evaluation)
+    history = [record | {"kl": float(record["update"])} for record in run.history]
+    run = run._replace(history=history)
+    write_run(run)
+    earlier = evaluation | {"update": 2, "retention": {"builtin": kept(0.2)}}
+    (run.folder / "evaluation-2.json").write_text(json.dumps(earlier))
+    (run.folder / "evaluation-3.json").write_text(json.dumps({"update": 3, "suites": {}}))
+    found = checkpoints(run)
+    assert [(one.update, one.task_kl, one.retention["kl"]) for one in found] == [
+        (2, 2.0, 0.2),
+        (4, 4.0, 0.4),
+    ]
+    (section,) = beyond_sections(group_runs([run])[0])
+    _, tips = section.draw()
+    assert [tip.rpartition(", ")[2] for tip in tips.values()] == [
+        "update 2: 0.2000",
+        "update 4: 0.4000",
+        "update 2: 1.2000",
+        "update 4: 1.2000",
+    ]

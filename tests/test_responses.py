@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral.language.responses import index_pieces, outcome_log_probs, spell
+from jaxmoral.language.responses import (
+    index_pieces,
+    outcome_log_probs,
+    outcomes,
+    path_log_probs,
+    spell,
+)
 
 # A vocabulary with overlapping pieces, white space, byte-like pieces, a control and a stop token.
 PIECES = [b"a", b"ab", b"b", b" ", b" a", b"1", b"2", b"b1", b"\n", None, b"", b"x"]
@@ -71,6 +77,65 @@ def test_a_space_may_cost_a_token_more(labels, budgets):
     assert set(plain.prefixes) <= set(responses.prefixes)
     if labels == [b"ab1", b"ab2"]:
         assert (len(responses.prefixes) > len(plain.prefixes)) == (longest > budget)
+
+
+def option(sequence, labels, budgets):
+    """Which of several labels a response is; each may take as many tokens as its own budget."""
+    text = b""
+    for place, token in enumerate(sequence, 1):
+        if token == STOP or PIECES[token] is None:
+            break
+        text += PIECES[token]
+        if text.strip() in labels:
+            budget = budgets[labels.index(text.strip())]
+            if place >= budget:
+                return labels.index(text.strip()) if place == budget else len(labels)
+    if token == STOP and text.strip() in labels:
+        return labels.index(text.strip())
+    return len(labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "budgets"),
+    [
+        ([b"a", b"b1", b"x"], [1, 2, 1]),
+        ([b"ab1", b"ab2", b"a2", b"b"], [3, 2, 2, 1]),
+        ([b"a b", b"b a", b"x", b"2"], [3, 3, 1, 2]),
+        ([b"xx", b"1", b"2", b"ab", b"ax"], [2, 1, 1, 1, 2]),
+    ],
+)
+def test_several_options_equal_brute_force(labels, budgets):
+    responses = spell(labels, index_pieces(PIECES), [STOP], budgets, max_prefixes=1000)
+    generator = np.random.default_rng(3)
+    logits = {}
+
+    def log_probs(prefix):
+        if prefix not in logits:
+            logits[prefix] = 3 * generator.normal(size=len(PIECES))
+        return logits[prefix] - np.log(np.exp(logits[prefix]).sum())
+
+    for prefix in responses.prefixes:
+        log_probs(prefix)
+    expected = np.zeros(len(labels) + 1)
+    for sequence in itertools.product(range(len(PIECES)), repeat=max(budgets)):
+        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
+        expected[option(sequence, labels, budgets)] += p
+    rows = np.stack([logits[prefix] for prefix in responses.prefixes])
+    paths = path_log_probs(jnp.asarray(rows)[None], responses.trie)
+    ours = jnp.exp(outcomes(paths, responses.trie, len(labels)))[0]
+    np.testing.assert_allclose(ours, expected, rtol=2e-5)
+    assert expected.min() > 0
+    more = jnp.exp(outcomes(paths, responses.trie, len(labels) + 2))[0]  # of larger questions
+    np.testing.assert_allclose(more, [*expected[:-1], 0, 0, expected[-1]], rtol=2e-5)
+
+
+def test_a_short_option_needs_no_room_for_a_long_one():
+    """White space before a short option is not tried out as far as a long one would allow."""
+    pieces = [bytes([code]) for code in b"abcdefgh"] + [b" ", b"\n", b"\t", b"  "]
+    long = spell([b"abcdefgh", b"h"], index_pieces(pieces), [], [8, 1], max_prefixes=10)
+    assert (8,) not in long.prefixes
+    with pytest.raises(ValueError, match="more than 10 partial responses"):
+        spell([b"abcdefgh", b"h"], index_pieces(pieces), [], 8, max_prefixes=10)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

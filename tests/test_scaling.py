@@ -22,7 +22,7 @@ sent = {
     name: model["account"](config, sizes, members, prompter).sent
     for name, (members, sizes) in cases.items()
 }
-matrices = config.num_layers * sum(i * o for i, o in config.linear_shapes.values())
+matrices = sum(i * o for i, o in config.every_linear)
 print(json.dumps([sent, matrices, config.vocab_size * config.embed_dim, config.embed_dim]))
 """
 

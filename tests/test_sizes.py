@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_model
+import torch
+import transformers
 
 from jaxmoral import config as configs
 from jaxmoral.devices.compiler import OFTEN, on_cpu
@@ -21,6 +24,7 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.state import UpdateInputs, adjustable
 from jaxmoral.learning.training import train_agent
 from jaxmoral.models import load as gemma_load
+from jaxmoral.models.hf_export import huggingface_config
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import tokens_at_once
 from jaxmoral.models.sizes import (
@@ -28,6 +32,7 @@ from jaxmoral.models.sizes import (
     adapter_bytes,
     num_adapter_parameters,
     num_parameters,
+    weight_bytes,
 )
 from jaxmoral.world import games
 from jaxmoral.world.memory import make_memory
@@ -51,9 +56,38 @@ def test_the_real_models_parameters(real):
 def test_the_papers_adapter():
     """arXiv 2410.01639 trains 83,066,880 LoRA parameters on Gemma-2-2b-it."""
     config = MODELS["Gemma 2 2B"]
-    lora = Lora(64, 32.0, 0.0, tuple(config.linear_shapes))
+    lora = Lora(64, 32.0, 0.0, config.linear_names)
     assert num_adapter_parameters(config, lora) == 83_066_880
     assert round(num_parameters(config) / 1e6) == 2614
+
+
+PUBLISHED = {
+    "Qwen3 0.6B": 596_049_920,
+    "Qwen3 1.7B": 1_720_574_976,
+    "Qwen3 4B": 4_022_468_096,
+    "Qwen3 8B": 8_190_735_360,
+    "Qwen3 14B": 14_768_307_200,
+    "Qwen3 32B": 32_762_123_264,
+    "Llama 3.1 8B": 8_030_261_248,
+    "Llama 3.1 70B": 70_553_706_496,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    assert num_parameters(MODELS[name]) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("Gemma 4")])
+def test_gemma_4_has_the_parameters_of_transformers_model(name):
+    config = MODELS[name]
+    described = transformers.Gemma4TextConfig(**huggingface_config(config, {}))
+    with torch.device("meta"):
+        twin = transformers.AutoModelForCausalLM.from_config(described)
+    scalars = sum(x.numel() for at, x in twin.named_buffers() if at.endswith("layer_scalar"))
+    assert num_parameters(config) == scalars + sum(x.numel() for x in twin.parameters())
+    looked_up = 262144 * config.num_layers * config.per_layer_dim
+    assert weight_bytes(config, 2) == 2 * (num_parameters(config) - looked_up)
 
 
 def update_of(agent, config):
@@ -90,20 +124,30 @@ def test_activations_are_what_the_compiler_reserves(real):
 RANK = ["--lora.rank", "2048"]
 
 
+# Biases and an output head of its own, larger than what is made of it; layers of several shapes.
+BIASED = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
+BIASED |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v"), "vocab_size": 2**17}
+SHAPES = {"biased": BIASED, "sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
+
+
 @pytest.fixture(scope="module")
-def biased_folder(tmp_path_factory):
-    """A model with biases and an output head of its own, larger than what is made of it."""
-    folder = tmp_path_factory.mktemp("biased") / "model"
-    sizes = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
-    sizes |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
-    runpy.run_path(str(SCRIPTS / "tiny_model.py"))["write"](folder, vocab_size=2**17, **sizes)
-    return folder
+def folders(tmp_path_factory, tiny_folder):
+    made = {"": tiny_folder}
+    for kind, sizes in SHAPES.items():
+        made[kind] = tmp_path_factory.mktemp(kind) / "model"
+        tiny_model.write(made[kind], **sizes)
+    return made
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         ["biased"],
+        ["sharing", *RANK],
+        ["sharing", "--lora.rank", "16", "--env.memory", "2", "--model.remat", "none"],
+        ["sharing", "--lora.rank", "16", "--env.memory", "2"],
+        ["experts", *RANK],
+        ["experts", "--lora.rank", "16", "--env.memory", "2"],
         RANK,
         [*RANK, "--model.max_nodes", "300"],
         [*RANK, "--ppo.epochs", "2"],
@@ -114,11 +158,11 @@ def biased_folder(tmp_path_factory):
     ],
     ids=" ".join,
 )
-def test_a_footprint_is_what_the_compiler_reserves(flags, tiny_folder, biased_folder):
+def test_a_footprint_is_what_the_compiler_reserves(flags, folders):
     """A tiny model, its adapter much larger than itself or its activations; and a large head."""
-    if flags == ["biased"]:
-        tiny_folder, flags = biased_folder, []
-    given = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]"]
+    kind = flags[0] if flags[0] in SHAPES else ""
+    flags = flags[bool(kind) :]
+    given = ["--model.source", str(folders[kind]), "--prompt.labels", "[X, Y]"]
     config = resolve(configs.load(None, [*given, "--env.episodes", "64", *flags]))
     agent = make_agent(config)
     model, lora = agent.model.config, agent.lora

@@ -16,6 +16,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.questions import follow_up
 from jaxmoral.models import load as loading
@@ -85,6 +86,27 @@ def test_log_probabilities_and_answers_equal_transformers(smol, theirs):
             given, attention_mask=torch.ones_like(given), max_new_tokens=24, do_sample=False
         )
     assert said == [token for token in made[0, len(chat) :].tolist() if token not in (0, 2)]
+
+
+@pytest.mark.parametrize("options", [("A", "B"), ("1", "2", "3"), ("keep it", "give it back")])
+def test_options_are_as_likely_as_transformers_says(smol, theirs, options):
+    """Every way to write one, each token's log-likelihood from torch: within 1e-3 in the log."""
+    text = "You found a purse in the street, and nobody saw you. What do you do?"
+    answers = choose(configs.parse({"model": {"source": SOURCE}}), text, options)["base"]
+    prompter = Prompter(smol, "plain")
+    ids, trie = prompter.tokens(text), prompter.options(options).trie
+    expected = np.full(len(options), -np.inf)
+    for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
+        tokens = [int(trie.edge_token[edge]) for edge in edges if edge < trie.no_edge]
+        with torch.no_grad():
+            log_probs = theirs[1](torch.tensor([ids + tokens])).logits[0].log_softmax(-1)
+        places = range(len(ids) - 1, len(ids) + len(tokens) - 1)
+        likelihood = sum(
+            float(log_probs[at, token]) for at, token in zip(places, tokens, strict=True)
+        )
+        expected[action] = np.logaddexp(expected[action], likelihood)
+    found = np.log([answers[option] for option in options])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_it_learns_in_its_chat_template(smol):

@@ -19,8 +19,8 @@ from jaxmoral.learning import ppo
 from jaxmoral.learning.batches import make_token_batch, token_rewards
 from jaxmoral.learning.losses import exact_entropy
 from jaxmoral.learning.state import init_state, make_optimiser
-from jaxmoral.models.huggingface import LINEAR_NAMES
 from jaxmoral.models.peft import save_peft
+from jaxmoral.models.tensor_names import LINEAR_NAMES
 
 PAPER = configs.load(None, ["--preset", "paper", "--ppo.learning_rate", "1e-3"]).ppo
 
@@ -89,7 +89,7 @@ def started_from(trainable, state):
 
 def torch_twin(tiny, policy, trainable, folder):
     """The same model in PEFT, float64, with a value head."""
-    save_peft(folder, trainable["adapter"], policy.lora, "tiny")
+    save_peft(folder, policy.config, trainable["adapter"], policy.lora, "tiny")
     twin = PeftModel.from_pretrained(copy.deepcopy(tiny[3]), folder, is_trainable=True)
     head = {
         name: torch.tensor(np.asarray(leaf), dtype=torch.float64, requires_grad=True)

@@ -12,7 +12,7 @@ from peft import PeftModel
 from tokenizers import Tokenizer
 
 from jaxmoral import export as exports
-from jaxmoral.config import parse
+from jaxmoral.config import load, parse
 from jaxmoral.errors import UserError
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.training import train_agent
@@ -252,3 +252,53 @@ def test_an_export_of_nothing_is_refused(arguments, message, tmp_path, monkeypat
         exports.main()
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# What Qwen3's template does before an answer, and what Gemma 4's does: an empty thought.
+QWEN3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and"
+    " enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+GEMMA4 = (
+    "{{ bos_token }}{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% if not enable_thinking | default(true) %}"
+    "<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("template", "thought"), [(QWEN3, "</think>"), (GEMMA4, "<channel|>")])
+def test_thinking_is_switched_off_by_the_template(folder, template, thought):
+    """The prompt is what the tokenizer itself makes of the switch."""
+    model = gemma_load.load(str(folder))
+    model.tokenizer.chat_template = template
+    render = model.tokenizer.apply_chat_template
+    turns = [{"role": "user", "content": TEXT}]
+    prompts = {}
+    for thinking, switch in (("default", {}), ("off", {"enable_thinking": False})):
+        prompts[thinking] = Prompter(model, "chat", switch=thinking).tokens(TEXT)
+        text = render(turns, tokenize=False, add_generation_prompt=True, **switch)
+        assert (thought in text) == (thinking == "off")
+        spelled = model.tokenizer.encode(text.removeprefix("<bos>"), add_special_tokens=False)
+        assert prompts[thinking] == [BOS, *spelled]
+    size = len(prompts["default"])
+    assert prompts["off"][:size] == prompts["default"]
+    assert len(prompts["off"]) > size
+
+
+def test_a_template_without_the_switch_is_refused(folder):
+    model = gemma_load.load(str(folder))
+    model.tokenizer.chat_template = TURN
+    with pytest.raises(UserError, match=r"prompt.thinking: .* has no switch for it"):
+        Prompter(model, "chat", switch="off")
+
+
+def test_thinking_off_is_read_as_yaml_writes_it(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("prompt:\n  template: chat\n  thinking: off\n")
+    assert load(path, []).prompt.thinking == "off"
+    flags = ["--prompt.template", "chat", "--prompt.thinking", "off"]
+    assert load(None, flags) == load(path, [])
+    with pytest.raises(UserError, match=r"prompt.thinking: off needs prompt.template chat"):
+        load(None, flags[2:])

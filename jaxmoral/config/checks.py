@@ -9,6 +9,8 @@ MAX_ROUNDS = 2**31 - 1  # of all episodes together, which are indexed in 32 bits
 def check(config: Config) -> None:
     """Raises UserError if keys that are each allowed cannot stand together."""
     _check_sizes(config)
+    if config.prompt.thinking == "off" and config.prompt.template != "chat":
+        raise UserError("prompt.thinking: off needs prompt.template chat")
     _check_reward(config)
     _check_ppo(config)
     _check_env(config)
@@ -107,6 +109,8 @@ def _check_thinking(config: Config) -> None:
         raise UserError("thinking.tokens: a tabular policy has no words to think in")
     if config.ppo.level == "token":
         raise UserError("thinking.tokens: needs ppo.level outcome")
+    if config.prompt.thinking == "off":
+        raise UserError("prompt.thinking: off leaves no room for thinking.tokens; leave one out")
     if thinking.thoughts == 1 and thinking.baseline != "value":
         raise UserError(
             f"thinking.baseline: {thinking.baseline} compares a prompt's thoughts and there is one;"

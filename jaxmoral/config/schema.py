@@ -20,7 +20,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 _closed = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))  # no unknown keys
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]
 TableOrder = Literal["original", "permuted1", "permuted2", "reversed"]
-LinearName = Literal["q", "k", "v", "o", "gate", "up", "down"]
+LinearName = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "layer_gate", "layer_out"]
+# YAML reads a bare off as false.
+Thinking = Annotated[
+    Literal["default", "off"], pydantic.BeforeValidator(lambda x: "off" if x is False else x)
+]
 
 
 @_closed
@@ -38,7 +42,8 @@ class ModelConfig:
       quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
       remat: what the backward pass recomputes instead of finding it in memory: nothing ("none"),
         what is cheap to make from the matrix products ("elementwise"), or whole blocks ("block").
-      max_nodes: of one prompt tree; more prompts make several, one after the other.
+      max_nodes: of one prompt tree; more prompts make several, one after the other. The backward
+        pass finds the activations of so many nodes in memory, and makes those of more again.
       max_logits: how many logits are in memory at once, in millions; more are made in parts.
     """
 
@@ -95,6 +100,8 @@ class PromptConfig:
         first.
       table_order: of the payoff table's columns and rows.
       template: the prompt as it is, or as a chat turn.
+      thinking: what the chat template does of itself, or "off": the template's own way to leave the
+        thought before an answer empty.
     """
 
     labels: tuple[str, str] = ("action1", "action2")
@@ -103,6 +110,7 @@ class PromptConfig:
     persona: str = "none"
     table_order: TableOrder = "original"
     template: Literal["plain", "chat"] = "plain"
+    thinking: Thinking = "default"
 
 
 @_closed

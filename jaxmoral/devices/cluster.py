@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxmoral.devices.virtual import give_threads
 from jaxmoral.errors import UserError, check_whole
 
 PATIENCE = "30"
@@ -25,6 +26,7 @@ def start() -> None:
     Raises:
       UserError: the environment names a cluster that cannot be joined.
     """
+    give_threads()
     environment = os.environ.get
     if environment("JAX_COORDINATOR_ADDRESS"):
         numbers = [environment("JAX_NUM_PROCESSES", ""), environment("JAX_PROCESS_ID", "")]

@@ -22,16 +22,22 @@ from jaxmoral.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 SIDE_BY_SIDE = ("data", "fsdp")
+_STACK = r"(?:\w+\.)?"
+_WIDENS = "(q|k|v|gate|up|router|layer_gate)"
+_NARROWS = "(o|down|layer_out)"
 # A leaf's path: what splits its last dimensions. An axis that does not divide one is left out.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embedding\b", ("tensor", "fsdp")),  # and an output head of its own, the unembedding
-    (r"blocks\.(q|k|v|gate|up)\b", ("fsdp", "tensor")),
-    (r"blocks\.(o|down)\b", ("tensor", "fsdp")),
-    (r"blocks\.(q|k|v|gate|up)_bias\b", ("tensor",)),
-    (r"adapter\.(q|k|v|gate|up)\.a\b", ("tensor", "fsdp")),
-    (r"adapter\.(q|k|v|gate|up)\.b\b", (None, "tensor")),
-    (r"adapter\.(o|down)\.a\b", (None, "tensor")),
-    (r"adapter\.(o|down)\.b\b", ("tensor", "fsdp")),
+    # A block's weights; where layers differ, their stack's name goes before.
+    (rf"blocks\.{_STACK}{_WIDENS}\b", ("fsdp", "tensor")),
+    (rf"blocks\.{_STACK}{_NARROWS}\b", ("tensor", "fsdp")),
+    (rf"blocks\.{_STACK}{_WIDENS}_bias\b", ("tensor",)),
+    (rf"blocks\.{_STACK}(expand|shrink)\b", ("tensor", "fsdp", None)),  # experts side by side
+    (r"beside_projection\b", ("fsdp", "tensor")),
+    (rf"adapter\.{_STACK}{_WIDENS}\.a\b", ("tensor", "fsdp")),
+    (rf"adapter\.{_STACK}{_WIDENS}\.b\b", (None, "tensor")),
+    (rf"adapter\.{_STACK}{_NARROWS}\.a\b", (None, "tensor")),
+    (rf"adapter\.{_STACK}{_NARROWS}\.b\b", ("tensor", "fsdp")),
 )
 
 

@@ -1,12 +1,13 @@
-"""Which token sequences spell an action label, and their exact probabilities.
+"""Which token sequences spell one of several labels, and their exact probabilities.
 
 A response is at most `budget` tokens; a stop token ends it early. It is legal when its text,
-stripped of ASCII white space, is one of the two labels; everything else is illegal. Where a label
+stripped of ASCII white space, is one of the labels; everything else is illegal. Where a label
 takes more tokens after a space than without one ("7" in a vocabulary without " 7"), a response that
 begins with a space and is not yet a label may go on until it is, for so many tokens. Several token
 sequences spell a label (with a leading space or not, split here or there), so the legal responses
 form a small trie. Its inner nodes are the partial responses that can still become a label: the
-model's next-token distributions there determine P(C), P(D) and P(illegal) exactly.
+model's next-token distributions there determine the probability of each label, and P(illegal),
+exactly. In a game the labels are those of C and D; a choice among N options has N.
 """
 
 import functools
@@ -32,7 +33,7 @@ class Trie(NamedTuple):
       edge_node, edge_token: `[num_edges]` int32; the continuations of inner nodes that stay legal.
         Padding edges leave `no_node`.
       spelling_edges: `[num_spellings, budget]` int32 edges that make up each spelling.
-      spelling_action: `[num_spellings]` int32, the action a spelling stands for (0 or 1).
+      spelling_action: `[num_spellings]` int32, the action (or option) a spelling stands for.
       prefix_edges: `[num_prefixes, budget]` int32 edges that lead to each inner node.
     """
 
@@ -95,18 +96,19 @@ def spell(
     labels: Sequence[bytes],
     pieces: Pieces,
     stop_tokens: Sequence[int],
-    budget: int,
-    spaced_budget: int = 0,
+    budget: int | Sequence[int],
+    spaced_budget: int | Sequence[int] = 0,
     max_prefixes: int = 64,
 ) -> Responses:
     """Enumerates every legal response.
 
     Args:
-      labels: the labels of C and D, neither a prefix of the other.
+      labels: what may be written, e.g. the labels of C and D; none a prefix of another.
       pieces: from `index_pieces`.
       stop_tokens: tokens that end a response; they add no text.
-      budget: the largest number of tokens of a response.
-      spaced_budget: of one that begins with a single space, where that is larger.
+      budget: the largest number of tokens of a response, or of one that is still one of some labels
+        only, for each label.
+      spaced_budget: the same of one that begins with a single space, where that is larger.
       max_prefixes: the most partial responses; each costs a row of logits per prompt.
 
     Raises:
@@ -117,52 +119,60 @@ def spell(
     useful = dict(sorted(itertools.chain.from_iterable(candidates)))
     for token in stop_tokens:
         useful.pop(token, None)
-    longest = max(budget, spaced_budget)
+    budgets = np.broadcast_to(budget, len(labels)).tolist()
+    spaced_budgets = np.maximum(budgets, spaced_budget).tolist()
+    longest = max(spaced_budgets)
     complete: list[tuple[tuple[int, ...], int]] = []
     inner: list[tuple[int, ...]] = []
 
-    def can_begin(text: bytes) -> bool:
-        return any(_begins(text, label) for label in labels)
-
-    def most(text: bytes) -> int:
+    def most(text: bytes) -> list[int]:
         spaced = text[:1] == b" " and text[1:].lstrip(WHITESPACE) == text[1:]
-        return longest if spaced else budget
+        return spaced_budgets if spaced else budgets
 
     @functools.cache
-    def fewest(text: bytes) -> int:
-        """A lower bound on the tokens still missing; prunes what cannot fit the budget."""
-        if text.rstrip(WHITESPACE) in labels:
+    def fewest(text: bytes, label: bytes) -> int:
+        """A lower bound on the tokens missing after a text without white space before it."""
+        if text.rstrip(WHITESPACE) == label:
             return 0
-        steps = (text + piece for piece in useful.values() if piece.strip(WHITESPACE))
-        lengths = (fewest(step.lstrip(WHITESPACE)) for step in steps if can_begin(step))
+        steps = {(text + piece).lstrip(WHITESPACE) for piece in useful.values()} - {text}
+        lengths = (fewest(step, label) for step in steps if _begins(step, label))
         return 1 + min(lengths, default=longest)
+
+    def fits(size: int, text: bytes) -> bool:
+        """Whether so many tokens of this text can still become a label within its budget."""
+        longer = text.lstrip(WHITESPACE)
+        return any(
+            _begins(longer, label) and size + fewest(longer, label) <= budget
+            for label, budget in zip(labels, most(text), strict=True)
+        )
 
     def extend(prefix: tuple[int, ...], text: bytes) -> None:
         stripped = text.strip(WHITESPACE)
         if stripped in labels:
             action = labels.index(stripped)
-            if len(prefix) >= budget:
+            if len(prefix) >= budgets[action]:
                 complete.append((prefix, action))
                 return
             complete.extend(((*prefix, stop), action) for stop in stop_tokens)
-        if len(prefix) >= most(text):
+        if not any(
+            len(prefix) < budget and _begins(text, label)
+            for label, budget in zip(labels, most(text), strict=True)
+        ):
             return
         inner.append(prefix)
         if len(inner) > max_prefixes:
+            shown = " or ".join(repr(label.decode()) for label in labels)
             raise ValueError(
-                f"more than {max_prefixes} partial responses of up to {budget} tokens can become"
-                f" {labels[0].decode()!r} or {labels[1].decode()!r}; choose two labels of the same"
-                " number of tokens"
+                f"more than {max_prefixes} partial responses of up to {max(budgets)} tokens can"
+                f" become {shown}"
             )
         for token, piece in useful.items():
-            whole = text + piece
-            longer = whole.lstrip(WHITESPACE)
-            if can_begin(longer) and len(prefix) + 1 + fewest(longer) <= most(whole):
-                extend((*prefix, token), whole)
+            if fits(len(prefix) + 1, text + piece):
+                extend((*prefix, token), text + piece)
 
     extend((), b"")
-    if {action for _, action in complete} != {0, 1}:
-        raise ValueError(f"no response of at most {budget} tokens spells one of {labels!r}")
+    if {action for _, action in complete} != {*range(len(labels))}:
+        raise ValueError(f"no response of at most {max(budgets)} tokens spells one of {labels!r}")
     return _as_arrays(complete, longest)
 
 
@@ -300,8 +310,11 @@ def outcome_log_probs(logits: chex.Array, trie: Trie) -> jax.Array:
     return outcomes(path_log_probs(logits, trie), trie)
 
 
-def outcomes(paths: Paths, trie: Trie) -> jax.Array:
-    """The exact response distribution, `[num_prompts, 3]` log-probabilities of C, D and illegal.
+def outcomes(paths: Paths, trie: Trie, num_options: int = 2) -> jax.Array:
+    """The exact response distribution, `[num_prompts, num_options + 1]` log-probabilities.
+
+    They are those of C, D and illegal, or of some options and illegal; an option that nothing
+    spells has none.
 
     P(illegal) is the sum over inner nodes of reaching the node and leaving the trie there, not
     one minus the rest, so it keeps its relative precision when it is tiny.
@@ -310,7 +323,7 @@ def outcomes(paths: Paths, trie: Trie) -> jax.Array:
         jax.nn.logsumexp(
             jnp.where(trie.spelling_action == action, paths.spellings, -jnp.inf), axis=-1
         )
-        for action in (0, 1)
+        for action in range(num_options)
     ]
     return jnp.stack([*actions, jax.nn.logsumexp(paths.leaving, axis=-1)], axis=-1)
 

@@ -135,8 +135,17 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     presentation = make_presentation(config, model)
     wordings = config.mixture.wordings or [presentation.wording]
     thinking = make_thinking(config, model, wordings)
-    prompter = Prompter(model, config.prompt.template, base.max_nodes, multiple, thinking)
+    shown = config.prompt
+    prompter = Prompter(
+        model, shown.template, base.max_nodes, multiple, thinking, switch=shown.thinking
+    )
     lora = lora_of(config)
+    for name in lora.targets:
+        if name not in gemma.linear_names:
+            raise UserError(
+                f"lora.targets: {base.source} has no linear layer {name}, only"
+                f" {' '.join(gemma.linear_names)}"
+            )
     adapter = None
     if settings.adapter is not None:
         adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
@@ -219,7 +228,9 @@ def make_agent(
         lora=plan.lora,
         remat=base.remat,
         max_logits=base.max_logits * 10**6,
+        max_nodes=base.max_nodes,
         layout=plan.layout,
+        beside=model.beside,
     )
     if plan.prompter.thinking is not None:
         policy = ThinkingPolicy(**vars(policy), thinking=plan.prompter.thinking)

@@ -88,8 +88,8 @@ def footprint(
     steps = config.ppo.epochs * config.ppo.minibatches
     kept, made = adapter_bytes(model, lora, num_chunks > 1 or steps > 1 or num_players > 1)
     activations = activation_bytes(model, lora, tree, logits, itemsize, config.model.remat)
-    if num_chunks == 1:  # else those of one tree at a time
-        activations *= num_players
+    if num_chunks == 1 or num_chunks * nodes <= config.model.max_nodes:
+        activations *= num_players * num_chunks  # else those of one tree at a time
     at_once = 1 if on_cpu else members  # on a CPU they take turns
     return Footprint(
         weights=weight_bytes(model, itemsize),

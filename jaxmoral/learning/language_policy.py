@@ -25,6 +25,7 @@ from jaxmoral.language.thought_tree import Branches
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.rows import RowTable
 from jaxmoral.models.sample import Prefixes
 
 PyTree = Any
@@ -40,6 +41,7 @@ class PromptInputs(NamedTuple):
       trie: the legal responses.
       tokens: `[num_prompts, longest]` int32, the prompts one by one.
       lengths: `[num_prompts]` int32.
+      rows: `[num_nodes, size]`, what layers look up of the tree's tokens, or None.
       branches, prefixes: of an agent that thinks, where its thoughts are in the tree, and the
         prompts alone; the rows of `nodes` are then the prompts' thoughts.
     """
@@ -49,8 +51,23 @@ class PromptInputs(NamedTuple):
     trie: Trie
     tokens: np.ndarray | jax.Array
     lengths: np.ndarray | jax.Array
+    rows: np.ndarray | jax.Array | None = None
     branches: Branches | None = None
     prefixes: Prefixes | None = None
+
+
+class Compared(NamedTuple):
+    """How two policies, a base and a tuned one, predict tokens; each leaf has the tokens' shape.
+
+    Attributes:
+      log_probs: of the token, with a last axis `[2 (base, tuned)]`.
+      kl: of the tuned distribution from the base's, in nats.
+      same_top: whether both find the same token likeliest.
+    """
+
+    log_probs: jax.Array
+    kl: jax.Array
+    same_top: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +77,11 @@ class LanguagePolicy:
     Attributes:
       config, definition: of the base.
       lora: which layers are adapted, and how.
-      remat: what the backward pass recomputes; a name in `models.model.RECOMPUTED`.
+      remat: what the backward pass recomputes; a name in `models.block.RECOMPUTED`.
       max_logits: how many are made at once.
+      max_nodes: whose activations are in memory at once; those of more trees are made again.
       layout: where the arrays are, if on more than one device.
+      beside: see `LoadedModel`.
     """
 
     config: DecoderConfig
@@ -70,7 +89,9 @@ class LanguagePolicy:
     lora: Lora
     remat: str = "elementwise"
     max_logits: int = 2**27
+    max_nodes: int = 4096
     layout: Layout | None = None
+    beside: RowTable | None = None
 
     @property
     def dropout(self) -> bool:
@@ -100,7 +121,7 @@ class PromptedModel:
             rows = self._rows(chunk, trainable, dropout_key)
             return PolicyTable(self.decide(rows, chunk.trie), value(trainable, rows[:, 0]))
 
-        return over_chunks(read, self.prompts)
+        return self.over_chunks(read)
 
     def table_and_logits(
         self, trainable: PyTree, dropout_key: jax.Array | None = None
@@ -111,7 +132,7 @@ class PromptedModel:
             log_probs = outcome_log_probs(logits, chunk.trie)
             return PolicyTable(log_probs, value(trainable, rows[:, 0])), logits
 
-        return over_chunks(read, self.prompts)
+        return self.over_chunks(read)
 
     def write(
         self,
@@ -145,18 +166,36 @@ class PromptedModel:
 
         return self._in_parts(chosen, hidden, tokens), value(trainable, hidden)
 
-    def decide(self, rows: jax.Array, trie: Trie) -> jax.Array:
-        """Log-probabilities of the outcomes, `[num_prompts, 3]`, without all logits.
+    def decide(self, rows: jax.Array, trie: Trie, num_options: int = 2) -> jax.Array:
+        """Log-probabilities of the outcomes, `[num_prompts, num_options + 1]`, without all logits.
 
         Args:
           rows: `[num_prompts, num_prefixes, embed_dim]`, hidden states where answers are decided.
           trie: the legal responses.
+          num_options: among which they choose; see `responses.outcomes`.
         """
         model = self.model()
         edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
         legal = legal_tokens(trie, self.policy.config.vocab_size)
         outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
-        return outcomes(follow(edges, outside, trie), trie)
+        return outcomes(follow(edges, outside, trie), trie, num_options)
+
+    def compare(self, pair: jax.Array, tokens: jax.Array) -> Compared:
+        """How the tokens that follow are predicted, without all logits.
+
+        Args:
+          pair: `[..., 2 (base, tuned), embed_dim]`, hidden states before them.
+          tokens: `[...]` int32.
+        """
+        model, shape = self.model(), tokens.shape
+        rows, flat = pair.reshape(-1, *pair.shape[-2:]), tokens.ravel()
+        found = model.divergence(rows, self.policy.max_logits)
+        chosen = model.chosen_logits(rows.swapaxes(0, 1), flat).T
+        return Compared(
+            (chosen - found.log_sums).reshape(*shape, 2),
+            found.kl.reshape(shape),
+            found.same_top.reshape(shape),
+        )
 
     def model(self) -> Any:
         return nnx.merge(self.policy.definition, self.frozen)
@@ -165,7 +204,8 @@ class PromptedModel:
         self, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
-        return self.rows(self.hidden(chunk.tree, trainable, dropout_key), chunk.nodes)
+        hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
+        return self.rows(hidden, chunk.nodes)
 
     def rows(self, hidden: jax.Array, nodes: np.ndarray | jax.Array) -> jax.Array:
         """The hidden states of nodes in rows, split over the devices like the tree."""
@@ -191,19 +231,49 @@ class PromptedModel:
         answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
         sequences = jnp.where(place < lengths, room, answers)
         forest = chains(sequences, lengths[:, 0] + budget - 1)
-        hidden = self.hidden(forest, trainable, dropout_key)
+        beside = self.policy.beside
+        rows = None if beside is None else beside(forest.tokens)  # which nobody knew before
+        hidden = self.hidden(forest, trainable, dropout_key, rows)
         hidden = hidden.reshape(size, -1, hidden.shape[-1])
         before = lengths - 1 + jnp.arange(budget)
         return jnp.take_along_axis(hidden, before[..., None], axis=1)
 
     def hidden(
-        self, tree: PromptTree, trainable: PyTree, dropout_key: jax.Array | None
+        self,
+        tree: PromptTree,
+        trainable: PyTree,
+        dropout_key: jax.Array | None,
+        rows: np.ndarray | jax.Array | None = None,
     ) -> jax.Array:
-        """The last hidden state of every node, `[num_nodes, embed_dim]`."""
+        """The last hidden state of every node, `[num_nodes, embed_dim]`.
+
+        `rows` is what the layers look up of each node's token; see `PromptInputs`.
+        """
         config = self.policy.config
         adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)
         seen = sight(tree, config.sliding_window)
-        return self.model().hidden(tree.tokens, tree.positions, seen, adapter, self.policy.remat)
+        remat = self.policy.remat
+        return self.model().hidden(tree.tokens, tree.positions, seen, adapter, remat, rows)
+
+    def over_chunks(self, function: Callable, *beside: PyTree) -> Any:
+        """Applies a function to one chunk after the other and joins the results' leading axes.
+
+        If all of them have more than `max_nodes` nodes, the backward pass recomputes each, so that
+        only one is in memory at a time.
+
+        Args:
+          function: of a chunk of the prompts, and of one of each pytree beside them.
+          beside: leaves have a leading axis of chunks.
+        """
+        inputs = (self.prompts, *beside)
+        num_chunks, num_nodes = self.prompts.tree.tokens.shape
+        if num_chunks == 1:
+            return function(*jax.tree.map(lambda leaf: leaf[0], inputs))
+        apply = lambda chunk: function(*chunk)
+        if num_chunks * num_nodes > self.policy.max_nodes:
+            apply = jax.checkpoint(apply)
+        result = jax.lax.map(apply, inputs)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
     def _in_parts(self, function: Callable, *rows: jax.Array) -> Any:
         """Applies what makes logits of every place in `[n, places, ...]`, in parts that fit."""
@@ -217,17 +287,6 @@ class PromptedModel:
         split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
         made = jax.lax.map(jax.checkpoint(lambda part: function(*part)), split)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made)
-
-
-def over_chunks(function: Callable, inputs: PyTree) -> PyTree:
-    """Applies a function to one chunk after the other and joins the results' leading axes.
-
-    Of several chunks the backward pass recomputes each, so that only one is in memory at a time.
-    """
-    if len(jax.tree.leaves(inputs)[0]) == 1:
-        return function(jax.tree.map(lambda leaf: leaf[0], inputs))
-    result = jax.lax.map(jax.checkpoint(function), inputs)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), result)
 
 
 def value(trainable: PyTree, hidden: jax.Array) -> jax.Array:

@@ -26,9 +26,12 @@ from jaxmoral.models.tokenizer import byte_pieces
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
 _DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt must stay the same
+_THINKS = "enable_thinking"
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
+MAX_PREFIXES = 64  # partial responses that can become a label
+MAX_OPTION_PREFIXES = 512  # that can become one of a few texts
 
 
 class Room(NamedTuple):
@@ -60,8 +63,10 @@ class Prompter:
         max_nodes: int = 4096,
         multiple: int = 1,
         thinking: Thinking | None = None,
+        *,
+        switch: str = "default",
     ):
-        """Raises UserError if the template is "chat" and the tokenizer has none.
+        """Raises UserError if the tokenizer has no such template.
 
         Args:
           model: whose tokenizer is used.
@@ -69,6 +74,7 @@ class Prompter:
           max_nodes: of one tree; larger prompt sets become several.
           multiple: of which the number of blocks of every tree is one.
           thinking: how the agent thinks, if it does.
+          switch: "off" leaves the thought before an answer empty, as the template does it.
         """
         self.thinking = thinking
         self.max_nodes = max_nodes
@@ -79,10 +85,19 @@ class Prompter:
         self._pieces = index_pieces(byte_pieces(self.tokenizer)[: self._vocab_size])
         self._stop_tokens = model.stop_tokens()
         self._bos = model.bos_token()
+        self._beside = model.beside
         self._responses: dict[tuple[str, str], Responses] = {}
+        self._options: dict[tuple[str, ...], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
         self._sequences: dict[tuple, list[list[int]]] = {}
         self._rooms: dict[tuple, Room] = {}
+        # Qwen's and Gemma's templates have this switch; others would not notice it.
+        self._switches = {} if switch == "default" else {_THINKS: False}
+        if self._switches and _THINKS not in (self.tokenizer.chat_template or ""):
+            raise UserError(
+                f"prompt.thinking: the chat template of {model.source} has no switch for it"
+                f" ({_THINKS}); leave it out"
+            )
         if template == "chat" and not self.tokenizer.chat_template:
             raise UserError(
                 f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
@@ -91,26 +106,58 @@ class Prompter:
     def responses(self, labels: tuple[str, str]) -> Responses:
         """Every legal response; raises UserError if the labels cannot be spelled."""
         if labels not in self._responses:
-            encoded = [self.tokenizer.encode(label, add_special_tokens=False) for label in labels]
-            own: dict[bytes, dict[int, bytes]] = {}
-            for label, tokens in zip(labels, encoded, strict=True):
-                text = label.encode()
-                if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
-                    # An unused control token is a label too.
-                    own[text] = {**self._pieces.get(text, {}), tokens[0]: text}
-            budget = max(map(len, encoded))
-            spaced = [self.tokenizer.encode(f" {x}", add_special_tokens=False) for x in labels]
+            # Both may take as many tokens as the longer one.
+            budget, spaced = (max(counts) for counts in self._token_counts(labels))
             try:
-                self._responses[labels] = spell(
-                    [label.encode() for label in labels],
-                    ChainMap(own, self._pieces),  # type: ignore[arg-type]
-                    self._stop_tokens,
-                    budget,
-                    max(map(len, spaced)),
-                )
+                spelled = self._spell(labels, budget, spaced)
             except ValueError as error:
-                raise UserError(f"labels {'/'.join(labels)}: {error}") from error
+                raise UserError(
+                    f"labels {'/'.join(labels)}: {error}; choose two labels of the same number of"
+                    " tokens"
+                ) from error
+            self._responses[labels] = spelled
         return self._responses[labels]
+
+    def options(self, texts: tuple[str, ...]) -> Responses:
+        """Every response that is one of some texts, each in as many tokens as it takes.
+
+        Raises:
+          UserError: they cannot be spelled, or in too many ways.
+        """
+        if texts not in self._options:
+            try:
+                spelled = self._spell(texts, *self._token_counts(texts), MAX_OPTION_PREFIXES)
+            except ValueError as error:
+                raise UserError(f"{error}; shorten the options, or name them by labels") from error
+            self._options[texts] = spelled
+        return self._options[texts]
+
+    def _token_counts(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """How many tokens each takes, and how many after a space."""
+        count = lambda text: len(self.tokenizer.encode(text, add_special_tokens=False))
+        return [count(text) for text in texts], [count(f" {text}") for text in texts]
+
+    def _spell(
+        self,
+        texts: Sequence[str],
+        budget: int | list[int],
+        spaced_budget: int | list[int],
+        max_prefixes: int = MAX_PREFIXES,
+    ) -> Responses:
+        own: dict[bytes, dict[int, bytes]] = {}
+        for text in texts:
+            tokens, label = self.tokenizer.encode(text, add_special_tokens=False), text.encode()
+            if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
+                # An unused control token is a label too.
+                own[label] = {**self._pieces.get(label, {}), tokens[0]: label}
+        return spell(
+            [text.encode() for text in texts],
+            ChainMap(own, self._pieces),  # type: ignore[arg-type]
+            self._stop_tokens,
+            budget,
+            spaced_budget,
+            max_prefixes,
+        )
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of one prompt, with exactly one BOS if the model has one."""
@@ -134,10 +181,15 @@ class Prompter:
         if opens:  # templates of models that think on demand know the word
             render = partial(render, enable_thinking=True)
         try:
-            text = render(add_generation_prompt=True, date_string=_DATE)
+            text = render(add_generation_prompt=True, date_string=_DATE, **self._switches)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
         return self._encode(text if text.endswith(opens) else text + opens)
+
+    def text_tokens(self, text: str) -> tuple[list[int], list[int]]:
+        """What begins every text, and the text's tokens, without a chat template."""
+        begin = [] if self._bos is None else [self._bos]
+        return begin, self._encode(text)[len(begin) :]
 
     def _encode(self, text: str) -> list[int]:
         """BOS and the text's tokens, whatever the tokenizer would put around a text."""
@@ -302,13 +354,15 @@ class Prompter:
             tokens = np.zeros((room.prompts, room.longest), np.int32)
             for row, ids in zip(tokens, prompts, strict=True):
                 row[: len(ids)] = ids
+            tree = prompt_tree.pad(grown.tree, room.nodes, room.depth, self.multiple)
             packed.append(
                 PromptInputs(
-                    tree=prompt_tree.pad(grown.tree, room.nodes, room.depth, self.multiple),
+                    tree=tree,
                     nodes=np.pad(grown.nodes, ((0, 0), spare), mode="edge"),
                     trie=trie,
                     tokens=tokens,
                     lengths=np.array([len(ids) for ids in prompts], np.int32),
+                    rows=None if self._beside is None else self._beside.read(tree.tokens),
                     branches=None if grown.branches is None else grown.branches.padded(spare),
                     prefixes=self._prefixes(prompts, room),
                 )

@@ -17,7 +17,6 @@ from jaxmoral.learning.language_policy import (
     PromptedModel,
     PromptInputs,
     PyTree,
-    over_chunks,
     value,
 )
 from jaxmoral.learning.policy import PolicyTable
@@ -59,14 +58,14 @@ class ThinkingModel(PromptedModel):
         branching = Branching(how.thoughts, how.room, how.stops, self.policy.max_logits)
         adapter = prepare(trainable["adapter"], self.policy.config, self.policy.lora, None)
 
-        def continued(inputs):
-            chunk, key = inputs
+        def continued(chunk, key):
             if not how.tokens:
                 nothing = jnp.zeros((len(chunk.lengths), how.thoughts), jnp.int32)
                 return Thoughts(nothing[..., None], nothing)
-            return Thoughts(*sample(self.model(), adapter, chunk.prefixes, key, branching))
+            made = sample(self.model(), adapter, chunk.prefixes, key, branching, self.policy.beside)
+            return Thoughts(*made)
 
-        return over_chunks(continued, (self.prompts, jax.random.split(key, num_chunks)))
+        return self.over_chunks(continued, jax.random.split(key, num_chunks))
 
     def read(
         self, trainable: PyTree, thoughts: Thoughts, dropout_key: jax.Array | None = None
@@ -75,11 +74,11 @@ class ThinkingModel(PromptedModel):
         num_chunks = len(self.prompts.lengths)
         by_chunk = jax.tree.map(lambda x: x.reshape(num_chunks, -1, *x.shape[1:]), thoughts)
 
-        def read_chunk(inputs):
-            chunk, thoughts = inputs
-            hidden = self.hidden(
-                fill(chunk.tree, chunk.branches.slots, thoughts), trainable, dropout_key
-            )
+        def read_chunk(chunk, thoughts):
+            tree = fill(chunk.tree, chunk.branches.slots, thoughts)
+            beside = self.policy.beside
+            rows = None if beside is None else beside(tree.tokens)
+            hidden = self.hidden(tree, trainable, dropout_key, rows)
             answers = self.decide(self.rows(hidden, chunk.nodes), chunk.trie)
             return Reading(
                 answers.reshape(*thoughts.lengths.shape, 3),
@@ -87,7 +86,7 @@ class ThinkingModel(PromptedModel):
                 self._token_log_probs(hidden, chunk, thoughts),
             )
 
-        return over_chunks(read_chunk, (self.prompts, by_chunk))
+        return self.over_chunks(read_chunk, by_chunk)
 
     def _token_log_probs(
         self, hidden: jax.Array, chunk: PromptInputs, thoughts: Thoughts

@@ -24,18 +24,18 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
-from jaxmoral.learning.agent import Agent, make_agent, presentation_with, settle
+from jaxmoral.learning.agent import Agent, presentation_with
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import Which, load_trained
+from jaxmoral.learning.saved import Which
 from jaxmoral.learning.tabular_policy import TablePrompter
-from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.learning.whom import met_by
 from jaxmoral.measuring import thoughts
 from jaxmoral.measuring.described import describe_policy, reward_tables, xi_of
 from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
+from jaxmoral.measuring.source import Source, load_source
 from jaxmoral.models.sizes import num_parameters
 from jaxmoral.world.games import SETS, Game
 from jaxmoral.world.machines import Opponent, stack
@@ -48,7 +48,7 @@ KEY_TAG = 2**32 - 1  # training folds the numbers of its updates, below 2**31, i
 
 
 def evaluate_agent(
-    source: TrainedAgent | Path | str | Config,
+    source: Source,
     games: Sequence[str] | None = None,
     opponents: Sequence[str] | None = None,
     suites: Sequence[str] | None = None,
@@ -82,7 +82,7 @@ def evaluate_agent(
     >>> list(jaxmoral.evaluate_agent(untrained, ["ipd", "ish"])["suites"]["trained"])
     ['ipd', 'ish']
     """
-    config, agent, trained, made = _read_source(source, update)
+    config, agent, trained, made = load_source(source, update)
     overrides = {
         "games": games,
         "opponents": opponents,
@@ -154,22 +154,6 @@ def _check_fit(
             raise UserError(
                 f"evaluation.suites: {name} is about two players, the agent meets several"
             )
-
-
-def _read_source(
-    source: TrainedAgent | Path | str | Config, update: Which
-) -> tuple[Config, Agent, PyTree | None, int | None]:
-    """The settled configuration, the agent, what was trained and in how many updates, if it was."""
-    if isinstance(source, Config):
-        config = resolve(source)
-        agent = make_agent(config, None)
-        adapted = None
-        if agent.adapter is not None:
-            adapted = agent.policy.reference_parameters() | {"adapter": agent.adapter}
-        return settle(config, agent), agent, adapted, None
-    if not isinstance(source, TrainedAgent):
-        source = load_trained(Path(source), update)
-    return source.config, source.agent, source.trainable, int(source.state.update)
 
 
 def chosen_conditions(

@@ -59,7 +59,8 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     probs = np.exp(spoken.answers[::NUM_ORDERS])  # of each history in one order
     likeliest = probs.mean(1)[:, :2].argmax(-1)
     chosen = [rows[:, action].argmax() for rows, action in zip(probs, likeliest, strict=True)]
-    prompter = Prompter(agent.model, config.prompt.template)
+    shown = config.prompt
+    prompter = Prompter(agent.model, shown.template, switch=shown.thinking)
     texts = agent.prompter.texts(condition)[::NUM_ORDERS]
     memory = agent.presentation.remembers(condition.game)
     cells = [history_name(history, memory.num_moves) for history in memory.histories]

@@ -7,6 +7,7 @@ import jax
 
 from jaxmoral.config import tree_differences
 from jaxmoral.measuring import thoughts
+from jaxmoral.measuring.beyond import beyond_lines, beyond_rows, merge_beyond
 from jaxmoral.measuring.measures import ERROR
 from jaxmoral.measuring.outside import SUITE as OUTSIDE
 from jaxmoral.measuring.outside import by_novelty
@@ -40,6 +41,7 @@ def rows(evaluation: dict[str, Any]) -> Iterator[dict[str, Any]]:
                         who = {"opponent": opponent, "protocol": protocol}
                         for metric, value in _leaves(measures):
                             yield start | who | {"metric": metric, "value": value}
+    yield from beyond_rows(evaluation)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -74,7 +76,8 @@ def table(evaluation: dict[str, Any]) -> str:
     if gap is not None:
         points = f"{100 * gap:.2f} percentage points"
         lines.append(f"Exact and sampled shares differ by at most {points}.")
-    return "\n".join(lines)
+    lines += ["", *beyond_lines(evaluation)]
+    return "\n".join(lines).rstrip()
 
 
 def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
@@ -246,6 +249,7 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any
                     if policy == "base" and protocol in held.get(who, {})
                 ]
             suites[suite][name] = new[name] | {"policies": policies}
+    beyond, again = merge_beyond(earlier, later)
     gaps = [one["largest_gap"] for one in (earlier, later) if one["largest_gap"] is not None]
     merged = later | {
         "opponents": _both(earlier["opponents"], later["opponents"]),
@@ -253,7 +257,7 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any
         "largest_gap": max(gaps, default=None),
         "suites": suites,
     }
-    return merged, replaced
+    return merged | beyond, replaced + again
 
 
 def _both(one: Iterable[str], other: Iterable[str]) -> list[str]:

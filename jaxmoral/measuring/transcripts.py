@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.trained import TrainedAgent
+from jaxmoral.measuring.aloud import think_aloud
 from jaxmoral.world.games import Game
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS
@@ -28,9 +29,11 @@ class Side(NamedTuple):
     Attributes:
       name: in the transcript.
       structure: how it moves on.
-      outcomes: `[num_states, num_orders, num_outcomes]` probabilities.
+      outcomes: `[num_states, num_orders, num_thoughts, num_outcomes]` probabilities; who does not
+        think has one thought.
       opening: `[own moves]` probabilities of its first remembered move.
       prompts: `[num_states][num_orders]` texts; empty for a machine.
+      thoughts: `[num_states][num_orders][num_thoughts]` texts; empty for who does not think.
       labels: what it calls C and D.
     """
 
@@ -39,34 +42,45 @@ class Side(NamedTuple):
     outcomes: np.ndarray
     opening: np.ndarray
     prompts: Sequence[Sequence[str]] = ()
+    thoughts: Sequence[Sequence[Sequence[str]]] = ()
     labels: tuple[str, str] = ("C", "D")
 
 
-def agent_side(name: str, trained: TrainedAgent, game: Game) -> Side:
-    """A trained agent in a game, which it sees as its first player."""
-    presentation = trained.agent.presentation
-    condition = Condition(game, presentation)
-    memory = presentation.remembers(game)
-    log_probs = policy_table(trained.agent, condition, trained.trainable).log_probs
-    table = np.exp(np.asarray(log_probs, np.float64)).reshape(-1, NUM_ORDERS, 3)
+def agent_side(name: str, trained: TrainedAgent, game: Game, *, seed: int = 0) -> Side:
+    """A trained agent in a game, which it sees as its first player.
+
+    Args:
+      name: in the transcript.
+      trained: the agent.
+      game: as it sees it.
+      seed: of its thoughts, if it thinks.
+    """
+    agent = trained.agent
+    condition = Condition(game, agent.presentation)
+    memory = agent.presentation.remembers(game)
+    spoken = think_aloud(agent, condition, trained.trainable, jax.random.key(seed))
+    table = np.exp(np.asarray(spoken.answers, np.float64))
+    table = table.reshape(-1, NUM_ORDERS, *table.shape[1:])
     if not np.isfinite(table).all():
         raise UserError(f"{name}: its policy is not finite; its training diverged")
     shown = np.minimum(memory.shown, len(table) - 1)
-    texts = np.array(trained.agent.prompter.texts(condition), object).reshape(-1, NUM_ORDERS)
+    by_state = lambda rows: np.array(rows, object).reshape(*table.shape[:2], -1)[shown].tolist()
+    texts = by_state(agent.prompter.texts(condition))
     return Side(
         name,
-        agent_player(memory, table.mean(1)).structure,
+        agent_player(memory, table.mean((1, 2))).structure,
         (table / table.sum(-1, keepdims=True))[shown],
         np.array([0.5, 0.5]),
-        texts[shown].tolist(),
-        presentation.labels,
+        [[text for (text,) in orders] for orders in texts],
+        () if spoken.thoughts is None else by_state(spoken.thoughts),
+        agent.presentation.labels,
     )
 
 
 def machine_side(name: str, opponent: Opponent) -> Side:
     """A strategy, which needs no words."""
     player = machine_player(opponent)
-    return Side(name, player.structure, player.outcomes[:, None], player.opening)
+    return Side(name, player.structure, player.outcomes[:, None, None], player.opening)
 
 
 def play_episode(
@@ -86,8 +100,9 @@ def play_episode(
 
     Returns:
       `{"players": names, "remembered": [[first's move, second's move], ...], "rounds": [{"players":
-      [{"prompt", "order", "answer", "move", "probabilities": {"C", "D", "illegal"}, "rewards"},
-      ...]}, ...]}`; an illegal answer counts as the last legal move, C before any, which is "move".
+      [{"prompt", "answer", "move", "probabilities": {"C", "D", "illegal"}, "rewards"}, ...]},
+      ...]}`. An illegal answer counts as the last legal move, C before any, which is "move". Who
+      thinks also has a "thought", after which the probabilities are.
     """
     states = [side.structure.start for side in sides]
     previous: list[int] | None = None
@@ -125,7 +140,7 @@ def _remembered(side: Side, state: int, index: int, random: np.random.Generator)
     structure = side.structure
     if structure.tosses or index == 0:
         return int(random.choice(2, p=side.opening))
-    outcome = random.choice(side.outcomes.shape[-1], p=side.outcomes[state, 0])
+    outcome = random.choice(side.outcomes.shape[-1], p=side.outcomes[state, 0, 0])
     return int(structure.effective[state, outcome])
 
 
@@ -137,11 +152,13 @@ def _after(sides: Sequence[Side], states: Sequence[int], moves: Sequence[int]) -
 
 
 def _answer(side: Side, state: int, random: np.random.Generator) -> dict[str, Any]:
-    order = int(random.integers(side.outcomes.shape[1]))
-    probabilities = side.outcomes[state, order]
+    order, thought = (int(random.integers(size)) for size in side.outcomes.shape[1:3])
+    probabilities = side.outcomes[state, order, thought]
     outcome = int(random.choice(len(probabilities), p=probabilities))
+    thinks = {"thought": side.thoughts[state][order][thought]} if side.thoughts else {}
     return {
         "prompt": side.prompts[state][order] if side.prompts else None,
+        **thinks,
         "answer": None if outcome == ILLEGAL else side.labels[outcome],
         "outcome": outcome,
         "probabilities": dict(zip(OUTCOMES, map(float, probabilities), strict=False)),
@@ -159,6 +176,8 @@ def in_words(episode: Mapping[str, Any], *, prompts: bool = True) -> str:
         for name, turn in zip(names, played["players"], strict=True):
             if prompts and turn["prompt"] is not None:
                 lines += [f"    | {line}" for line in turn["prompt"].splitlines()]
+            if "thought" in turn:
+                lines.append(f"  {name} thinks: {' '.join(turn['thought'].split())}")
             said = "no label" if turn["answer"] is None else f"{turn['answer']!r} ({turn['move']})"
             sure = ", ".join(
                 f"P({key}) {share:.3f}" for key, share in turn["probabilities"].items()

@@ -1,12 +1,14 @@
 """The shape of a decoder of text: one description for all families."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmoral.errors import UserError
 from jaxmoral.models.foreign import shown
+from jaxmoral.models.layers import Section, Stack, sections, stack_names
 
 _POSITIVE = (
     *("query_scale", "rope_base_global", "rope_base_local", "rope_scale", "rope_scale_local"),
@@ -38,8 +40,8 @@ class DecoderConfig:
     """Sizes and constants of a decoder; what has a default has the value of Gemma's families.
 
     Attributes:
-      family: what transformers calls it: "gemma", "gemma2", "gemma3", "llama", "mistral", "qwen2"
-        or "qwen3".
+      family: what transformers calls it: "gemma", "gemma2", "gemma3", "gemma4", "llama", "mistral",
+        "qwen2" or "qwen3".
       global_layers: for each layer whether it attends to everything; the others see a window of
         `sliding_window` tokens.
       rope_scale, rope_scale_local: positions are divided by it in global layers, and in the others.
@@ -49,11 +51,22 @@ class DecoderConfig:
         cap.
       post_norms: whether a norm follows the attention and the MLP too.
       qk_norm: whether queries and keys are normalised.
-      activation: of the MLP's gate, a name in `jaxmoral.models.model.ACTIVATIONS`.
+      activation: of the MLP's gate, a name in `jaxmoral.models.block.ACTIVATIONS`.
       scaled_embedding: whether embeddings are multiplied by the root of their size.
       tied: whether the output head is the embedding.
-      biases: the linear layers that have one, names in `linear_shapes`.
+      biases: the linear layers that have one, names in `linear_names`.
       quantisation: of the matrices, one of `jaxmoral.models.quantise.KINDS`, or None.
+      head_dim_global, num_kv_heads_global: of the layers that attend to everything, where they have
+        others.
+      keys_are_values: whether those layers' values are their keys, before these are normalised.
+      value_norm: whether values are normalised, without a scale.
+      rope_share: of the rotary frequencies of those layers, the fastest that are not 0.
+      layer_scalars: whether each layer's result is multiplied by a number of its own.
+      num_shared: how many of the last layers take keys and values from the last layer of their kind
+        that makes its own.
+      mlp_dim_shared: of the layers that do.
+      per_layer_dim: size of what each layer reads of each token beside the stream; 0 for nothing.
+      num_experts, experts_per_token, expert_dim: of a mixture beside the MLP; 0 for none.
     """
 
     family: str
@@ -82,6 +95,18 @@ class DecoderConfig:
     tied: bool = True
     biases: tuple[str, ...] = ()
     quantisation: str | None = None
+    head_dim_global: int | None = None
+    num_kv_heads_global: int | None = None
+    keys_are_values: bool = False
+    value_norm: bool = False
+    rope_share: float = 1.0
+    layer_scalars: bool = False
+    num_shared: int = 0
+    mlp_dim_shared: int | None = None
+    per_layer_dim: int = 0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_dim: int = 0
 
     @property
     def norm_offset(self) -> int:
@@ -93,29 +118,96 @@ class DecoderConfig:
         """Whether every text begins with a BOS, whatever its tokenizer does."""
         return self.family.startswith("gemma")
 
-    @property
-    def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each linear layer of a block; LoRA can adapt any of them."""
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+    @functools.cached_property
+    def stacks(self) -> dict[str, Stack]:
+        """The layers by their shapes; one stack, named "", if all are alike."""
+        shapes = [self._shapes(layer) for layer in range(self.num_layers)]
+        shared = [not each.own_keys for each in shapes]
+        names = stack_names(self.global_layers, shared, alike=len({*map(repr, shapes)}) == 1)
         return {
-            "q": (self.embed_dim, queries),
-            "k": (self.embed_dim, keys),
-            "v": (self.embed_dim, keys),
-            "o": (queries, self.embed_dim),
-            "gate": (self.embed_dim, self.mlp_dim),
-            "up": (self.embed_dim, self.mlp_dim),
-            "down": (self.mlp_dim, self.embed_dim),
+            name: shapes[names.index(name)]._replace(
+                layers=tuple(layer for layer, other in enumerate(names) if other == name)
+            )
+            for name in dict.fromkeys(names)
         }
 
+    @functools.cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """The order in which the stacks' layers follow each other."""
+        names = dict[int, str]()
+        for name, stack in self.stacks.items():
+            names |= dict.fromkeys(stack.layers, name)
+        own = self.num_layers - self.num_shared
+        order = [names[layer] for layer in range(self.num_layers)]
+        return tuple(section for part in (order[:own], order[own:]) for section in sections(part))
+
     @property
-    def norm_sizes(self) -> dict[str, int]:
-        """The size of each norm of a block."""
-        sizes = {"attention_in": self.embed_dim, "mlp_in": self.embed_dim}
+    def linear_names(self) -> tuple[str, ...]:
+        """The linear layers that some block has; LoRA can adapt any of them."""
+        return tuple(
+            dict.fromkeys(name for stack in self.stacks.values() for name in stack.linear_shapes)
+        )
+
+    @property
+    def every_linear(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of every linear layer of every block."""
+        return [
+            shape
+            for stack in self.stacks.values()
+            for shape in stack.linear_shapes.values()
+            for _ in stack.layers
+        ]
+
+    @property
+    def every_width(self) -> list[int]:
+        """Size of each layer's queries, of all heads together."""
+        return [
+            self.num_heads * stack.head_dim for stack in self.stacks.values() for _ in stack.layers
+        ]
+
+    def _shapes(self, layer: int) -> Stack:
+        """The shapes of one layer."""
+        is_global, shared = self.global_layers[layer], layer >= self.num_layers - self.num_shared
+        head_dim = self.head_dim_global if is_global else None
+        kv_heads = self.num_kv_heads_global if is_global else None
+        head_dim, kv_heads = head_dim or self.head_dim, kv_heads or self.num_kv_heads
+        mlp_dim = (self.mlp_dim_shared if shared else None) or self.mlp_dim
+        width, queries, keys = self.embed_dim, self.num_heads * head_dim, kv_heads * head_dim
+        linear = {"q": (width, queries)}
+        if not shared:
+            linear["k"] = width, keys
+            if not (is_global and self.keys_are_values):
+                linear["v"] = width, keys
+        linear |= {"o": (queries, width)}
+        linear |= {"gate": (width, mlp_dim), "up": (width, mlp_dim), "down": (mlp_dim, width)}
+        norms = {"attention_in": width, "mlp_in": width}
         if self.post_norms:
-            sizes |= {"attention_out": self.embed_dim, "mlp_out": self.embed_dim}
+            norms |= {"attention_out": width, "mlp_out": width}
         if self.qk_norm:
-            sizes |= {"q_norm": self.head_dim, "k_norm": self.head_dim}
-        return sizes
+            norms |= {"q_norm": head_dim} | ({} if shared else {"k_norm": head_dim})
+        vectors = {f"{name}_bias": linear[name][1] for name in self.biases if name in linear}
+        vectors |= {"layer_scalar": 1} if self.layer_scalars else {}
+        experts: dict[str, tuple[int, int, int]] = {}
+        if self.num_experts:
+            count, size = self.num_experts, self.expert_dim
+            linear["router"] = width, count
+            norms |= dict.fromkeys(("router_in", "experts_in", "dense_out", "experts_out"), width)
+            vectors["expert_scale"] = count
+            experts = {"expand": (count, width, 2 * size), "shrink": (count, size, width)}
+        if self.per_layer_dim:
+            linear["layer_gate"] = width, self.per_layer_dim
+            linear["layer_out"] = self.per_layer_dim, width
+            norms["layer_norm"] = width
+        return Stack(
+            layers=(),
+            head_dim=head_dim,
+            num_kv_heads=kv_heads,
+            own_keys=not shared,
+            linear_shapes=linear,
+            norm_sizes=norms,
+            vector_sizes=vectors,
+            expert_shapes=experts,
+        )
 
 
 def from_json(sizes: dict[str, Any]) -> DecoderConfig:
@@ -154,8 +246,23 @@ def check_config(config: DecoderConfig, path: Path) -> DecoderConfig:
         value = getattr(config, name)
         check(type(value) is int and 0 < value < 2**31, name)
     check(config.num_layers <= MAX_LAYERS, "num_layers")
+    for name in ("head_dim_global", "num_kv_heads_global", "mlp_dim_shared"):
+        value = getattr(config, name)
+        check(value is None or (type(value) is int and 0 < value < 2**31), name)
+    for name in ("num_shared", "per_layer_dim", "num_experts", "experts_per_token", "expert_dim"):
+        value = getattr(config, name)
+        check(type(value) is int and 0 <= value < 2**31, name)
     check(config.num_heads % config.num_kv_heads == 0, "num_kv_heads")
+    check(config.num_heads % (config.num_kv_heads_global or 1) == 0, "num_kv_heads_global")
     check(config.head_dim % 2 == 0, "head_dim")
+    check((config.head_dim_global or 0) % 2 == 0, "head_dim_global")
+    own = config.global_layers[: config.num_layers - config.num_shared]
+    shares = config.num_shared < config.num_layers and {*own} == {*config.global_layers}
+    check(shares, "num_shared")
+    check(0 <= config.rope_share <= 1, "rope_share")
+    if config.num_experts:
+        check(0 < config.experts_per_token <= config.num_experts, "experts_per_token")
+        check(config.expert_dim > 0, "expert_dim")
     check(len(config.global_layers) == config.num_layers, "global_layers")
     if config.rope_ramp is not None:
         low, high, length = config.rope_ramp

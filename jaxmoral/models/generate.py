@@ -14,11 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmoral.models.block import rotary_angles
 from jaxmoral.models.config import DecoderConfig
+from jaxmoral.models.layers import keys_from
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.lora import Adapter, LayerAdapter, Lora, prepare
-from jaxmoral.models.model import Decoder, rotary_angles
+from jaxmoral.models.model import Decoder
+from jaxmoral.models.rows import RowTable
 from jaxmoral.models.vocabulary import soft_cap
+from jaxmoral.models.walk import walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +41,13 @@ class Sampling:
 
 
 class Cache(NamedTuple):
-    """Keys and values, `[num_layers, batch, length, num_kv_heads, head_dim]` each."""
+    """Keys and values of one stack, `[layers, batch, length, num_kv_heads, head_dim]` each."""
 
     keys: jax.Array
     values: jax.Array
+
+
+Caches = dict[str, Cache]  # of each stack of layers that make keys and values
 
 
 def choose(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -61,34 +68,49 @@ def choose(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def _prefill(
-    model: Decoder, tokens: jax.Array, padding: jax.Array, adapter: LayerAdapter, length: int
-) -> tuple[jax.Array, Cache]:
+    model: Decoder,
+    tokens: jax.Array,
+    padding: jax.Array,
+    adapter: dict[str, LayerAdapter],
+    length: int,
+    beside: RowTable | None = None,
+) -> tuple[jax.Array, Caches]:
     """Logits after each prompt `[batch, vocab_size]`, and a cache with room for `length` tokens."""
     config = model.config
     batch, size = tokens.shape
     place = jnp.arange(size)
     positions = jnp.maximum(place - padding[:, None], 0).reshape(-1)
-    sin, cos = rotary_angles(config, positions)
     seen = (place[None, :] <= place[:, None]) & (place >= padding[:, None])[:, None]
     seen |= jnp.eye(size, dtype=bool)  # padding attends to itself, so that nothing is undefined
     near = seen & (place[:, None] - place[None, :] < config.sliding_window)
     masks = jnp.stack([near, seen])
     keys = jnp.arange(batch * size).reshape(batch, size)  # a sequence is a block
-    definition, weights = nnx.split(model.blocks)
+    room = ((0, 0), (0, length - size), (0, 0), (0, 0))
 
-    def body(x, layer):
-        weights, adapter, is_global = layer
-        block = nnx.merge(definition, weights)
-        q, k, v = block.project(x, sin[is_global], cos[is_global], adapter)
-        split = lambda y: y.reshape(batch, size, *y.shape[1:])
-        heads = block.attention(q, k, v, keys, masks[is_global])
-        return block.finish(x, heads, adapter), (split(k), split(v))
+    def step_of(name):
+        sin, cos = rotary_angles(config, positions, config.stacks[name].head_dim)
 
-    layers = (weights, adapter, jnp.array(config.global_layers, jnp.int32))
-    x, (keys, values) = jax.lax.scan(body, model.embed(tokens.reshape(-1)), layers)
+        def step(carry, layer):
+            x, lent = carry
+            block, kind = model.block(name, layer), layer.is_global
+            q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
+            k, v = made or lent[keys_from(name)]
+            heads = block.attention(q, k, v, keys, masks[kind])
+            x = block.finish(x, heads, layer.adapter, layer.beside)
+            lent = lent | ({name: made} if name in lent else {})
+            if made is None:
+                return (x, lent), None
+            kept = (jnp.pad(y.reshape(batch, size, *y.shape[1:]), room) for y in made)
+            return (x, lent), Cache(*kept)
+
+        return step
+
+    x = model.embed(tokens.reshape(-1))
+    layers = model.layers(x, adapter, None if beside is None else beside(tokens.reshape(-1)))
+    steps = {name: step_of(name) for name in layers}
+    (x, _), caches = walk(config.sections, steps, (x, model.nothing_lent(x)), layers)
     last = model.final_norm(x).reshape(batch, size, -1)[:, -1]
-    room = ((0, 0), (0, 0), (0, length - size), (0, 0), (0, 0))
-    return model.logits(last), Cache(jnp.pad(keys, room), jnp.pad(values, room))
+    return model.logits(last), {name: cache for name, cache in caches.items() if cache is not None}
 
 
 def _decode(
@@ -96,45 +118,63 @@ def _decode(
     token: jax.Array,
     place: jax.Array,
     padding: jax.Array,
-    adapter: LayerAdapter,
-    cache: Cache,
-) -> tuple[jax.Array, Cache]:
+    adapter: dict[str, LayerAdapter],
+    caches: Caches,
+    beside: RowTable | None = None,
+) -> tuple[jax.Array, Caches]:
     """Logits after one more token per row, `[batch]` to `[batch, vocab_size]`."""
     config = model.config
-    batch, length = len(token), cache.keys.shape[2]
-    sin, cos = rotary_angles(config, place - padding)
+    batch, length = len(token), next(iter(caches.values())).keys.shape[2]
     key_place = jnp.arange(length)
     seen = (key_place <= place) & (key_place >= padding[:, None])
     masks = jnp.stack([seen & (place - key_place < config.sliding_window), seen])
-    definition, weights = nnx.split(model.blocks)
 
-    def body(carry, layer):
-        x, cache = carry
-        weights, adapter, is_global, index = layer
-        block = nnx.merge(definition, weights)
-        q, k, v = block.project(x, sin[is_global], cos[is_global], adapter)
-        at = (index, 0, place, 0, 0)
-        cache = Cache(
-            jax.lax.dynamic_update_slice(cache.keys, k[None, :, None], at),
-            jax.lax.dynamic_update_slice(cache.values, v[None, :, None], at),
-        )
-        q = q.reshape(batch, config.num_kv_heads, -1, config.head_dim)
-        scores = jnp.einsum(
-            "bkgd,bskd->bkgs", q, cache.keys[index], preferred_element_type=jnp.float32
-        )
-        scores = soft_cap(scores, config.attention_softcap)
-        scores = jnp.where(masks[is_global][:, None, None], scores, -jnp.inf)
-        shares = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        heads = jnp.einsum("bkgs,bskd->bkgd", shares, cache.values[index])
-        return (block.finish(x, heads.reshape(batch, -1), adapter), cache), None
+    def step_of(name):
+        stack = config.stacks[name]
+        sin, cos = rotary_angles(config, place - padding, stack.head_dim)
 
-    is_global = jnp.array(config.global_layers, jnp.int32)
-    layers = (weights, adapter, is_global, jnp.arange(config.num_layers))
-    (x, cache), _ = jax.lax.scan(body, (model.embed(token), cache), layers)
-    return model.logits(model.final_norm(x)), cache
+        def step(carry, numbered):
+            (x, caches), (layer, index) = carry, numbered
+            block, kind = model.block(name, layer), layer.is_global
+            q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
+            if made is None:
+                keys, values = (kept[-1] for kept in caches[keys_from(name)])
+            else:
+                cache = extend(caches[name], made, index, place)
+                caches = caches | {name: cache}
+                keys, values = cache.keys[index], cache.values[index]
+            q = q.reshape(batch, stack.num_kv_heads, -1, stack.head_dim)
+            scores = jnp.einsum("bkgd,bskd->bkgs", q, keys, preferred_element_type=jnp.float32)
+            scores = soft_cap(scores, config.attention_softcap)
+            scores = jnp.where(masks[kind][:, None, None], scores, -jnp.inf)
+            shares = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+            heads = jnp.einsum("bkgs,bskd->bkgd", shares, values)
+            x = block.finish(x, heads.reshape(batch, -1), layer.adapter, layer.beside)
+            return (x, caches), None
+
+        return step
+
+    x = model.embed(token)
+    layers = model.layers(x, adapter, None if beside is None else beside(token))
+    numbered = {name: (layer, jnp.arange(len(layer.is_global))) for name, layer in layers.items()}
+    steps = {name: step_of(name) for name in layers}
+    (x, caches), _ = walk(config.sections, steps, (x, caches), numbered)
+    return model.logits(model.final_norm(x)), caches
 
 
-@partial(jax.jit, static_argnames=("definition", "config", "lora", "sampling", "num_tokens"))
+def extend(
+    cache: Cache, made: tuple[jax.Array, jax.Array], index: jax.Array, place: jax.Array
+) -> Cache:
+    """Writes a layer's keys and values of one more token, `[batch, num_kv_heads, head_dim]`."""
+    at = (index, 0, place, 0, 0)
+    pairs = zip(cache, made, strict=True)
+    return Cache(*(jax.lax.dynamic_update_slice(kept, y[None, :, None], at) for kept, y in pairs))
+
+
+@partial(
+    jax.jit,
+    static_argnames=("definition", "config", "beside", "lora", "sampling", "num_tokens"),
+)
 def _generate(
     weights: nnx.State,
     adapter: Adapter,
@@ -144,6 +184,7 @@ def _generate(
     key: jax.Array,
     definition: nnx.GraphDef,
     config: DecoderConfig,
+    beside: RowTable | None,
     lora: Lora,
     sampling: Sampling,
     num_tokens: int,
@@ -151,20 +192,20 @@ def _generate(
     model = nnx.merge(definition, weights)
     layers = prepare(adapter, config, lora, None)
     size = tokens.shape[1]
-    logits, cache = _prefill(model, tokens, padding, layers, size + num_tokens)
+    logits, caches = _prefill(model, tokens, padding, layers, size + num_tokens, beside)
 
     def step(carry, xs):
-        logits, cache, done = carry
+        logits, caches, done = carry
         key, place = xs
         token = jnp.where(done, stops[0], choose(key, logits, sampling))
         done |= jnp.isin(token, stops)
-        logits, cache = _decode(model, token, place, padding, layers, cache)
-        return (logits, cache, done), token
+        logits, caches = _decode(model, token, place, padding, layers, caches, beside)
+        return (logits, caches, done), token
 
     keys = jax.random.split(key, num_tokens)
     done = jnp.zeros(len(tokens), bool)
     xs = (keys, size + jnp.arange(num_tokens))
-    return jax.lax.scan(step, (logits, cache, done), xs)[1].T
+    return jax.lax.scan(step, (logits, caches, done), xs)[1].T
 
 
 def generate(
@@ -204,6 +245,7 @@ def generate(
         key,
         definition=model.definition,
         config=model.config,
+        beside=model.beside,
         lora=lora or Lora(1, 1.0, 0.0, ()),
         sampling=sampling,
         num_tokens=num_tokens,

@@ -360,14 +360,15 @@ class GGUFModel:
 def _block_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Our name of each weight of a block: its name and shape in the file."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    (stack,) = config.stacks.values()
     for name, stored in _BLOCK_TENSORS.items():
         norm = name.removesuffix(".scale")
-        if name in config.linear_shapes:
-            found[name] = f"{stored}.weight", config.linear_shapes[name][::-1]
-        elif norm in config.norm_sizes:
-            found[name] = f"{stored}.weight", (config.norm_sizes[norm],)
+        if name in stack.linear_shapes:
+            found[name] = f"{stored}.weight", stack.linear_shapes[name][::-1]
+        elif norm in stack.norm_sizes:
+            found[name] = f"{stored}.weight", (stack.norm_sizes[norm],)
         if name in config.biases:
-            found[f"{name}_bias"] = f"{stored}.bias", config.linear_shapes[name][1:]
+            found[f"{name}_bias"] = f"{stored}.bias", stack.linear_shapes[name][1:]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes `config.json` of a text model as transformers does, key by key.
+"""Reads `config.json` of a text model as transformers does, key by key.
 
 Each family has keys of its own; a key of another family changes nothing, as in transformers. Every
 other key is used, known to be harmless, or refused by name.
@@ -27,6 +27,8 @@ FAMILIES = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4",
+    "gemma4_unified_text": "gemma4",
     "llama": "llama",
     "mistral": "mistral",
     "qwen2": "qwen2",
@@ -36,6 +38,7 @@ CLASSES = {
     "gemma": transformers.GemmaConfig,
     "gemma2": transformers.Gemma2Config,
     "gemma3": transformers.Gemma3TextConfig,
+    "gemma4": transformers.Gemma4TextConfig,
     "llama": transformers.LlamaConfig,
     "mistral": transformers.MistralConfig,
     "qwen2": transformers.Qwen2Config,
@@ -52,11 +55,19 @@ _LAYERS = (
     *("sliding_window", "layer_types", "query_pre_attn_scalar", "hidden_activation"),
     *("attn_logit_softcapping", "final_logit_softcapping"),
 )
+_GEMMA4 = (
+    *("sliding_window", "layer_types", "hidden_activation", "final_logit_softcapping"),
+    *("global_head_dim", "num_global_key_value_heads", "per_layer_config", "attention_k_eq_v"),
+    *("num_kv_shared_layers", "use_double_wide_mlp", "hidden_size_per_layer_input"),
+    *("vocab_size_per_layer_input", "attention_bias"),
+    *("enable_moe_block", "num_experts", "top_k_experts", "moe_intermediate_size"),
+)
 _WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 _READ = {
     "gemma": (*_GEMMA, "hidden_act"),
     "gemma2": (*_GEMMA, *_LAYERS),
     "gemma3": (*_GEMMA, *_LAYERS, "rope_local_base_freq", "sliding_window_pattern"),
+    "gemma4": (*_GEMMA, *_GEMMA4),
     "llama": (*_SIZES, "hidden_act", "attention_bias", "mlp_bias"),
     "mistral": (*_SIZES, "hidden_act", "sliding_window"),
     "qwen2": (*_SIZES, "hidden_act", *_WINDOWS),
@@ -75,14 +86,22 @@ _HARMLESS = (
     *("do_sample", "early_stopping", "temperature", "top_*", "typical_p", "num_return_sequences"),
     *("max_length", "min_length", "num_beam*", "*_penalty", "*no_repeat_ngram_size"),
 )
+# A text model's kind where it stands beside vision and audio towers, if it does not say.
+BESIDE = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+}
 _VISION = (
     *("text_config", "vision_config", "mm_tokens_per_image", "tie_word_embeddings"),
     *("image_token_*", "boi_token_*", "eoi_token_*"),
 )
+_AUDIO = ("audio_config", "audio_token_*", "video_token_*", "boa_token_*", "eoa_token_*")
 _ROPE = (
     *("rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings"),
     *("low_freq_factor", "high_freq_factor"),
 )
+_PROPORTIONAL = ("rope_type", "rope_theta", "partial_rotary_factor")
 _TANH = "gelu_pytorch_tanh"  # the activation of Gemma
 _MAX_SETTINGS = 2**24  # bytes of a JSON file or of a chat template
 
@@ -137,13 +156,14 @@ def describe(folder: Path) -> Described:
     settings = read_settings(path, "model")
     outer: dict[str, Any] = {}
     kind = settings.get("model_type")
-    if kind == "gemma3":  # the vision-language layout
+    if kind in BESIDE:
         outer, inner = settings, settings.get("text_config")
         if not isinstance(inner, dict):
             raise UserError(f"model: {path} is damaged (text_config is {shown(inner)})")
         settings = inner
-        kind = settings.get("model_type", "gemma3_text")
-        check_keys(f"model: {path}", outer, (*_HARMLESS, *_VISION))
+        known = _VISION if kind == "gemma3" else (*_VISION, *_AUDIO)
+        kind = settings.get("model_type", BESIDE[kind])
+        check_keys(f"model: {path}", outer, (*_HARMLESS, *known))
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"model: {path} is damaged or of an unknown kind: it describes a {shown(kind)} model;"
@@ -152,7 +172,7 @@ def describe(folder: Path) -> Described:
     family = FAMILIES[kind]
     own = _READ[family]
     # Another family's key changes nothing, unless transformers' class of this one has it too.
-    keys = {key for keys in _READ.values() for key in keys}
+    keys = {key for other, keys in _READ.items() if other != "gemma4" for key in keys}
     others = keys - {*inspect.signature(CLASSES[family]).parameters}
     check_keys(f"model: {path}", settings, (*own, *others, *_HARMLESS))
     chosen = {name: settings[name] for name in own if name in settings}
@@ -161,6 +181,8 @@ def describe(folder: Path) -> Described:
     try:
         if not 0 < chosen.get("num_hidden_layers", 1) <= MAX_LAYERS:  # a list of them is made
             raise ValueError(f"num_hidden_layers: {shown(chosen['num_hidden_layers'])}")
+        if kind == "gemma4_unified_text":  # whose defaults differ
+            chosen = {"sliding_window": 1024, "hidden_size_per_layer_input": 0} | chosen
         config = _translate(CLASSES[family](**chosen), family, path)
     except UserError:
         raise
@@ -170,7 +192,7 @@ def describe(folder: Path) -> Described:
         _refuse(path, "hidden_activation", settings["hidden_activation"], _TANH)
     if family == "mistral" and "layer_types" in settings:  # transformers takes it for a Ministral
         _refuse(path, "layer_types", settings["layer_types"], "a Mistral without them")
-    if outer:  # transformers' model of this layout has no cap on its logits
+    if outer and family == "gemma3":  # transformers' model of this layout has no cap on its logits
         config = dataclasses.replace(config, final_softcap=None)
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     tokens = {name: part[name] for part in (settings, outer) for name in names if name in part}
@@ -188,23 +210,24 @@ class _Rope(NamedTuple):
     base: float
     scale: float
     ramp: Ramp | None
+    share: float = 1.0
 
 
 def _translate(stored: Any, family: str, path: Path) -> DecoderConfig:
     """transformers' configuration as ours; raises UserError if it asks for what we lack."""
     is_gemma = family.startswith("gemma")
-    name = "hidden_activation" if family in ("gemma2", "gemma3") else "hidden_act"
+    name = "hidden_act" if family == "gemma" or not is_gemma else "hidden_activation"
     activation = _TANH if is_gemma else "silu"
     if getattr(stored, name) != activation:  # transformers reads Gemma 1's legacy "gelu" so
         _refuse(path, name, getattr(stored, name), activation)
-    if is_gemma and stored.use_bidirectional_attention:
-        _refuse(path, "use_bidirectional_attention", True, "false")
+    # Gemma 4's "vision" is for images' tokens among each other.
+    if is_gemma and stored.use_bidirectional_attention not in (None, False, "vision"):
+        _refuse(path, "use_bidirectional_attention", stored.use_bidirectional_attention, "false")
     if type(stored.tie_word_embeddings) is not bool:
         raise ValueError(f"tie_word_embeddings is {shown(stored.tie_word_embeddings)}")
     kinds, window = _windows(stored, family, path)
     wide, near = _ropes(stored, family, path)
-    heads, head_dim = stored.num_attention_heads, getattr(stored, "head_dim", None)
-    head_dim = stored.hidden_size // heads if head_dim is None else head_dim
+    own = _gemma4(stored, kinds, path) if family == "gemma4" else _alike(stored)
 
     def softcap(name: str) -> float | None:
         value = getattr(stored, name)
@@ -215,33 +238,85 @@ def _translate(stored: Any, family: str, path: Path) -> DecoderConfig:
         vocab_size=stored.vocab_size,
         embed_dim=stored.hidden_size,
         num_layers=stored.num_hidden_layers,
-        num_heads=heads,
-        num_kv_heads=stored.num_key_value_heads,
-        head_dim=head_dim,
+        num_heads=stored.num_attention_heads,
         mlp_dim=stored.intermediate_size,
         sliding_window=window,
         global_layers=tuple(kind == "full_attention" for kind in kinds),
-        query_scale=getattr(stored, "query_pre_attn_scalar", head_dim) ** -0.5,
         rope_base_global=wide.base,
         rope_base_local=near.base,
         rope_scale=wide.scale,
         rope_scale_local=near.scale,
         rope_ramp=wide.ramp,
+        rope_share=wide.share,
         rms_eps=float(stored.rms_norm_eps),
         # transformers' Gemma 3 has this key too, but no cap on its scores.
         attention_softcap=softcap("attn_logit_softcapping") if family == "gemma2" else None,
         final_softcap=(
-            softcap("final_logit_softcapping") if family in ("gemma2", "gemma3") else None
+            None if family == "gemma" or not is_gemma else softcap("final_logit_softcapping")
         ),
-        post_norms=family in ("gemma2", "gemma3"),
-        qk_norm=family in ("gemma3", "qwen3"),
+        post_norms=is_gemma and family != "gemma",
+        qk_norm=family in ("gemma3", "gemma4", "qwen3"),
         activation="gelu_tanh" if is_gemma else "silu",
         scaled_embedding=is_gemma,
         tied=stored.tie_word_embeddings,
         biases=biased_layers(
             family, getattr(stored, "attention_bias", False), getattr(stored, "mlp_bias", False)
         ),
+        **own,
     )
+
+
+def _alike(stored: Any) -> dict[str, Any]:
+    """What the attention of layers that are all alike has."""
+    head_dim = getattr(stored, "head_dim", None)
+    head_dim = stored.hidden_size // stored.num_attention_heads if head_dim is None else head_dim
+    scale = getattr(stored, "query_pre_attn_scalar", head_dim) ** -0.5
+    kv_heads = stored.num_key_value_heads
+    return {"head_dim": head_dim, "num_kv_heads": kv_heads, "query_scale": scale}
+
+
+def _gemma4(stored: Any, kinds: list[str], path: Path) -> dict[str, Any]:
+    """What Gemma 4's layers have, which differ by kind."""
+    known = ("head_dim", "num_key_value_heads")
+    each = [{name: getattr(one, name) for name in known} for one in stored.per_layer_config]
+    by_kind = dict(zip(kinds, each, strict=True))
+    for layer, changed in stored.to_dict().get("per_layer_config", {}).items():
+        check_keys(f"model: {path}: per_layer_config: {layer}", changed, known)
+    if any(shape != by_kind[kind] for kind, shape in zip(kinds, each, strict=True)):
+        _refuse(path, "per_layer_config", stored.per_layer_config, "one shape of each layer type")
+    size = stored.hidden_size_per_layer_input or 0
+    if size and stored.vocab_size_per_layer_input != stored.vocab_size:
+        value = stored.vocab_size_per_layer_input
+        _refuse(path, "vocab_size_per_layer_input", value, "the same as vocab_size")
+    wide = by_kind["full_attention"]
+    near = by_kind.get("sliding_attention", wide)
+    if near["num_key_value_heads"] != wide["num_key_value_heads"] and not stored.attention_k_eq_v:
+        _refuse(path, "attention_k_eq_v", False, "true with num_global_key_value_heads")
+    shared = stored.num_kv_shared_layers
+    return {
+        "head_dim": near["head_dim"],
+        "num_kv_heads": near["num_key_value_heads"],
+        "head_dim_global": wide["head_dim"],
+        "num_kv_heads_global": wide["num_key_value_heads"],
+        "query_scale": 1.0,
+        "keys_are_values": stored.attention_k_eq_v,
+        "value_norm": True,
+        "layer_scalars": True,
+        "num_shared": shared,
+        "mlp_dim_shared": (
+            2 * stored.intermediate_size if shared and stored.use_double_wide_mlp else None
+        ),
+        "per_layer_dim": size,
+        **(_experts(stored) if stored.enable_moe_block else {}),
+    }
+
+
+def _experts(stored: Any) -> dict[str, Any]:
+    return {
+        "num_experts": stored.num_experts,
+        "experts_per_token": stored.top_k_experts,
+        "expert_dim": stored.moe_intermediate_size,
+    }
 
 
 def _windows(stored: Any, family: str, path: Path) -> tuple[list[str], int]:
@@ -250,7 +325,7 @@ def _windows(stored: Any, family: str, path: Path) -> tuple[list[str], int]:
     kinds = ["full_attention"] * stored.num_hidden_layers
     if family == "mistral" and window is not None:
         kinds = ["sliding_attention"] * stored.num_hidden_layers
-    elif family in ("gemma2", "gemma3", "qwen2", "qwen3"):
+    elif family in ("gemma2", "gemma3", "gemma4", "qwen2", "qwen3"):
         kinds = stored.layer_types
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
@@ -263,7 +338,7 @@ def _windows(stored: Any, family: str, path: Path) -> tuple[list[str], int]:
 def _ropes(stored: Any, family: str, path: Path) -> tuple[_Rope, _Rope]:
     """The rotary embeddings of the layers that see everything, and of the others."""
     by_kind = stored.rope_parameters
-    if family != "gemma3":
+    if family not in ("gemma3", "gemma4"):
         rope = _rope(by_kind, family, path)
         return rope, rope
     check_keys(f"model: {path}: rope_parameters", by_kind, ("full_*", "sliding_*"))
@@ -272,6 +347,10 @@ def _ropes(stored: Any, family: str, path: Path) -> tuple[_Rope, _Rope]:
 
 
 def _rope(rope: dict[str, Any], family: str, path: Path) -> _Rope:
+    if family == "gemma4" and rope.get("rope_type") == "proportional":
+        check_keys(f"model: {path}: rotary embedding", rope, _PROPORTIONAL)
+        share = float(rope.get("partial_rotary_factor", 1.0))
+        return _Rope(float(rope["rope_theta"]), 1.0, None, share)
     check_keys(f"model: {path}: rotary embedding", rope, _ROPE)
     kind = rope["rope_type"]
     # A ramp of Gemma's would be the same one in all its layers.
@@ -288,55 +367,3 @@ def _rope(rope: dict[str, Any], family: str, path: Path) -> _Rope:
     return _Rope(
         float(rope["rope_theta"]), 1.0 if kind == "default" else float(rope["factor"]), ramp
     )
-
-
-def huggingface_config(sizes: DecoderConfig, tokens: dict[str, Any]) -> dict[str, Any]:
-    """`config.json` of the text model with these sizes; `tokens` begin, end and pad its texts."""
-    near = _stored_rope(sizes.rope_base_local, sizes.rope_scale_local, sizes.rope_ramp)
-    wide = _stored_rope(sizes.rope_base_global, sizes.rope_scale, sizes.rope_ramp)
-    windowed = not all(sizes.global_layers)
-    settings: dict[str, Any] = {
-        "vocab_size": sizes.vocab_size,
-        "hidden_size": sizes.embed_dim,
-        "num_hidden_layers": sizes.num_layers,
-        "num_attention_heads": sizes.num_heads,
-        "num_key_value_heads": sizes.num_kv_heads,
-        "head_dim": sizes.head_dim,
-        "intermediate_size": sizes.mlp_dim,
-        "rms_norm_eps": sizes.rms_eps,
-        "tie_word_embeddings": sizes.tied,
-        "rope_parameters": wide,
-    }
-    names = {True: "full_attention", False: "sliding_attention"}
-    kinds = {"layer_types": [names[is_global] for is_global in sizes.global_layers]}
-    if sizes.family in ("gemma2", "gemma3"):
-        settings |= kinds | {
-            "sliding_window": sizes.sliding_window,
-            "query_pre_attn_scalar": round(sizes.query_scale**-2),
-            "attn_logit_softcapping": sizes.attention_softcap,
-            "final_logit_softcapping": sizes.final_softcap,
-        }
-    if sizes.family == "gemma3":
-        settings["rope_parameters"] = {"full_attention": wide, "sliding_attention": near}
-    if sizes.family in ("qwen2", "qwen3"):
-        settings |= kinds | {"use_sliding_window": windowed}
-    if sizes.family in ("mistral", "qwen2", "qwen3"):
-        settings["sliding_window"] = sizes.sliding_window if windowed else None
-    if not (windowed or sizes.family.startswith("gemma")):
-        settings["max_position_embeddings"] = sizes.sliding_window
-    if sizes.family in ("llama", "qwen3"):
-        settings["attention_bias"] = "q" in sizes.biases
-    if sizes.family == "llama":
-        settings["mlp_bias"] = "gate" in sizes.biases
-    stored = CLASSES[sizes.family](**settings, **tokens)
-    architecture = type(stored).__name__.removesuffix("Config").removesuffix("Text")
-    return stored.to_dict() | {"architectures": [f"{architecture}ForCausalLM"]}
-
-
-def _stored_rope(base: float, scale: float, ramp: Ramp | None) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
-    if ramp is not None:
-        rope |= {"low_freq_factor": ramp.low, "high_freq_factor": ramp.high}
-        rope |= {"original_max_position_embeddings": int(ramp.length)}
-        return rope | {"rope_type": "llama3", "factor": scale}
-    return rope if scale == 1.0 else rope | {"rope_type": "linear", "factor": scale}

@@ -9,11 +9,13 @@ is read, whatever its files ask for. Only symbolic links are followed; the hub's
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import transformers
@@ -23,19 +25,19 @@ from jaxmoral.errors import UserError
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import bare, check_keys, shown
 from jaxmoral.models.hf_config import Described, read_settings, read_text
+from jaxmoral.models.layers import weight_name
+from jaxmoral.models.rows import RowTable
+from jaxmoral.models.tensor_names import (
+    TABLE,
+    as_ours,
+    block_tensors,
+    other_tensors,
+    stored_shapes,
+    unused,
+)
 
 # The special tokens that have a role, and what Gemma calls them if the folder does not say.
 _ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-LINEAR_NAMES = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
-
 # What `tokenizer_config.json` says that changes no token of a prompt. Which tokens surround a text
 # is decided by who encodes it (see `jaxmoral.learning.agent.Prompter`).
 _HARMLESS = (
@@ -49,33 +51,17 @@ _HARMLESS = (
     *("special_tokens_map_file", "unsloth_*", "pad_token_type_id", "model_input_names"),
 )
 _HEAD = re.compile(r"(?:.*\.)?lm_head\.weight")
-_UNUSED = re.compile(r"(?:model\.)?(?:vision_tower|multi_modal_projector)\.")  # by texts
 _CHUNK = 2**22  # numbers of the embedding that are read at once
-_FLOATS = ("F64", "F32", "F16", "BF16")  # what safetensors calls the numbers that weights can be
+# What safetensors calls the numbers that weights can be.
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 def check_tensor(tensor: Any, name: str, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless an open tensor has this shape and holds floating-point numbers."""
     if tuple(tensor.get_shape()) != shape:
         raise ValueError(f"{name} has shape {shown(tuple(tensor.get_shape()))}, expected {shape}")
-    if tensor.get_dtype() not in _FLOATS:
-        raise ValueError(f"{name} holds {tensor.get_dtype()}, expected {', '.join(_FLOATS)}")
-
-
-def norm_names(config: DecoderConfig) -> dict[str, str]:
-    """Our name of each norm of a block: its name in a checkpoint."""
-    names = {"attention_in": "input_layernorm"}
-    if config.post_norms:
-        names |= {
-            "attention_out": "post_attention_layernorm",
-            "mlp_in": "pre_feedforward_layernorm",
-            "mlp_out": "post_feedforward_layernorm",
-        }
-    else:
-        names["mlp_in"] = "post_attention_layernorm"
-    if config.qk_norm:
-        names |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    return names
+    if tensor.get_dtype() not in _DTYPES:
+        raise ValueError(f"{name} holds {tensor.get_dtype()}, expected {', '.join(_DTYPES)}")
 
 
 class TensorFiles:
@@ -113,11 +99,13 @@ class TensorFiles:
                 f"model: {path} is not a complete safetensors file ({bare(error)})"
             ) from None
 
-    def check(self, shapes: dict[str, tuple[int, ...]], tied: bool) -> None:
+    def check(
+        self, shapes: dict[str, tuple[int, ...]], tied: bool, unused: re.Pattern[str] | None
+    ) -> None:
         """Raises UserError unless the model is of these tensors, all of floats, and no others.
 
         An output head of the embedding's shape must be there unless it is `tied`; then there may
-        be one that equals the embedding. A vision tower, which no text goes through, may be there.
+        be one that equals the embedding. Tensors whose names match `unused` may be there.
 
         Nothing is read, or made room for, before it is known that everything is there.
         """
@@ -137,7 +125,7 @@ class TensorFiles:
         for name, path in self.files.items():
             if _HEAD.fullmatch(name):
                 heads.append(name)
-            elif name not in expected and not _UNUSED.match(name):
+            elif name not in expected and not (unused and unused.fullmatch(name)):
                 raise UserError(f"model: {path}: unexpected tensor {bare(name)}")
         for name in heads:
             self._check_head(name, tied)
@@ -169,6 +157,16 @@ class TensorFiles:
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor of the text model."""
         return self._slice(name)[:]
+
+    def mapped(self, name: str) -> np.ndarray:
+        """A tensor of the text model that stays in its file; what is asked for is read."""
+        full = f"{self._prefix}{name}"
+        path = self.files[full]
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            about = json.loads(file.read(length))[full]
+        start = 8 + length + about["data_offsets"][0]
+        return np.memmap(path, _DTYPES[about["dtype"]], "r", start, tuple(about["shape"]))
 
     def read_embedding(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Reads the embedding some rows at a time."""
@@ -215,53 +213,39 @@ def _read_rows(stored: Any) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, stored[rows]
 
 
-def _stored_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a text model but the head, by its name in a checkpoint."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed_tokens.weight": (config.vocab_size, config.embed_dim),
-        "norm.weight": (config.embed_dim,),
-    }
-    for layer in range(config.num_layers):
-        for name, stored in norm_names(config).items():
-            shapes[f"layers.{layer}.{stored}.weight"] = (config.norm_sizes[name],)
-        for name, stored in LINEAR_NAMES.items():
-            shapes[f"layers.{layer}.{stored}.weight"] = config.linear_shapes[name][::-1]
-            if name in config.biases:
-                shapes[f"layers.{layer}.{stored}.bias"] = config.linear_shapes[name][1:]
-    return shapes
-
-
 def weights(folder: Path, config: DecoderConfig) -> Iterator[tuple[str, Any, np.ndarray]]:
     """Yields the weights in parts: our name, where in it the part goes, and the numbers.
 
     A part is a block's matrix, bias or norm, or some rows of the embedding or the head, in the
-    file's dtype; the norms' scales are float32, with Gemma's 1 added.
+    file's dtype; the norms' scales are float32, with Gemma's 1 added. The table that is only looked
+    up is not among them, see `beside`.
 
     Raises:
       UserError: a tensor is missing, unexpected or misshapen, or a file is damaged.
     """
     files = TensorFiles(folder)
-    files.check(_stored_shapes(config), config.tied)
+    files.check(stored_shapes(config), config.tied, unused(config))
     for rows, part in files.read_embedding():
         yield "embedding", rows, part
     for rows, part in () if config.tied else files.read_head():
         yield "unembedding", rows, part
-    final = files.read("norm.weight")
-    yield "final_norm.scale", ..., config.norm_offset + final.astype(np.float32)
+    for name, (stored, _) in other_tensors(config).items():
+        yield name, ..., as_ours(name, files.read(stored), config)
     # Weight by weight, not layer by layer: each is complete, and on its device, before the next.
-    layers = range(config.num_layers)
-    for name, stored in norm_names(config).items():
-        for layer in layers:
-            scale = files.read(f"layers.{layer}.{stored}.weight")
-            yield f"blocks.{name}.scale", layer, config.norm_offset + scale.astype(np.float32)
-    for name, stored in LINEAR_NAMES.items():
-        for layer in layers:
-            kernel = files.read(f"layers.{layer}.{stored}.weight")
-            yield f"blocks.{name}", layer, kernel.T
-    for name in config.biases:
-        for layer in layers:
-            bias = files.read(f"layers.{layer}.{LINEAR_NAMES[name]}.bias")
-            yield f"blocks.{name}_bias", layer, bias
+    for at, stack in config.stacks.items():
+        for name, (stored, _) in block_tensors(config, stack).items():
+            for index, layer in enumerate(stack.layers):
+                part = files.read(f"layers.{layer}.{stored}")
+                yield weight_name(at, name), index, as_ours(name, part, config)
+
+
+def beside(folder: Path, config: DecoderConfig) -> RowTable | None:
+    """What the layers of some families look up of each token, `[vocab_size, layers * size]`."""
+    if not config.per_layer_dim:
+        return None
+    files = TensorFiles(folder)
+    files.check(stored_shapes(config), config.tied, unused(config))
+    return RowTable(files.mapped(TABLE))
 
 
 def identity(folder: Path) -> str:

@@ -5,14 +5,17 @@ a fresh adapter changes nothing.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmoral.models.config import DecoderConfig
+from jaxmoral.models.layers import Stack
 
-Adapter = dict[str, dict[str, jax.Array]]
+Pairs = dict[str, dict[str, jax.Array]]  # of one stack of layers
+Adapter = Any  # the pairs of the only stack, or of each stack by its name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Lora:
       rank: inner size.
       alpha: the update is scaled by alpha / rank.
       dropout: probability of zeroing an input of A while training.
-      targets: names in `DecoderConfig.linear_shapes`.
+      targets: names in `DecoderConfig.linear_names`.
       rank_stabilised: the update is scaled by alpha / sqrt(rank) instead (arXiv 2312.03732).
     """
 
@@ -47,31 +50,62 @@ class LayerAdapter(NamedTuple):
       keep: `[]` probability of keeping an input; unused without a key.
     """
 
-    weights: Adapter
+    weights: Pairs
     dropout_key: jax.Array | None
     keep: jax.Array
 
 
+def by_stack(tree: Any, config: DecoderConfig) -> dict[str, Any]:
+    """What a tree of adapters or blocks holds of each stack."""
+    return (
+        {"": tree} if "" in config.stacks else {name: tree.get(name, {}) for name in config.stacks}
+    )
+
+
+def of_stacks(parts: dict[str, Any]) -> Any:
+    """The inverse of `by_stack`; stacks of which there is nothing are left out."""
+    return parts[""] if "" in parts else {name: part for name, part in parts.items() if part}
+
+
 def init_adapter(key: jax.Array, config: DecoderConfig, lora: Lora) -> Adapter:
-    """A fresh adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`."""
-    adapter = {}
-    for index, name in enumerate(lora.targets):
-        inputs, outputs = config.linear_shapes[name]
-        a = jax.random.normal(
-            jax.random.fold_in(key, index), (config.num_layers, lora.rank, inputs)
-        )
-        b = jnp.zeros((config.num_layers, lora.rank, outputs))
-        adapter[name] = {"a": a * inputs**-0.5, "b": b}
-    return adapter
+    """A fresh adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`.
+
+    Where layers differ in shape, that of each stack by its name.
+    """
+    parts = {}
+    for name, stack in config.stacks.items():
+        key_of_stack = key if name == "" else jax.random.fold_in(key, stack.layers[0])
+        parts[name] = {
+            target: _fresh(jax.random.fold_in(key_of_stack, index), stack, lora.rank, target)
+            for index, target in enumerate(lora.targets)
+            if target in stack.linear_shapes
+        }
+    return of_stacks(parts)
+
+
+def _fresh(key: jax.Array, stack: Stack, rank: int, target: str) -> dict[str, jax.Array]:
+    inputs, outputs = stack.linear_shapes[target]
+    a = jax.random.normal(key, (len(stack.layers), rank, inputs))
+    return {"a": a * inputs**-0.5, "b": jnp.zeros((len(stack.layers), rank, outputs))}
 
 
 def prepare(
     adapter: Adapter, config: DecoderConfig, lora: Lora, dropout_key: jax.Array | None
-) -> LayerAdapter:
-    """Folds the scaling in and gives each layer its dropout key."""
-    scaled = {name: {"a": pair["a"], "b": pair["b"] * lora.scale} for name, pair in adapter.items()}
+) -> dict[str, LayerAdapter]:
+    """Folds the scaling in and gives each layer its dropout key; an adapter for each stack."""
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_layers)
-    return LayerAdapter(scaled, keys, jnp.full(config.num_layers, 1.0 - lora.dropout))
+    prepared = {}
+    for name, pairs in by_stack(adapter, config).items():
+        layers = config.stacks[name].layers
+        prepared[name] = LayerAdapter(
+            {
+                target: {"a": pair["a"], "b": pair["b"] * lora.scale}
+                for target, pair in pairs.items()
+            },
+            keys if keys is None or name == "" else keys[np.array(layers)],
+            jnp.full(len(layers), 1.0 - lora.dropout),
+        )
+    return prepared
 
 
 def lora_linear(x: jax.Array, kernel: jax.Array, name: str, adapter: LayerAdapter) -> jax.Array:

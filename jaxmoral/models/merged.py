@@ -8,37 +8,38 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from jaxmoral.models.hf_config import huggingface_config
-from jaxmoral.models.huggingface import LINEAR_NAMES, norm_names
+from jaxmoral.models.hf_export import huggingface_config
 from jaxmoral.models.load import LoadedModel
-from jaxmoral.models.lora import Adapter, Lora
+from jaxmoral.models.lora import Adapter, Lora, by_stack
 from jaxmoral.models.peft import merge
 from jaxmoral.models.quantise import dequantise
+from jaxmoral.models.tensor_names import TABLE, as_stored, block_tensors, other_tensors
 
 
 def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) -> None:
     """Writes a Hugging Face model and tokenizer with the adapter added to the base weights."""
     sizes, tokenizer = model.config, model.tokenizer
     params = nnx.to_pure_dict(model.weights)
-    embedding = _full(params["embedding"])
-    dtype = embedding.dtype
-    norm = lambda part: (np.asarray(part["scale"]) - sizes.norm_offset).astype(dtype)
-    tensors = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": norm(params["final_norm"]),
-    }
+    tensors = {"model.embed_tokens.weight": _full(params["embedding"])}
+    dtype = tensors["model.embed_tokens.weight"].dtype
     if not sizes.tied:
         tensors["lm_head.weight"] = _full(params["unembedding"])
-    for name, stored in norm_names(sizes).items():
-        for layer, scale in enumerate(norm(params["blocks"][name])):
-            tensors[f"model.layers.{layer}.{stored}.weight"] = scale
-    for name in sizes.biases:
-        for layer, bias in enumerate(np.asarray(params["blocks"][f"{name}_bias"])):
-            tensors[f"model.layers.{layer}.{LINEAR_NAMES[name]}.bias"] = bias.astype(dtype)
-    for name, stored in LINEAR_NAMES.items():
-        kernel = merge(name, _full(params["blocks"][name]), adapter, lora).astype(dtype)
-        for layer, matrix in enumerate(kernel):
-            tensors[f"model.layers.{layer}.{stored}.weight"] = np.ascontiguousarray(matrix.T)
+
+    def put(name: str, stored: str, weight: np.ndarray) -> None:
+        weight = as_stored(name, weight, sizes).astype(dtype)
+        tensors[f"model.{stored}"] = np.ascontiguousarray(weight)
+
+    for name, (stored, _) in other_tensors(sizes).items():
+        put(name, stored, _weight(params, name))
+    if model.beside is not None:
+        tensors[f"model.{TABLE}"] = model.beside.rows
+    pairs = by_stack(adapter, sizes)
+    for at, blocks in by_stack(params["blocks"], sizes).items():
+        stack = sizes.stacks[at]
+        for name, (stored, _) in block_tensors(sizes, stack).items():
+            weight = merge(name, _weight(blocks, name), pairs[at], lora)
+            for layer, part in zip(stack.layers, weight, strict=True):
+                put(name, f"layers.{layer}.{stored}", part)
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     named = folder / "tokenizer_config.json"
@@ -52,6 +53,13 @@ def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) 
     described = huggingface_config(sizes, tokens) | {"dtype": str(dtype)} | stops
     for name, settings in (("config", described), ("generation_config", generation)):
         (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _weight(params: Any, name: str) -> np.ndarray:
+    """A weight by its name, whose parts are joined by dots."""
+    for part in name.split("."):
+        params = params[part]
+    return _full(params)
 
 
 def _full(matrix: Any) -> np.ndarray:

@@ -15,17 +15,21 @@ from jaxmoral.errors import UserError
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.foreign import COMMIT, bare, check_keys, shown
 from jaxmoral.models.hf_config import read_settings
-from jaxmoral.models.huggingface import LINEAR_NAMES, check_tensor
-from jaxmoral.models.lora import Adapter, Lora
+from jaxmoral.models.huggingface import check_tensor
+from jaxmoral.models.layers import Stack
+from jaxmoral.models.lora import Adapter, Lora, Pairs, by_stack, of_stacks
+from jaxmoral.models.tensor_names import LINEAR_NAMES
 
-_TARGETS = {name.rpartition(".")[2]: ours for ours, name in LINEAR_NAMES.items()}
+_TARGETS = {name: ours for ours, name in LINEAR_NAMES.items()}
 # Whatever wrapped the model (PEFT, TRL's value head, a vision-language model) leaves a prefix, and
 # PEFT puts an adapter's name before "weight" in some versions.
 _TENSOR = re.compile(
     r"(?:(?:pretrained_model|base_model|model|language_model|module|_orig_mod)\.)*"
-    r"layers\.(\d{1,4})\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])(?:\.\w+)?\.weight"
+    r"layers\.(\d{1,4})\.([\w.]+)\.lora_([AB])(?:\.\w+)?\.weight"
 )
-_UNUSED = re.compile(r"(?:\w+\.)*(?:vision_tower|multi_modal_projector)\.")  # by texts
+_UNUSED = re.compile(  # by texts
+    r"(?:\w+\.)*(?:vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio)\."
+)
 # Settings that plain LoRA does not depend on, whatever they are: bookkeeping, how it was trained,
 # which tensors there are (the file tells), and what belongs to an option that is off.
 _HARMLESS = (
@@ -41,25 +45,34 @@ _BASE = "base"  # in the metadata of the tensors: the base in our own words
 
 
 def save_peft(
-    folder: Path, adapter: Adapter, lora: Lora, base: str, *, module: str = "model."
+    folder: Path,
+    config: DecoderConfig,
+    adapter: Adapter,
+    lora: Lora,
+    base: str,
+    *,
+    module: str = "model.",
 ) -> None:
     """Writes an adapter that PEFT loads onto the transformers model.
 
     Args:
       folder: where the two files go.
-      adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`.
+      config: of the base.
+      adapter: `{target: {"a": [layers, rank, inputs], "b": [layers, rank, outputs]}}`, or that of
+        each stack of layers.
       lora: what it was trained with.
       base: the base model's source; PEFT looks a hub id up at the same commit.
       module: of the base, as in `jaxmoral.models.load.LoadedModel`.
     """
     tensors = {}
-    for target, pair in adapter.items():
-        for layer, (a, b) in enumerate(
-            zip(np.asarray(pair["a"]), np.asarray(pair["b"]), strict=True)
-        ):
-            name = f"base_model.model.{module}layers.{layer}.{LINEAR_NAMES[target]}"
-            tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a)
-            tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
+    parts = by_stack(adapter, config)
+    for at, pairs in parts.items():
+        for target, pair in pairs.items():
+            sides = (np.asarray(pair[side]) for side in "ab")
+            for layer, a, b in zip(config.stacks[at].layers, *sides, strict=True):
+                name = f"base_model.model.{module}layers.{layer}.{LINEAR_NAMES[target]}"
+                tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a)
+                tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -69,7 +82,9 @@ def save_peft(
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,
         "use_rslora": lora.rank_stabilised,
-        "target_modules": _target_modules(adapter, module),
+        "target_modules": _target_modules(
+            {name for pairs in parts.values() for name in pairs}, module
+        ),
         "bias": "none",
         "inference_mode": True,
     }
@@ -87,12 +102,12 @@ def named_base(source: str) -> str | None:
     return name if "/" in name else None
 
 
-def _target_modules(adapter: Adapter, module: str) -> list[str] | str:
+def _target_modules(targets: Iterable[str], module: str) -> list[str] | str:
     """What PEFT adapts; beside a vision tower, whose layers have the same names, a pattern."""
-    names = sorted(LINEAR_NAMES[target].rpartition(".")[2] for target in adapter)
+    names = sorted(LINEAR_NAMES[target].rpartition(".")[2] for target in targets)
     if module == "model.":
         return names
-    return rf".*{re.escape(module)}layers\.\d+\.(self_attn|mlp)\.({'|'.join(names)})"
+    return rf".*{re.escape(module)}layers\.\d+\.(\w+\.)?({'|'.join(names)})"
 
 
 def is_adapter(folder: Path) -> bool:
@@ -197,7 +212,9 @@ def load_peft(folder: Path, config: DecoderConfig, dropout: float) -> tuple[Adap
             f"lora.adapter: cannot read {folder / 'adapter_model.safetensors'} ({bare(error)}); no"
             " other kind of file is opened"
         ) from None
-    return adapter, Lora(rank, float(alpha), dropout, tuple(adapter), bool(stabilised))
+    found = {name for pairs in by_stack(adapter, config).values() for name in pairs}
+    targets = tuple(name for name in config.linear_names if name in found)
+    return adapter, Lora(rank, float(alpha), dropout, targets, bool(stabilised))
 
 
 def _check_plain(path: Path, settings: dict[str, Any]) -> None:
@@ -221,36 +238,59 @@ def _read_adapter(path: Path, rank: int, config: DecoderConfig) -> Adapter:
     """The adapter in a file; raises UserError if it is not one of this rank for this model."""
     if not path.is_file():
         raise FileNotFoundError("there is no such file")
-    other = f"lora.adapter: {path.parent} was made for another model:"
-    part = f"lora.adapter: {path.parent} leaves out layers, which is not supported:"
-    adapter: Adapter = {}
     with safetensors.safe_open(path, framework="numpy") as file:
         names = _names(path, file.keys())
-        for target in [name for name in LINEAR_NAMES if any(key[1] == name for key in names)]:
-            inputs, outputs = config.linear_shapes[target]
-            pair = {}
-            for side, shape in (("a", (rank, inputs)), ("b", (outputs, rank))):
-                tensors = []
-                for layer in range(config.num_layers):
-                    name = names.pop((layer, target, side), None)
-                    what = f"lora_{side.upper()} of layer {layer}'s {LINEAR_NAMES[target]}"
-                    if name is None:
-                        raise UserError(f"{part} there is no {what}")
-                    tensors.append(file.get_slice(name))
-                    try:
-                        check_tensor(tensors[-1], what, shape)
-                    except ValueError as error:
-                        raise UserError(f"{other} {error}") from None
-                # Read once all are known to be there, into the one array of all layers.
-                stacked = np.empty((config.num_layers, *shape), np.float32)
-                for layer, tensor in enumerate(tensors):
-                    stacked[layer] = tensor[:]
-                pair[side] = jnp.asarray(stacked if side == "a" else stacked.swapaxes(1, 2))
-            adapter[target] = pair
-    if names or not adapter:
-        extra = f"has layers up to {max(key[0] for key in names)}" if names else "is empty"
-        raise UserError(f"{other} it {extra}")
-    return adapter
+        asked = {target for _, target, _ in names}
+        parts = {
+            at: _read_pairs(path, file, names, rank=rank, stack=stack, asked=asked)
+            for at, stack in config.stacks.items()
+        }
+    if names or not any(parts.values()):
+        extra = "is empty"
+        if names:
+            layer, target, _ = max(names)
+            extra = f"has layers up to {layer}"
+            if layer < config.num_layers:
+                extra = f"adapts layer {layer}'s {LINEAR_NAMES[target]}, which the model has not"
+        raise UserError(f"lora.adapter: {path.parent} was made for another model: it {extra}")
+    return of_stacks(parts)
+
+
+def _read_pairs(
+    path: Path,
+    file: Any,
+    names: dict[tuple[int, str, str], str],
+    *,
+    rank: int,
+    stack: Stack,
+    asked: set[str],
+) -> Pairs:
+    """The adapter of one stack's layers, whose tensors' names are taken out of `names`."""
+    other = f"lora.adapter: {path.parent} was made for another model:"
+    part = f"lora.adapter: {path.parent} leaves out layers, which is not supported:"
+    pairs: Pairs = {}
+    for target in [name for name in stack.linear_shapes if name in asked]:
+        inputs, outputs = stack.linear_shapes[target]
+        pair = {}
+        for side, shape in (("a", (rank, inputs)), ("b", (outputs, rank))):
+            tensors = []
+            for layer in stack.layers:
+                name = names.pop((layer, target, side), None)
+                what = f"lora_{side.upper()} of layer {layer}'s {LINEAR_NAMES[target]}"
+                if name is None:
+                    raise UserError(f"{part} there is no {what}")
+                tensors.append(file.get_slice(name))
+                try:
+                    check_tensor(tensors[-1], what, shape)
+                except ValueError as error:
+                    raise UserError(f"{other} {error}") from None
+            # Read once all are known to be there, into the one array of all layers.
+            stacked = np.empty((len(tensors), *shape), np.float32)
+            for index, tensor in enumerate(tensors):
+                stacked[index] = tensor[:]
+            pair[side] = jnp.asarray(stacked if side == "a" else stacked.swapaxes(1, 2))
+        pairs[target] = pair
+    return pairs
 
 
 def _names(path: Path, stored: Iterable[str]) -> dict[tuple[int, str, str], str]:
@@ -271,10 +311,10 @@ def _names(path: Path, stored: Iterable[str]) -> dict[tuple[int, str, str], str]
     return names
 
 
-def merge(name: str, kernel: np.ndarray, adapter: Adapter, lora: Lora) -> np.ndarray:
+def merge(name: str, kernel: np.ndarray, pairs: Pairs, lora: Lora) -> np.ndarray:
     """A stacked kernel `[layers, inputs, outputs]` with its adapter added, in float32."""
     merged = np.asarray(kernel, np.float32)
-    if name in adapter:
-        pair = {side: np.asarray(part, np.float32) for side, part in adapter[name].items()}
+    if name in pairs:
+        pair = {side: np.asarray(part, np.float32) for side, part in pairs[name].items()}
         merged = merged + lora.scale * np.einsum("lri,lro->lio", pair["a"], pair["b"])
     return merged

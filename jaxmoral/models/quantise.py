@@ -93,12 +93,12 @@ def dequantise(codes: jax.Array, scales: jax.Array) -> jax.Array:
 class Quantised(nnx.Module):
     """A quantised matrix; indexing its leading axes dequantises what was chosen, and no more."""
 
-    def __init__(self, kind: str, shape: tuple[int, int]):
-        rows, size = shape
-        packed = (rows, size // 2), jnp.uint8
-        codes = jnp.zeros(*packed) if kind == "nf4" else jnp.zeros((rows, size), jnp.int8)
+    def __init__(self, kind: str, shape: tuple[int, ...]):
+        *rows, size = shape
+        packed = (*rows, size // 2), jnp.uint8
+        codes = jnp.zeros(*packed) if kind == "nf4" else jnp.zeros(shape, jnp.int8)
         self.codes = nnx.Param(codes)
-        self.scales = nnx.Param(jnp.zeros((rows, size // block_size(size))))
+        self.scales = nnx.Param(jnp.zeros((*rows, size // block_size(size))))
 
     def __getitem__(self, rows) -> jax.Array:
         return dequantise(self.codes[rows], self.scales[rows])
@@ -113,6 +113,6 @@ def read_matrix(
     return place(stored[...])
 
 
-def matrix(kind: str | None, shape: tuple[int, int]) -> nnx.Param | Quantised:
-    """A frozen matrix, quantised or as it is."""
+def matrix(kind: str | None, shape: tuple[int, ...]) -> nnx.Param | Quantised:
+    """A frozen matrix, or one of each expert, quantised or as it is."""
     return nnx.Param(jnp.zeros(shape)) if kind is None else Quantised(kind, shape)

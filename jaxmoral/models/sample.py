@@ -12,10 +12,16 @@ import numpy as np
 from flax import nnx
 
 from jaxmoral.language.prompt_tree import PromptTree, sight
-from jaxmoral.models.generate import Cache
+from jaxmoral.models.block import rotary_angles
+from jaxmoral.models.generate import Cache, Caches, extend
+from jaxmoral.models.layers import keys_from
 from jaxmoral.models.lora import LayerAdapter
-from jaxmoral.models.model import Decoder, rotary_angles
+from jaxmoral.models.model import Decoder
+from jaxmoral.models.rows import RowTable
 from jaxmoral.models.vocabulary import soft_cap
+from jaxmoral.models.walk import walk
+
+Adapters = dict[str, LayerAdapter]  # of each stack of layers
 
 _BLOCK = 512  # neighbouring tokens whose probabilities are summed first
 
@@ -79,7 +85,12 @@ def _pick(uniforms: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def sample(
-    model: Decoder, adapter: LayerAdapter, prefixes: Prefixes, key: jax.Array, how: Branching
+    model: Decoder,
+    adapter: Adapters,
+    prefixes: Prefixes,
+    key: jax.Array,
+    how: Branching,
+    beside: RowTable | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Samples every branch of every prompt from the model's own distribution.
 
@@ -89,6 +100,7 @@ def sample(
       prefixes: the prompts.
       key: PRNG key.
       how: static.
+      beside: what the layers look up of each token, if the model has that.
 
     Returns:
       Tokens `[num_prompts, branches, room]` int32, the stop included and 0 behind it, and how many
@@ -98,11 +110,12 @@ def sample(
     num_prompts, shape = len(paths), (len(paths), how.branches)
     stops = jnp.array(how.stops, jnp.int32)
     uniforms = jax.random.uniform(key, (how.room, *shape, 2))
-    hidden, read = _prefill(model, prefixes.tree, adapter)
-    shared = Cache(read.keys[:, paths], read.values[:, paths])
+    hidden, read = _prefill(model, prefixes.tree, adapter, beside)
+    shared = jax.tree.map(lambda kept: kept[:, paths], read)
     first = _next(model, uniforms[0], hidden[paths[:, -1]], how.max_logits)
-    room = (*read.keys.shape[:1], num_prompts * how.branches, how.room, *read.keys.shape[2:])
-    empty = jnp.zeros(room, read.keys.dtype)
+    rows = num_prompts * how.branches
+    room = lambda kept: jnp.zeros((len(kept), rows, how.room, *kept.shape[2:]), kept.dtype)
+    empty = jax.tree.map(room, read)
     tokens = jnp.zeros((how.room, *shape), jnp.int32).at[0].set(first)
 
     def going(carry):
@@ -112,36 +125,54 @@ def sample(
     def step(carry):
         place, tokens, done, own = carry
         at = lengths + place - 1
-        hidden, own = _decode(model, tokens[place - 1].ravel(), at, place - 1, adapter, shared, own)
+        newest = tokens[place - 1].ravel()
+        hidden, own = _decode(model, newest, at, place - 1, adapter, shared, own, beside)
         drawn = _next(model, uniforms[place].reshape(-1, 1, 2), hidden, how.max_logits)
         drawn = jnp.where(done, 0, drawn.reshape(shape))
         return place + 1, tokens.at[place].set(drawn), done | jnp.isin(drawn, stops), own
 
     lengths = jnp.asarray(prefixes.lengths)
-    start = (jnp.int32(1), tokens, jnp.isin(first, stops), Cache(empty, empty))
+    start = (jnp.int32(1), tokens, jnp.isin(first, stops), empty)
     _, tokens, _, _ = jax.lax.while_loop(going, step, start)
     tokens = jnp.moveaxis(tokens, 0, -1)
     ended = jnp.isin(tokens, stops)
     return tokens, jnp.where(ended.any(-1), ended.argmax(-1), how.room).astype(jnp.int32)
 
 
-def _prefill(model: Decoder, tree: PromptTree, adapter: LayerAdapter) -> tuple[jax.Array, Cache]:
-    """Hidden states of a packed tree's nodes, and every layer's keys and values of them."""
+def _prefill(
+    model: Decoder, tree: PromptTree, adapter: Adapters, beside: RowTable | None
+) -> tuple[jax.Array, Caches]:
+    """Hidden states of a packed tree's nodes, and every stack's keys and values of them.
+
+    These are `[layers, num_nodes, num_kv_heads, head_dim]`.
+    """
     config = model.config
     seen = sight(tree, config.sliding_window)
-    sin, cos = rotary_angles(config, jnp.asarray(tree.positions))
-    definition, weights = nnx.split(model.blocks)
+    tokens, positions = jnp.asarray(tree.tokens), jnp.asarray(tree.positions)
 
-    def body(x, layer):
-        weights, adapter, is_global = layer
-        block = nnx.merge(definition, weights)
-        q, k, v = block.project(x, sin[is_global], cos[is_global], adapter)
-        heads = block.attention(q, k, v, seen.keys, seen.masks[is_global])
-        return block.finish(x, heads, adapter), (k, v)
+    def step_of(name):
+        definition = nnx.graphdef(model.stack(name))
+        sin, cos = rotary_angles(config, positions, config.stacks[name].head_dim)
 
-    layers = (weights, adapter, jnp.array(config.global_layers, jnp.int32))
-    x, (keys, values) = jax.lax.scan(body, model.embed(jnp.asarray(tree.tokens)), layers)
-    return model.final_norm(x), Cache(keys, values)
+        def step(carry, layer):
+            x, lent = carry
+            block, kind = nnx.merge(definition, layer.weights), layer.is_global
+            q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
+            heads = block.attention(
+                q, *(made or lent[keys_from(name)]), seen.keys, seen.masks[kind]
+            )
+            x = block.finish(x, heads, layer.adapter, layer.beside)
+            lent = lent | ({name: made} if name in lent else {})
+            return (x, lent), None if made is None else Cache(*made)
+
+        return step
+
+    x = model.embed(tokens)
+    layers = model.layers(x, adapter, None if beside is None else beside(tokens))
+    steps = {name: step_of(name) for name in layers}
+    (x, _), caches = walk(config.sections, steps, (x, model.nothing_lent(x)), layers)
+    made = {name: cache for name, cache in caches.items() if cache is not None}
+    return model.final_norm(x), made
 
 
 def _decode(
@@ -149,61 +180,78 @@ def _decode(
     tokens: jax.Array,
     positions: jax.Array,
     place: jax.Array,
-    adapter: LayerAdapter,
-    shared: Cache,
-    own: Cache,
-) -> tuple[jax.Array, Cache]:
+    adapter: Adapters,
+    shared: Caches,
+    own: Caches,
+    beside: RowTable | None,
+) -> tuple[jax.Array, Caches]:
     """Hidden states after one more token of every branch.
 
     Args:
-      model, adapter: as for `sample`.
+      model, adapter, beside: as for `sample`.
       tokens: `[num_prompts * branches]` int32.
       positions: `[num_prompts]` int32, where the tokens are in their texts.
       place: `[]` int32, where they are in the branches.
-      shared: of the prompts, `[num_layers, num_prompts, longest, ...]`.
-      own: of the branches, `[num_layers, num_prompts * branches, room, ...]`.
+      shared: of the prompts, `[layers, num_prompts, longest, ...]`.
+      own: of the branches, `[layers, num_prompts * branches, room, ...]`.
     """
     config = model.config
-    num_prompts, longest = shared.keys.shape[1:3]
+    some = next(iter(shared))
+    num_prompts, longest = shared[some].keys.shape[1:3]
     branches = len(tokens) // num_prompts
-    sin, cos = rotary_angles(config, jnp.repeat(positions, branches))
     ago = positions[:, None] - jnp.arange(longest)  # of the prompt's tokens
     before = positions[:, None] - place > jnp.arange(longest)
-    steps = place - jnp.arange(own.keys.shape[2])
-    masks = jnp.stack([steps < config.sliding_window, steps >= 0]) & (steps >= 0)
+    steps_ago = place - jnp.arange(own[some].keys.shape[2])
+    masks = jnp.stack([steps_ago < config.sliding_window, steps_ago >= 0]) & (steps_ago >= 0)
     masks = jnp.broadcast_to(masks[:, None], (2, num_prompts, masks.shape[-1]))
     near = jnp.stack([before & (ago < config.sliding_window), before])
     masks = jnp.concatenate([near, masks], axis=-1)[:, :, None, None, None]
-    definition, weights = nnx.split(model.blocks)
+    by_prompt = lambda y: y.reshape(num_prompts, branches, *y.shape[1:])
 
-    def body(carry, layer):
-        x, own = carry
-        weights, adapter, is_global, index, shared = layer
-        block = nnx.merge(definition, weights)
-        q, k, v = block.project(x, sin[is_global], cos[is_global], adapter)
-        at = (index, 0, place, 0, 0)
-        own = Cache(
-            jax.lax.dynamic_update_slice(own.keys, k[None, :, None], at),
-            jax.lax.dynamic_update_slice(own.values, v[None, :, None], at),
-        )
-        by_prompt = lambda y: y.reshape(num_prompts, branches, *y.shape[1:])
-        q = by_prompt(q.reshape(len(x), config.num_kv_heads, -1, config.head_dim))
-        keys, values = by_prompt(own.keys[index]), by_prompt(own.values[index])
-        of_prompt = jnp.einsum(
-            "prkgd,pskd->prkgs", q, shared.keys, preferred_element_type=jnp.float32
-        )
-        of_branch = jnp.einsum("prkgd,prskd->prkgs", q, keys, preferred_element_type=jnp.float32)
-        scores = jnp.concatenate([of_prompt, of_branch], axis=-1)
-        scores = soft_cap(scores, config.attention_softcap)
-        scores = jnp.where(masks[is_global], scores, -jnp.inf)
-        shares = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        heads = jnp.einsum("prkgs,pskd->prkgd", shares[..., :longest], shared.values)
-        heads += jnp.einsum("prkgs,prskd->prkgd", shares[..., longest:], values)
-        return (block.finish(x, heads.reshape(len(x), -1), adapter), own), None
+    def step_of(name):
+        definition, stack = nnx.graphdef(model.stack(name)), config.stacks[name]
+        sin, cos = rotary_angles(config, jnp.repeat(positions, branches), stack.head_dim)
 
-    is_global = jnp.array(config.global_layers, jnp.int32)
-    layers = (weights, adapter, is_global, jnp.arange(config.num_layers), shared)
-    (x, own), _ = jax.lax.scan(body, (model.embed(tokens), own), layers)
+        def step(carry, numbered):
+            (x, own), (layer, index) = carry, numbered
+            block, kind = nnx.merge(definition, layer.weights), layer.is_global
+            q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
+            if made is None:
+                lender, index = keys_from(name), -1
+            else:
+                lender, own = name, own | {name: extend(own[name], made, index, place)}
+            of_prompts = Cache(*(kept[index] for kept in shared[lender]))
+            of_branches = Cache(*(by_prompt(kept[index]) for kept in own[lender]))
+            q = by_prompt(q.reshape(len(x), stack.num_kv_heads, -1, stack.head_dim))
+            scores = jnp.concatenate(
+                [
+                    jnp.einsum(
+                        "prkgd,pskd->prkgs", q, of_prompts.keys, preferred_element_type=jnp.float32
+                    ),
+                    jnp.einsum(
+                        "prkgd,prskd->prkgs",
+                        q,
+                        of_branches.keys,
+                        preferred_element_type=jnp.float32,
+                    ),
+                ],
+                axis=-1,
+            )
+            scores = soft_cap(scores, config.attention_softcap)
+            scores = jnp.where(masks[kind], scores, -jnp.inf)
+            shares = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+            heads = jnp.einsum("prkgs,pskd->prkgd", shares[..., :longest], of_prompts.values)
+            heads += jnp.einsum("prkgs,prskd->prkgd", shares[..., longest:], of_branches.values)
+            x = block.finish(x, heads.reshape(len(x), -1), layer.adapter, layer.beside)
+            return (x, own), None
+
+        return step
+
+    x = model.embed(tokens)
+    layers = model.layers(x, adapter, None if beside is None else beside(tokens))
+    numbered = {name: (layer, jnp.arange(len(layer.is_global))) for name, layer in layers.items()}
+    steps = {name: step_of(name) for name in layers}
+    (x, own), _ = walk(config.sections, steps, (x, own), numbered)
     return model.final_norm(x), own
 
 

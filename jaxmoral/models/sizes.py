@@ -12,13 +12,18 @@ from jaxmoral.models.model import Decoder
 
 
 def num_parameters(config: DecoderConfig) -> int:
-    """Parameters of the frozen base."""
+    """Parameters of the frozen base, those that are only looked up included."""
     config = dataclasses.replace(config, quantisation=None)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(Decoder.abstract(config)[1]))
+    table = config.vocab_size * config.num_layers * config.per_layer_dim
+    leaves = jax.tree.leaves(Decoder.abstract(config)[1])
+    return table + sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def weight_bytes(config: DecoderConfig, itemsize: int) -> int:
-    """What the frozen base takes; floating-point weights have `itemsize` bytes."""
+    """What the frozen base takes; floating-point weights have `itemsize` bytes.
+
+    What is only looked up takes nothing: it stays on the disk.
+    """
     leaves = jax.tree.leaves(Decoder.abstract(config)[1])
     integer = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.integer)
     return sum(math.prod(leaf.shape) * (1 if integer(leaf) else itemsize) for leaf in leaves)
@@ -42,8 +47,12 @@ def adapter_bytes(config: DecoderConfig, lora: Lora, repeated: bool) -> tuple[in
       repeated: whether an update has several trees or gradient steps.
     """
     adapter = num_adapter_parameters(config, lora)
-    layers = config.num_layers * lora.rank
-    scaled = layers * sum(config.linear_shapes[name][1] for name in lora.targets)
+    scaled = lora.rank * sum(
+        len(stack.layers) * outputs
+        for stack in config.stacks.values()
+        for name, (_, outputs) in stack.linear_shapes.items()
+        if name in lora.targets
+    )
     return 12 * adapter, 4 * ((2 if repeated else 1) * adapter + scaled)
 
 
@@ -59,10 +68,10 @@ def activation_bytes(
 
     Kept of each token and layer: the block's input alone if blocks are recomputed; else also what
     the linear layers and the heads made; and if nothing is recomputed about three times that, the
-    adapters' inner numbers and the attention's scores included. A layer's backward pass works with
-    these twice, with what the block makes four times if it makes it again. Then there are three
-    float32 copies of the logits that are made at once (they, what is left of them, their
-    exponentials).
+    adapters' and experts' inner numbers and the attention's scores included. A layer's backward
+    pass works with these twice, with what the block makes four times if it makes it again. Then
+    there are three float32 copies of the logits that are made at once (they, what is left of them,
+    their exponentials).
 
     Args:
       config, lora: of the model.
@@ -72,9 +81,20 @@ def activation_bytes(
       remat: see `ModelConfig.remat`.
     """
     num_nodes, num_keys = tree
-    made = config.embed_dim + config.num_heads * config.head_dim
-    made += sum(outputs for _, outputs in config.linear_shapes.values())
-    inner = lora.rank * len(lora.targets) + config.num_heads * num_keys
-    kept = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}[remat]
-    working = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
-    return num_nodes * (config.num_layers * kept + working) * itemsize + 3 * 4 * num_logits
+    kept, working = 0, 0
+    each: dict[str, int] = {}
+    for at, stack in config.stacks.items():
+        made = config.embed_dim + config.num_heads * stack.head_dim
+        made += sum(outputs for _, outputs in stack.linear_shapes.values())
+        adapted = [name for name in lora.targets if name in stack.linear_shapes]
+        inner = lora.rank * len(adapted) + config.num_heads * num_keys
+        inner += config.experts_per_token * (3 * config.expert_dim + config.embed_dim)
+        keeps = {"none": 3 * (made + inner), "elementwise": made, "block": config.embed_dim}
+        work = {"none": 0, "elementwise": 2 * (made + inner), "block": 4 * made + 2 * inner}[remat]
+        each[at] = keeps[remat]
+        kept, working = kept + len(stack.layers) * each[at], max(working, work)
+    if remat != "none":  # what a period keeps is first put together, where there are several
+        several = (section.runs for section in config.sections if section.periods > 1)
+        working += max((sum(each[at] * n for at, n in runs) for runs in several), default=0)
+    beside = 2 * config.num_layers * config.per_layer_dim  # looked up, and made of it
+    return num_nodes * (kept + working + beside) * itemsize + 3 * 4 * num_logits

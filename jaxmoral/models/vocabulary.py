@@ -54,6 +54,61 @@ def cut(table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1) -> Vo
     )
 
 
+class Divergence(NamedTuple):
+    """Two next-token distributions compared, each leaf `[num_rows]`.
+
+    Attributes:
+      log_sums: `[num_rows, 2 (one, other)]`, logs of the summed exponentials of the logits.
+      kl: of the other from the one, in nats.
+      same_top: whether both find the same token likeliest.
+    """
+
+    log_sums: jax.Array
+    kl: jax.Array
+    same_top: jax.Array
+
+
+def divergence(
+    read: Callable[[PyTree], jax.Array], cap: float | None, table: PyTree, pair: jax.Array
+) -> Divergence:
+    """KL(one || other) over the whole vocabulary, in one pass over the embedding.
+
+    Args:
+      read: from leaves `[size, ...]` of the table to `[size, embed_dim]`.
+      cap: of the logits.
+      table: of a `Vocabulary`.
+      pair: `[num_rows, 2 (one, other), embed_dim]`.
+    """
+    num_rows = len(pair)
+    rows = pair.reshape(-1, pair.shape[-1])
+
+    def add(sums, index):
+        peak, total, apart, best = sums
+        leaves = jax.tree.map(lambda leaf: leaf[:, index], table)
+        piece = read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
+        logits = jnp.einsum("rd,vd->rv", rows, piece, preferred_element_type=jnp.float32)
+        logits = soft_cap(logits, cap).reshape(num_rows, 2, -1)
+        top = logits.max(-1)
+        here = index * logits.shape[-1] + logits.argmax(-1)
+        best = jnp.where(top > peak, here, best)
+        newest = jnp.maximum(peak, top)
+        shares, fade = jnp.exp(logits - newest[..., None]), jnp.exp(peak - newest)
+        gap = jnp.sum(shares[:, 0] * (logits[:, 0] - logits[:, 1]), -1)
+        return (newest, total * fade + shares.sum(-1), apart * fade[:, 0] + gap, best), None
+
+    start = (
+        jnp.full((num_rows, 2), jnp.finfo(jnp.float32).min),
+        jnp.zeros((num_rows, 2)),
+        jnp.zeros(num_rows),
+        jnp.zeros((num_rows, 2), jnp.int32),
+    )
+    num_pieces = jax.tree.leaves(table)[0].shape[1]
+    (peak, total, apart, best), _ = jax.lax.scan(add, start, jnp.arange(num_pieces))
+    log_sums = peak + jnp.log(total)
+    kl = apart / total[:, 0] - log_sums[:, 0] + log_sums[:, 1]
+    return Divergence(log_sums, kl, best[:, 0] == best[:, 1])
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def log_sum_exp(
     read: Callable[[PyTree], jax.Array],

@@ -21,6 +21,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.summary import summary
 from jaxmoral.measuring.keeping import write_json
 from jaxmoral.measuring.runs import find_runs, read_json, tidy, without_stale
+from jaxmoral.reporting.beyond import beyond_sections
 from jaxmoral.reporting.figures import Drawn
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
 from jaxmoral.reporting.outside import outside_sections
@@ -139,6 +140,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     sections += _test_sections(table, series, tabular)
     sections += outside_sections(series)
     sections += thought_sections(series)
+    sections += beyond_sections(series)
     sections += tournament_sections(tournaments)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".report-"))

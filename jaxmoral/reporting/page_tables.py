@@ -16,6 +16,7 @@ from jaxmoral.errors import UserError, split_outside
 from jaxmoral.learning.lookup import find_game
 from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import summarise
+from jaxmoral.reporting.beyond import beyond_tables
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
 from jaxmoral.reporting.outside import outside_rows
 from jaxmoral.reporting.published import FIGURE_4
@@ -229,6 +230,9 @@ def number_parts(
         body.append("<h2>What answers owe to thoughts, in numbers</h2>")
         body.append(html_table(header, rows, caption))
         body.append("<h2>What agents think</h2>" + thought_blocks(series))
+    for index, (caption, header, rows) in enumerate(beyond_tables(series)):
+        body += ["<h2>Scenarios in numbers</h2>"] if index == 0 else []
+        body.append(html_table(header, rows, caption))
     for result in tournaments:
         caption = "Mean long-run points against everybody / the most anyone can get from the agent"
         caption += f" in {result['rounds']} rounds, a round / share of time in a Moran process of"

@@ -25,6 +25,7 @@ OUTCOMES = {"outcomes/C": "label of C", "outcomes/D": "label of D", "outcomes/il
 _BASE_KEYS = (
     "model.",
     "prompt.template",
+    "prompt.thinking",
     "env.memory",
     "env.blank_start",
     "reward.xi",

@@ -24,6 +24,7 @@ import transformers
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.models import hf_config, huggingface
 from jaxmoral.models.load import assemble
+from jaxmoral.models.tensor_names import block_tensors, other_tensors
 
 # Sizes of google/gemma-2-2b and google/gemma-3-270m.
 SHAPES = {
@@ -54,17 +55,15 @@ def make(folder: Path, name: str) -> None:
         index.update(dict.fromkeys(tensors, shard))
 
     embedding = random(config.vocab_size, config.embed_dim)
-    top = {"model.embed_tokens.weight": embedding, "model.norm.weight": random(config.embed_dim)}
-    save("top.safetensors", top)
-    for layer in range(config.num_layers):
-        tensors = {
-            stored: random(config.norm_sizes[name])
-            for name, stored in huggingface.norm_names(config).items()
-        }
-        for name, stored in huggingface.LINEAR_NAMES.items():
-            tensors[stored] = random(*reversed(config.linear_shapes[name]))
-        prefix = f"model.layers.{layer}"
-        save(f"{layer}.safetensors", {f"{prefix}.{name}.weight": x for name, x in tensors.items()})
+    others = {f"model.{stored}": shape for stored, shape in other_tensors(config).values()}
+    top = {name: random(*shape) for name, shape in others.items()}
+    save("top.safetensors", {"model.embed_tokens.weight": embedding} | top)
+    for stack in config.stacks.values():
+        shapes = dict(block_tensors(config, stack).values())
+        for layer in stack.layers:
+            prefix = f"model.layers.{layer}"
+            parts = {f"{prefix}.{stored}": random(*shape) for stored, shape in shapes.items()}
+            save(f"{layer}.safetensors", parts)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from workers import read
 
 LEVEL = -0.5  # of the deontological reward
-# Measured on two cores of Zen 4; the rest on Zen 5.
-OTHER_MACHINE = ("learning", "against_tunix", "roofline")
+# Measured on two cores of Zen 5; the rest on Zen 4.
+OTHER_MACHINE = ("cost", "rounds")
 Figure = tuple[str, str, str]  # what, measured, by which script
 
 
 def rows() -> list[list[str]]:
     found = [*from_trl(), *from_cost(), *from_start(), *from_learning(), *from_tunix()]
+    found += from_mixture()
     return [
         [what + (" *" if script in OTHER_MACHINE else ""), measured, f"`{script}.py`"]
         for what, measured, script in [*found, *from_rounds(), *from_roofline()]
@@ -63,6 +64,13 @@ def from_cost() -> list[Figure]:
             "cost",
         ),
     ]
+
+
+def from_mixture() -> list[Figure]:
+    kinds = read("mixture")["kinds"]
+    one, four = (kinds[f"labels, {n} an update"]["times"] for n in ("1 condition", "4 conditions"))
+    figure = "update of a mixture of 400 label pairs against one condition: 1, 4 conditions drawn"
+    return [(figure, f"{one:.2f}x, {four:.2f}x", "mixture")]
 
 
 def from_start() -> list[Figure]:

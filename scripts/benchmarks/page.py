@@ -49,7 +49,7 @@ def in_short() -> list[str]:
     return section(
         "In short",
         "Two cores of an AMD EPYC in float32, Gemma 3 270M unless it says otherwise: rows with a"
-        " star on Zen 4, which makes 220 GFLOP/s, the others on Zen 5, which makes 480. Commands"
+        " star on Zen 5, which makes 480 GFLOP/s, the others on Zen 4, which makes 220. Commands"
         " are in `scripts/benchmarks/`.",
         ["figure", "measured", "command"],
         overview.rows(),
@@ -303,6 +303,23 @@ def learning() -> list[str]:
     )
 
 
+def mixtures() -> list[str]:
+    results = read("mixture")
+    rows = [
+        [name, ranged(one), f"{one['times']:.2f}x", f"{one['drawing_and_packing']:.2%}"]
+        for name, one in results["kinds"].items()
+    ]
+    return section(
+        "Mixtures",
+        "`python scripts/benchmarks/mixture.py`: seconds of an update. Every one of a mixture of"
+        " labels draws conditions that were not drawn before, so that their prompts are packed and"
+        " their reference is computed too; later updates find both.",
+        ["what is drawn", "seconds", "against one condition", "drawing and packing"],
+        rows,
+        f"{machine(results)}; jax {results['versions']['jax']}.",
+    )
+
+
 def populations() -> list[str]:
     """Figures that `population.py` prints."""
     rows = [
@@ -374,7 +391,7 @@ def draw() -> None:
 def page() -> str:
     """The text of docs/benchmarks.md."""
     parts = [in_short, against_trl, against_tunix, learning, rounds, estimators, cost]
-    parts += [populations, tree, start, roofline]
+    parts += [mixtures, populations, tree, start, roofline]
     lines = [
         "# Benchmarks",
         "",

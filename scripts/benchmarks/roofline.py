@@ -87,17 +87,21 @@ class Work:
     def __init__(self, policy: LanguagePolicy, inputs: PromptInputs):
         config, rank = policy.config, policy.lora.rank
         nodes = int(np.sum(inputs.nodes.max((1, 2)) + 1))  # what comes after pads the trees
-        shapes = list(config.linear_shapes.values())
-        matrices = config.num_layers * sum(i * o for i, o in shapes)
-        adapters = config.num_layers * sum((i + o) * rank for i, o in shapes)
+        shapes = config.every_linear
+        matrices = sum(i * o for i, o in shapes)
+        adapters = sum((i + o) * rank for i, o in shapes)
         trees = [
             jax.tree.map(lambda x, at=at: x[at], inputs.tree) for at in range(len(inputs.nodes))
         ]
         masks = [sight(tree, config.sliding_window).masks for tree in trees]
         pairs = np.sum([mask.sum((1, 2, 3)) for mask in masks], axis=0)  # nearby, all
-        width = config.num_heads * config.head_dim
-        attention = sum(4 * int(pairs[int(glob)]) * width for glob in config.global_layers)
-        made = 4 * nodes * config.num_layers * (sum(o for _, o in shapes) + width)
+        widths = [
+            (config.global_layers[layer], config.num_heads * stack.head_dim)
+            for stack in config.stacks.values()
+            for layer in stack.layers
+        ]
+        attention = sum(4 * int(pairs[int(glob)]) * width for glob, width in widths)
+        made = 4 * nodes * (sum(o for _, o in shapes) + sum(width for _, width in widths))
         rows = inputs.nodes.size
         head = 2 * rows * config.embed_dim * config.vocab_size
         table = 4 * config.vocab_size * config.embed_dim

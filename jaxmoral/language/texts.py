@@ -1,0 +1,64 @@
+"""Texts that nobody trains on: with them is measured what training did to a model's language.
+
+Ours, in `retention/`, are prose, instructions, dialogue, code, and prose and notices in German and
+Spanish; a user's own file works as well.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxmoral.errors import UserError
+
+BUILTIN = "builtin"
+_FOLDER = Path(__file__).parent / "retention"
+
+
+class Text(NamedTuple):
+    """A text and what kind it is; kinds are told apart in results."""
+
+    kind: str
+    text: str
+
+
+def read_texts(source: str | Path) -> list[Text]:
+    """Our texts (`builtin`), or those of a file.
+
+    Args:
+      source: "builtin", a .txt file, which is one text, or a .jsonl file with a "text" and perhaps
+        a "kind" a line.
+
+    Raises:
+      UserError: the file cannot be read, or holds no text.
+    """
+    if str(source) == BUILTIN:
+        return [Text(path.stem, path.read_text()) for path in sorted(_FOLDER.glob("*.txt"))]
+    path = Path(source)
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # also of other bytes than UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"retention: cannot read {path} ({reason})") from None
+    if path.suffix == ".jsonl":
+        found = [
+            _parse(line, f"{path}, line {number}", path.stem)
+            for number, line in enumerate(content.splitlines(), 1)
+            if line.strip()
+        ]
+    elif path.suffix in (".txt", ".md"):
+        found = [Text(path.stem, content)] if content.strip() else []
+    else:
+        raise UserError(f"{path}: needs a file that ends in .txt or .jsonl")
+    if not found:
+        raise UserError(f"{path}: it is empty")
+    return found
+
+
+def _parse(line: str, where: str, kind: str) -> Text:
+    try:
+        raw = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: no JSON ({error})") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("text"), str) or not raw["text"].strip():
+        raise UserError(f"{where}, text: needs an object with a text")
+    return Text(str(raw.get("kind", kind)), raw["text"])

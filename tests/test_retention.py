@@ -1,0 +1,122 @@
+"""Language kept: perplexity and divergence against plain log-softmaxes, on a tiny model."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+
+from jaxmoral import config as configs
+from jaxmoral.errors import UserError
+from jaxmoral.language.prompt_tree import pack
+from jaxmoral.language.texts import Text, read_texts
+from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring import retention
+from jaxmoral.measuring.retention import cut_text, measure_retention
+from jaxmoral.measuring.source import load_source, parameters
+from jaxmoral.models.vocabulary import cut, divergence, soft_cap
+
+FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
+FLAGS += ["--ppo.learning_rate", "0.01"]
+WORDS = "You are in a game with another player, and the points depend on what both choose. " * 3
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model.write(folder)
+    config = configs.load(None, [*FLAGS, "--model.source", str(folder)])
+    return load_source(train_agent(config, say=lambda line: None))
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_the_divergence_in_one_pass_is_that_of_softmaxes(cap, splits):
+    generator = np.random.default_rng(0)
+    table = generator.normal(size=(96, 8)).astype(np.float32)
+    pair = generator.normal(size=(5, 2, 8)).astype(np.float32)
+    pair[4, 1] = pair[4, 0]
+    pieces = cut((jnp.asarray(table),), jnp.zeros((1, 96), bool), 12, splits).table
+    found = divergence(lambda leaves: leaves[0], cap, pieces, jnp.asarray(pair))
+    logits = soft_cap(jnp.asarray(pair) @ table.T, cap)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    expected = np.sum(np.exp(log_probs[:, 0]) * (log_probs[:, 0] - log_probs[:, 1]), -1)
+    np.testing.assert_allclose(found.kl, expected, atol=1e-5)
+    np.testing.assert_allclose(found.log_sums, jax.nn.logsumexp(logits, -1), rtol=1e-5)
+    top = log_probs.argmax(-1)
+    np.testing.assert_array_equal(found.same_top, top[:, 0] == top[:, 1])
+    assert found.kl[4] == 0
+
+
+def test_perplexity_and_divergence_are_those_of_each_window_alone(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr(retention, "WINDOW", 40)
+    path = tmp_path / "some.jsonl"
+    lines = [{"kind": "long", "text": WORDS}, {"kind": "short", "text": "A game of A."}]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = measure_retention(loaded, path)
+    agent, expected = loaded.agent, {}
+    for kind, text in (("long", WORDS), ("short", "A game of A.")):
+        rows = []
+        for window in cut_text(agent.prompter, Text(kind, text)):
+            assert len(window) <= 40
+            tree, _ = pack([window])
+            model = agent.policy.bind(agent.frozen, None)
+            each = [
+                jax.nn.log_softmax(model._model().logits(model.hidden(tree, own, None)))
+                for own in parameters(loaded).values()
+            ]
+            rows += [
+                (np.array([one[i] for one in each]), token) for i, token in enumerate(window[1:])
+            ]
+        expected[kind] = rows
+    expected["all"] = [*expected["long"], *expected["short"]]
+    assert list(found) == ["all", "long", "short"]
+    for kind, rows in expected.items():
+        assert found[kind]["tokens"] == len(rows)
+        for index, policy in enumerate(("base", "tuned")):
+            surprise = -np.mean([log_probs[index, token] for log_probs, token in rows])
+            assert found[kind]["perplexity"][policy] == pytest.approx(np.exp(surprise), rel=1e-4)
+        kl = np.mean([np.sum(np.exp(p[0]) * (p[0] - p[1])) for p, _ in rows])
+        assert found[kind]["kl"] == pytest.approx(kl, abs=1e-5)
+        same = np.mean([p[0].argmax() == p[1].argmax() for p, _ in rows])
+        assert found[kind]["agreement"] == pytest.approx(same)
+    assert found["all"]["kl"] > 0
+
+
+def test_an_untrained_adapter_changes_nothing(loaded):
+    base = parameters(loaded)["base"]
+    found = measure_retention(loaded._replace(trained=base), "builtin")
+    for row in found.values():
+        assert row["kl"] == pytest.approx(0, abs=1e-6)
+        assert row["agreement"] == 1
+        assert row["perplexity"]["tuned"] == row["perplexity"]["base"]
+    alone = measure_retention(loaded._replace(trained=None), "builtin")
+    assert alone["all"] == {
+        "tokens": found["all"]["tokens"],
+        "perplexity": {"base": found["all"]["perplexity"]["base"]},
+    }
+    assert {*found} == {"all", "prose", "instructions", "dialogue", "code", "german", "spanish"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", " ", "a.txt: it is empty"),
+        ("a.jsonl", "", "a.jsonl: it is empty"),
+        ("a.jsonl", '{"text": "x"}\n{"kind": 1}', "a.jsonl, line 2, text: needs"),
+        ("a.jsonl", "{", "a.jsonl, line 1: no JSON"),
+        ("a.pdf", "x", "a.pdf: needs a file that ends in .txt or .jsonl"),
+    ],
+)
+def test_other_files_are_refused(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_texts(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="retention: cannot read .*none.txt"):
+        read_texts(tmp_path / "none.txt")
