@@ -131,10 +131,15 @@ def test_a_run_is_not_made_shorter(tmp_path):
         train_agent(make_config("--updates", "3"), tmp_path / "run", resume=True, say=quiet)
 
 
+def told(folder, **said):
+    """The arguments of `python -m jaxmoral.train`."""
+    usual = {"output_dir": folder, "config": None, "dry_run": None}
+    return argparse.Namespace(**usual, **{"resume": False, "extend": False} | said)
+
+
 def resume(folder, *flags):
     """`python -m jaxmoral.train --resume`."""
-    arguments = argparse.Namespace(output_dir=folder, resume=True, extend=False, config=None)
-    train._run(arguments, list(flags))
+    train._run(told(folder, resume=True), list(flags))
 
 
 def test_a_population_goes_on_longer(tmp_path, capsys):
@@ -166,11 +171,8 @@ def test_members_in_another_order_stay_who_they_are(tmp_path):
 
 
 def test_extend_needs_resume(tmp_path):
-    arguments = argparse.Namespace(
-        output_dir=tmp_path / "run", resume=False, extend=True, config=None
-    )
     with pytest.raises(UserError, match="--extend: needs --resume"):
-        train._run(arguments, FLAGS)
+        train._run(told(tmp_path / "run", extend=True), FLAGS)
     assert not (tmp_path / "run").exists()
 
 
