@@ -7,6 +7,8 @@ from jaxmoral.measuring.comparing import MEASURES, Comparison
 from jaxmoral.reporting.figures import Drawn
 from jaxmoral.reporting.styles import INK
 
+_LEAST = 0.01  # of a difference, beside which nothing looks large
+
 
 def differences(found: Comparison, suite: str, names: tuple[str, str]) -> Drawn:
     """Differences by measure, a line a condition and opponent; bars are 95 % intervals."""
@@ -34,7 +36,12 @@ def differences(found: Comparison, suite: str, names: tuple[str, str]) -> Drawn:
         axis.set_yticks(places, where if where != before else [], fontsize=7)
         axis.set_title(MEASURES[group["metric"].iloc[0]].replace(", ", ",\n"), fontsize=8)
         axis.tick_params(axis="x", labelsize=7)
-        axis.margins(x=0.15, y=0.08)
+        axis.locator_params(axis="x", nbins=3)
+        ends = np.append(group[["difference", "low", "high"]].to_numpy().ravel(), 0.0)
+        least, most = np.nanmin(ends), np.nanmax(ends)
+        spare = max(0.15 * (most - least), _LEAST)
+        axis.set_xlim(least - spare, most + spare)
+        axis.margins(y=0.08)
         before = where
     figure.suptitle(f"{names[0]} minus {names[1]}, suite {suite}", fontsize=9)
     return figure, {}
