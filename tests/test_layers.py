@@ -174,7 +174,8 @@ def test_what_is_only_looked_up_stays_on_the_disk(folders):
 
 
 def test_training_on_sampled_tokens_runs(folders):
-    given = flags(folders["sharing"], "--ppo.level", "token", "--env.episodes", "16")
+    given = flags(folders["sharing"], "--ppo.level", "token", "--env.episodes", "4")
+    given += ["--env.rounds", "2"]
     trained = train_population(load_members(None, [*given, "--updates", "2"]), say=silent)[""]
     assert np.isfinite([record["loss"] for record in trained.history]).all()
 

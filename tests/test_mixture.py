@@ -144,7 +144,7 @@ ONE += ["--mixture.wordings", "[structured]", "--mixture.table_orders", "[origin
 SETTINGS = {
     "plain": [],
     "two learners": ["--env.opponent", "learner"],
-    "by tokens": ["--ppo.level", "token", "--env.episodes", "24"],
+    "by tokens": ["--ppo.level", "token", "--env.episodes", "8", "--env.rounds", "3"],
     "the paper's streams": ["--env.streams", "numpy"],
     "drawn payoffs": ["--env.payoff_draws", "2"],
     "exact, longer memory": ["--ppo.estimator", "exact", "--env.memory", "2"],
