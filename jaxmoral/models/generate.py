@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxmoral.language.prompt_tree import Sight
 from jaxmoral.models.block import rotary_angles
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.layers import keys_from
@@ -83,34 +84,14 @@ def _prefill(
     seen = (place[None, :] <= place[:, None]) & (place >= padding[:, None])[:, None]
     seen |= jnp.eye(size, dtype=bool)  # padding attends to itself, so that nothing is undefined
     near = seen & (place[:, None] - place[None, :] < config.sliding_window)
-    masks = jnp.stack([near, seen])
     keys = jnp.arange(batch * size).reshape(batch, size)  # a sequence is a block
-    room = ((0, 0), (0, length - size), (0, 0), (0, 0))
-
-    def step_of(name):
-        sin, cos = rotary_angles(config, positions, config.stacks[name].head_dim)
-
-        def step(carry, layer):
-            x, lent = carry
-            block, kind = model.block(name, layer), layer.is_global
-            q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
-            k, v = made or lent[keys_from(name)]
-            heads = block.attention(q, k, v, keys, masks[kind])
-            x = block.finish(x, heads, layer.adapter, layer.beside)
-            lent = lent | ({name: made} if name in lent else {})
-            if made is None:
-                return (x, lent), None
-            kept = (jnp.pad(y.reshape(batch, size, *y.shape[1:]), room) for y in made)
-            return (x, lent), Cache(*kept)
-
-        return step
-
-    x = model.embed(tokens.reshape(-1))
-    layers = model.layers(x, adapter, None if beside is None else beside(tokens.reshape(-1)))
-    steps = {name: step_of(name) for name in layers}
-    (x, _), caches = walk(config.sections, steps, (x, model.nothing_lent(x)), layers)
-    last = model.final_norm(x).reshape(batch, size, -1)[:, -1]
-    return model.logits(last), {name: cache for name, cache in caches.items() if cache is not None}
+    sight, flat = Sight(keys, jnp.stack([near, seen])), tokens.reshape(-1)
+    rows = None if beside is None else beside(flat)
+    hidden, made = model.read(flat, positions, sight, adapter, "none", rows, keep=True)
+    room = ((0, 0), (0, 0), (0, length - size), (0, 0), (0, 0))
+    cached = lambda kept: jnp.pad(kept.reshape(len(kept), batch, size, *kept.shape[2:]), room)
+    caches = {name: Cache(*map(cached, pair)) for name, pair in made.items() if pair is not None}
+    return model.logits(hidden.reshape(batch, size, -1)[:, -1]), caches
 
 
 def _decode(

@@ -168,6 +168,23 @@ class Decoder(nnx.Module):
         Returns:
           `[num_nodes, embed_dim]` hidden states after the last norm.
         """
+        return self.read(tokens, positions, sight, adapter, remat, rows)[0]
+
+    def read(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        sight: Sight,
+        adapter: dict[str, LayerAdapter],
+        remat: str,
+        rows: np.ndarray | jax.Array | None = None,
+        *,
+        keep: bool = False,
+    ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array] | None]]:
+        """`hidden`, and if they are kept each stack's keys and values.
+
+        These are `[layers, num_nodes, num_kv_heads, head_dim]`; None of a stack without its own.
+        """
         chex.assert_equal_shape([tokens, positions])
         x = by_nodes(self.embed(tokens), self.layout)
 
@@ -182,15 +199,14 @@ class Decoder(nnx.Module):
                 k, v = made or lent[keys_from(name)]
                 heads = block.attention(q, k, v, sight.keys, sight.masks[kind])
                 x = block.finish(x, heads, layer.adapter, layer.beside)
-                return (x, lent | ({name: made} if name in lent else {})), None
+                return (x, lent | ({name: made} if name in lent else {})), made if keep else None
 
             return jax.checkpoint(step, policy=RECOMPUTED[remat], prevent_cse=False)
 
         steps = {name: step_of(name) for name in self.config.stacks}
         layers = self.layers(x, adapter, rows)
-        carry = x, self.nothing_lent(x)
-        (x, _), _ = walk(self.config.sections, steps, carry, layers)
-        return self.final_norm(x)
+        (x, _), made = walk(self.config.sections, steps, (x, self.nothing_lent(x)), layers)
+        return self.final_norm(x), made
 
     def nothing_lent(self, x: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Room for the keys and values that layers without their own read."""

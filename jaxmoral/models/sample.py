@@ -145,31 +145,11 @@ def _prefill(
 
     These are `[layers, num_nodes, num_kv_heads, head_dim]`.
     """
-    config = model.config
-    seen = sight(tree, config.sliding_window)
     tokens, positions = jnp.asarray(tree.tokens), jnp.asarray(tree.positions)
-
-    def step_of(name):
-        sin, cos = rotary_angles(config, positions, config.stacks[name].head_dim)
-
-        def step(carry, layer):
-            x, lent = carry
-            block, kind = model.block(name, layer), layer.is_global
-            q, made = block.project(x, sin[kind], cos[kind], layer.adapter)
-            k, v = made or lent[keys_from(name)]
-            heads = block.attention(q, k, v, seen.keys, seen.masks[kind])
-            x = block.finish(x, heads, layer.adapter, layer.beside)
-            lent = lent | ({name: made} if name in lent else {})
-            return (x, lent), None if made is None else Cache(*made)
-
-        return step
-
-    x = model.embed(tokens)
-    layers = model.layers(x, adapter, None if beside is None else beside(tokens))
-    steps = {name: step_of(name) for name in layers}
-    (x, _), caches = walk(config.sections, steps, (x, model.nothing_lent(x)), layers)
-    made = {name: cache for name, cache in caches.items() if cache is not None}
-    return model.final_norm(x), made
+    seen = sight(tree, model.config.sliding_window)
+    rows = None if beside is None else beside(tokens)
+    hidden, made = model.read(tokens, positions, seen, adapter, "none", rows, keep=True)
+    return hidden, {name: Cache(*pair) for name, pair in made.items() if pair is not None}
 
 
 def _decode(
