@@ -15,9 +15,10 @@ from flax import nnx
 
 from jaxmoral import config as configs
 from jaxmoral.language.prompt_tree import pack, sight
+from jaxmoral.language.texts import read_texts
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.measuring.choices import choose
-from jaxmoral.measuring.retention import measure_retention
+from jaxmoral.measuring.retention import cut_text, measure_retention
 from jaxmoral.measuring.source import load_source
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.models.lora import Lora, init_adapter, prepare
@@ -269,8 +270,13 @@ def test_options_of_the_real_model_are_products_of_next_token_probabilities(real
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_texts_of_the_retention_are_as_long_as_the_manual_says(real):
-    found = measure_retention(load_source(configs.Config()), "builtin")
+def test_the_texts_of_the_retention_are_as_long_as_the_manual_says(real, tmp_path):
+    prompter, texts = Prompter(real, "plain"), read_texts("builtin")
+    windows = [window for text in texts for window in cut_text(prompter, text)]
     number = re.search(r"reads ([\d,]+) tokens", (ROOT / "docs/scenarios.md").read_text())[1]
-    assert found["all"]["tokens"] == int(number.replace(",", "")) >= 5000
-    assert all(1 < row["perplexity"]["base"] < 60 for row in found.values())
+    predicted = sum(len(window) - 1 for window in windows)
+    assert predicted == int(number.replace(",", "")) >= 5000
+    path = tmp_path / "prose.txt"
+    path.write_text(next(text.text for text in texts if text.kind == "prose")[:1200])
+    found = measure_retention(load_source(configs.Config()), path)
+    assert 1 < found["all"]["perplexity"]["base"] < 60

@@ -64,7 +64,7 @@ def test_perplexity_and_divergence_are_those_of_each_window_alone(loaded, tmp_pa
             tree, _ = pack([window])
             model = agent.policy.bind(agent.frozen, None)
             each = [
-                jax.nn.log_softmax(model._model().logits(model.hidden(tree, own, None)))
+                jax.nn.log_softmax(model.model().logits(model.hidden(tree, own, None)))
                 for own in parameters(loaded).values()
             ]
             rows += [

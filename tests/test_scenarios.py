@@ -185,7 +185,7 @@ def test_probabilities_are_products_of_next_token_probabilities(loaded, trained)
         tree, _ = pack([[*ids, *sequence]])
         model = policy.bind(loaded.agent.frozen, None)
         hidden = model.hidden(tree, loaded.trained, None)[: len(ids) + len(sequence)]
-        log_probs = jax.nn.log_softmax(model._model().logits(hidden))
+        log_probs = jax.nn.log_softmax(model.model().logits(hidden))
         return sum(log_probs[len(ids) - 1 + i, token] for i, token in enumerate(sequence))
 
     expected = np.zeros(len(options))

@@ -77,7 +77,7 @@ def _explain(error: pydantic.ValidationError) -> str:
         return f"{key}: is a group of keys, such as {inside}, got {brief(given)}"
     if kind == "string_type" and isinstance(given, bool):
         return f"{message}; YAML reads yes, no, on and off as truth values: write them in quotes"
-    if kind == "tuple_type" and isinstance(given, str):
+    if kind == "tuple_type" and isinstance(given, str) and given.isprintable():
         return f"{message}; a list is written [{', '.join(split_outside(given, ','))}]"
     return message
 

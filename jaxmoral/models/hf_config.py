@@ -156,7 +156,7 @@ def describe(folder: Path) -> Described:
     settings = read_settings(path, "model")
     outer: dict[str, Any] = {}
     kind = settings.get("model_type")
-    if kind in BESIDE:
+    if isinstance(kind, str) and kind in BESIDE:
         outer, inner = settings, settings.get("text_config")
         if not isinstance(inner, dict):
             raise UserError(f"model: {path} is damaged (text_config is {shown(inner)})")
