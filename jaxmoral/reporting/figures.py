@@ -234,8 +234,8 @@ def regrets(
       tabular: the same rows of tabular policies, with a column `table` that names them.
     """
     kinds = {
-        "deontological": ("regret/deontological/points", "deontological, points"),
-        "utilitarian": ("regret/utilitarian/normalised", "utilitarian, 0 to 1"),
+        "deontological": ("regret/deontological/points", "deontological regret, points"),
+        "utilitarian": ("regret/utilitarian/normalised", "utilitarian regret, 0 to 1"),
     }
     bars = len(models) * len(games)
     size = (min(max(9.0, 2.2 + 1.05 * len(models), 2.2 + 0.08 * bars), 20.0), 5)
