@@ -84,21 +84,19 @@ def compare(ours: Sequence[Run], others: Sequence[Run]) -> Comparison:
 def _measured(runs: Sequence[Run], name: str) -> pd.DataFrame:
     """`[what was measured, runs]`, the runs in the order of their seeds."""
     kept, _ = without_stale(run for run in runs if run.evaluation is not None)
-    tested = [run for run in kept if run.evaluation is not None]
+    tested = sorted(
+        (run for run in kept if run.evaluation is not None), key=lambda run: run.config.seed
+    )
     if not tested:
         raise UserError(f"{name}: no run was evaluated; run python -m jaxmoral.evaluate --run ...")
-    rows = tidy(sorted(tested, key=lambda run: run.config.seed))
+    rows = tidy(tested)
     chosen = (
         (rows["policy"] == "tuned") & (rows["protocol"] == "exact") & rows["metric"].isin(MEASURES)
     )
     wide = rows[chosen].pivot_table(
         index=_WHERE, columns="folder", values="value", sort=False, observed=True
     )
-    return wide.reindex(columns=[str(run.folder) for run in _by_seed(tested)]).dropna()
-
-
-def _by_seed(runs: Sequence[Run]) -> list[Run]:
-    return sorted(runs, key=lambda run: run.config.seed)
+    return wide.reindex(columns=[str(run.folder) for run in tested]).dropna()
 
 
 def _paired_seeds(ours: Sequence[Run], others: Sequence[Run]) -> list[int]:

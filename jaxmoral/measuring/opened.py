@@ -18,7 +18,8 @@ from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
-from jaxmoral.world.memory import NUM_ORDERS, history_name
+from jaxmoral.world.chain import memory_policy
+from jaxmoral.world.memory import history_name
 
 
 def open_run(folder: Path | str, update: Which = None) -> "OpenRun":
@@ -67,7 +68,7 @@ class OpenRun:
         condition = self._condition(game)
         memory = condition.presentation.remembers(condition.game)
         log_probs = policy_table(self.trained.agent, condition, self.trained.trainable).log_probs
-        table = np.exp(np.asarray(log_probs, np.float64)).reshape(-1, NUM_ORDERS, 3).mean(1)
+        table = np.asarray(memory_policy(log_probs))
         names = [history_name(history, memory.num_moves) for history in memory.histories]
         index = pd.Index(names, name="remembered")
         return pd.DataFrame(table, index=index, columns=["C", "D", "illegal"])

@@ -15,6 +15,7 @@ from jaxmoral.learning.met import check_stored
 from jaxmoral.learning.mixture import player_conditions
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.world.chain import memory_policy
 from jaxmoral.world.memory import NUM_ORDERS, Memory, history_name
 
 FIRST, EVERY = "first", "all"  # which prompts are shown, besides a remembered history's
@@ -87,7 +88,7 @@ def _answers(prompter: Prompter, condition: Condition) -> Iterator[str]:
 def _base(agent: Agent, condition: Condition, memory: Memory) -> Iterator[str]:
     """The untrained policy after each history, the mean over the labels' orders."""
     log_probs = policy_table(agent, condition, agent.policy.reference_parameters()).log_probs
-    table = np.exp(np.asarray(log_probs, np.float64)).reshape(-1, NUM_ORDERS, 3).mean(1)
+    table = np.asarray(memory_policy(log_probs))
     yield "untrained  history      C       D  illegal"
     for name, shares in zip(_names(memory), table, strict=True):
         yield f"           {name:7} {shares[0]:7.2%} {shares[1]:7.2%} {shares[2]:7.2%}"

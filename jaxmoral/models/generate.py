@@ -5,7 +5,7 @@ token's position counts from its prompt's own beginning.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -135,12 +135,32 @@ def _decode(
 
         return step
 
-    x = model.embed(token)
-    layers = model.layers(x, adapter, None if beside is None else beside(token))
+    hidden, caches = read_tokens(model, token, adapter, caches, step_of, beside)
+    return model.logits(hidden), caches
+
+
+def read_tokens(
+    model: Decoder,
+    tokens: jax.Array,
+    adapter: dict[str, LayerAdapter],
+    caches: Caches,
+    step_of: Callable[[str], Callable],
+    beside: RowTable | None,
+) -> tuple[jax.Array, Caches]:
+    """Hidden states after one more token of every row, and the caches with it.
+
+    Args:
+      model, adapter, beside: as for generation.
+      tokens: `[batch]` int32.
+      caches: of the tokens before.
+      step_of: for a stack the step from (x, caches) and (layer, its number in the stack) to both.
+    """
+    x = model.embed(tokens)
+    layers = model.layers(x, adapter, None if beside is None else beside(tokens))
     numbered = {name: (layer, jnp.arange(len(layer.is_global))) for name, layer in layers.items()}
     steps = {name: step_of(name) for name in layers}
-    (x, caches), _ = walk(config.sections, steps, (x, caches), numbered)
-    return model.logits(model.final_norm(x)), caches
+    (x, caches), _ = walk(model.config.sections, steps, (x, caches), numbered)
+    return model.final_norm(x), caches
 
 
 def extend(

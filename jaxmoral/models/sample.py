@@ -12,13 +12,12 @@ import numpy as np
 
 from jaxmoral.language.prompt_tree import PromptTree, sight
 from jaxmoral.models.block import rotary_angles
-from jaxmoral.models.generate import Cache, Caches, extend
+from jaxmoral.models.generate import Cache, Caches, extend, read_tokens
 from jaxmoral.models.layers import keys_from
 from jaxmoral.models.lora import LayerAdapter
 from jaxmoral.models.model import Decoder
 from jaxmoral.models.rows import RowTable
 from jaxmoral.models.vocabulary import soft_cap
-from jaxmoral.models.walk import walk
 
 Adapters = dict[str, LayerAdapter]  # of each stack of layers
 
@@ -224,12 +223,7 @@ def _decode(
 
         return step
 
-    x = model.embed(tokens)
-    layers = model.layers(x, adapter, None if beside is None else beside(tokens))
-    numbered = {name: (layer, jnp.arange(len(layer.is_global))) for name, layer in layers.items()}
-    steps = {name: step_of(name) for name in layers}
-    (x, own), _ = walk(config.sections, steps, (x, own), numbered)
-    return model.final_norm(x), own
+    return read_tokens(model, tokens, adapter, own, step_of, beside)
 
 
 def _next(model: Decoder, uniforms: jax.Array, hidden: jax.Array, max_logits: int) -> jax.Array:
