@@ -68,7 +68,7 @@ class OpenRun:
         condition = self._condition(game)
         memory = condition.presentation.remembers(condition.game)
         log_probs = policy_table(self.trained.agent, condition, self.trained.trainable).log_probs
-        table = np.asarray(memory_policy(log_probs))
+        table = np.asarray(memory_policy(log_probs), np.float64)
         names = [history_name(history, memory.num_moves) for history in memory.histories]
         index = pd.Index(names, name="remembered")
         return pd.DataFrame(table, index=index, columns=["C", "D", "illegal"])

@@ -88,7 +88,7 @@ def _answers(prompter: Prompter, condition: Condition) -> Iterator[str]:
 def _base(agent: Agent, condition: Condition, memory: Memory) -> Iterator[str]:
     """The untrained policy after each history, the mean over the labels' orders."""
     log_probs = policy_table(agent, condition, agent.policy.reference_parameters()).log_probs
-    table = np.asarray(memory_policy(log_probs))
+    table = np.asarray(memory_policy(log_probs), np.float64)
     yield "untrained  history      C       D  illegal"
     for name, shares in zip(_names(memory), table, strict=True):
         yield f"           {name:7} {shares[0]:7.2%} {shares[1]:7.2%} {shares[2]:7.2%}"
