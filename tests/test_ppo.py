@@ -37,7 +37,7 @@ from jaxmoral.learning.state import (
     per_player,
 )
 from jaxmoral.learning.tabular_policy import TabularPolicy
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import train_agent, train_population
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import Decoder
 from jaxmoral.world import chain, games, machines, opponents, rewards
@@ -94,7 +94,7 @@ def random_batch(size=40):
 
 
 def loss_by_hand(table, batch, reference, kl_coef, entropy_coef, config):
-    total = {"policy": 0.0, "value": 0.0, "kl": 0.0, "entropy": 0.0}
+    total = {"policy": 0.0, "value": 0.0, "kl": 0.0, "entropy": 0.0, "barrier": 0.0}
     for i, weight in enumerate(np.asarray(batch.weight, np.float64)):
         prompt, outcome = divmod(i, 3)
         if batch.prompt is not None:
@@ -111,18 +111,20 @@ def loss_by_hand(table, batch, reference, kl_coef, entropy_coef, config):
         base = np.asarray(reference[prompt], np.float64)
         total["kl"] += weight * sum(np.exp(p) * (p - q) for p, q in zip(row, base, strict=True))
         total["entropy"] -= weight * sum(np.exp(p) * p for p in row)
+        total["barrier"] += weight * sum(0.5 * (np.log(0.5) - p) for p in row[:2])
     return (
         total["policy"]
         + config.value_coef * total["value"]
         + kl_coef * total["kl"]
         - entropy_coef * total["entropy"]
+        + config.barrier_coef * total["barrier"]
     )
 
 
 @pytest.mark.parametrize("cells", [False, True])
 def test_loss_equals_a_loop_and_its_gradient_a_finite_difference(cells):
     """Of samples, and of all cells of the table in its order."""
-    config = PPOConfig(value_clip=0.4)
+    config = PPOConfig(value_clip=0.4, barrier_coef=0.6)
     table, batch, reference = random_batch(48 if cells else 40)
     if cells:
         batch = batch._replace(prompt=None, outcome=None)
@@ -584,6 +586,19 @@ def test_the_discount_makes_a_farsighted_agent(estimator):
         log_probs[gamma] = np.asarray(chain.memory_policy(table.log_probs))
     assert log_probs[0.0][0, 1] > 0.9
     assert log_probs[0.95][0, 0] > 0.9
+
+
+def test_what_was_unlearned_is_learned_again_behind_a_barrier():
+    """After a selfish phase that leaves almost no C, too little for a table without one."""
+    flags = ["--model.source", "tabular", "--ppo.estimator", "exact", "--ppo.learning_rate", "0.3"]
+    flags += ["--reward.name", "game", "--reward.then", "utilitarian", "--reward.switch_at", "100"]
+    flags += ["--ppo.entropy_coef", "0", "--ppo.final_entropy_coef", "0", "--updates", "150"]
+    flags += ["--ppo.barrier_coef", "[0, 0.02]"]
+    members = train_population(configs.load_members(None, flags), say=lambda line: None)
+    without, behind = (member.history for member in members.values())
+    assert max(without[99]["p_cooperate"], behind[99]["p_cooperate"]) < 0.02
+    assert without[-1]["p_cooperate"] < 0.02
+    assert behind[-1]["p_cooperate"] > 0.99
 
 
 def test_schedules_end_where_they_should():

@@ -61,6 +61,8 @@ def _check_ppo(config: Config) -> None:
             )
     if ppo.sample_with_dropout and ppo.level != "token":
         raise UserError("ppo.sample_with_dropout: needs ppo.level token")
+    if ppo.level == "token" and ppo.barrier_coef:
+        raise UserError("ppo.barrier_coef: needs ppo.level outcome")
     if ppo.level == "token" and ppo.minibatches != 1:
         raise UserError("ppo.minibatches: must be 1 with ppo.level token")
 

@@ -237,6 +237,8 @@ class PPOConfig:
       normalise_advantages: to mean 0 and variance 1 in every update.
       normalise_rewards: divided by a running standard deviation.
       entropy_coef, final_entropy_coef: at the first and after the last update, linear between.
+      barrier_coef: weight of a barrier before answers that never give one of the labels (outcome
+        level only), so that what was unlearned is still tried.
       kl_coef: weight of the KL from the base at the first update.
       kl_target, kl_gain: each update changes the KL's weight by the factor
         1 + kl_gain * clip(kl / kl_target - 1, -0.2, 0.2); a gain of 0 fixes it.
@@ -255,6 +257,7 @@ class PPOConfig:
     value_coef: NonNegative = 0.1
     entropy_coef: NonNegative = 1.0
     final_entropy_coef: NonNegative = 0.1
+    barrier_coef: NonNegative = 0.0
     gamma: Fraction = 0.0
     gae_lambda: Fraction = 0.95
     normalise_advantages: Flag = False

@@ -24,6 +24,15 @@ def exact_entropy(log_probs: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
+def label_barrier(log_probs: jax.Array) -> jax.Array:
+    """KL(either label half the time || policy) in nats, `[..., 3]` to `[...]`.
+
+    The log barrier of Agarwal et al., arXiv 1908.00261, over the labels: unlike that of the entropy
+    or of `exact_kl`, its gradient does not vanish with the probability of an action.
+    """
+    return -jnp.mean(log_probs[..., :2], axis=-1) - jnp.log(2.0)
+
+
 def adapt_kl_coef(kl_coef: jax.Array, kl: jax.Array, config: PPOConfig) -> jax.Array:
     """Raises the weight when the KL is above its target and lowers it when it is below."""
     error = jnp.clip(kl / config.kl_target - 1.0, -0.2, 0.2)
@@ -41,7 +50,7 @@ def ppo_loss(
 ) -> tuple[jax.Array, Metrics]:
     """The PPO objective of a policy table on a batch, to be minimised.
 
-    KL and entropy are exact over the outcomes at each visited prompt, not sampled.
+    KL, entropy and barrier are exact over the outcomes at each visited prompt, not sampled.
 
     Args:
       table: the current policy.
@@ -62,7 +71,8 @@ def ppo_loss(
     loss, parts = _clipped_losses(log_prob, at(table.values), batch, batch.weight, config)
     kl = jnp.sum(batch.weight * at(exact_kl(table.log_probs, reference)))
     entropy = jnp.sum(batch.weight * at(exact_entropy(table.log_probs)))
-    loss = loss + kl_coef * kl - entropy_coef * entropy
+    barrier = jnp.sum(batch.weight * at(label_barrier(table.log_probs)))
+    loss = loss + kl_coef * kl - entropy_coef * entropy + config.barrier_coef * barrier
     return loss, {"loss": loss} | parts
 
 

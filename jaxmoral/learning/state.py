@@ -88,6 +88,7 @@ ADJUSTABLE = (
     "value_coef",
     "entropy_coef",
     "final_entropy_coef",
+    "barrier_coef",
     "gamma",
     "gae_lambda",
     "kl_coef",
