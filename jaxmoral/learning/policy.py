@@ -2,9 +2,9 @@
 
 A policy holds only static facts. `bind` gives it the arrays that training leaves alone: `frozen`,
 and `prompts` (those of one game or of a few that follow each other, in chunks of equal size on a
-leading axis). What is bound is a function of the trainable parameters. The trainer and the
-evaluation do not know which policy they have, but for one that thinks (`thinking_policy`), whose
-table is sampled.
+leading axis). What is bound is a function of the trainable parameters. The update does not know
+which policy it has, but for one that thinks (`thinking_policy`), whose table is sampled; what
+needs words asks whether a policy is tabular.
 """
 
 from typing import Any, NamedTuple, Protocol

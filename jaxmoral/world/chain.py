@@ -225,7 +225,7 @@ def expected_advantages(
     gamma: float,
     lam: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """What generalised advantage estimates are on average (`ppo.gae`, bootstrapped at the end).
+    """What generalised advantage estimates are on average (`batches.gae`, bootstrapped at the end).
 
     Args:
       chain: from `against` or `between`.

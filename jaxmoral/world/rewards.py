@@ -167,7 +167,7 @@ def norm(
     return reward
 
 
-# arXiv 2410.01639, Table 1; "game+deontological" there is the sum of these.
+# The first three are those of arXiv 2410.01639, Table 1; "game+deontological" there is their sum.
 REWARDS: dict[str, Reward] = {
     "game": game_payoff,
     "deontological": deontological,
