@@ -58,6 +58,8 @@ SHORTER = {  # what a page says, and what is run instead
     "--thinking.tokens 24 --output-dir": "--output-dir",
     "--thinking.tokens 24 --thinking.thoughts 8": "--thinking.tokens 3 --thinking.thoughts 2",
     "--suites generalisation": "--suites trained",
+    "configs/distil.yaml": "configs/distil.yaml --prompt.template plain",
+    "--anchor.coef 1": "--anchor.coef 1 --anchor.tokens 20",
     "--checkpoint_every 5": "--checkpoint_every 1",
     "--update 5 --retention": "--update 1 --retention",
     "--update 20 --retention": "--update 2 --retention",

@@ -16,11 +16,17 @@ from jaxmoral.learning.training import train_agent
 from jaxmoral.measuring import retention
 from jaxmoral.measuring.retention import cut_text, measure_retention
 from jaxmoral.measuring.source import load_source, parameters
-from jaxmoral.models.vocabulary import cut, divergence, soft_cap
+from jaxmoral.models.vocabulary import cut, divergence, know, soft_cap
 
 FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
 FLAGS += ["--ppo.learning_rate", "0.01"]
 WORDS = "You are in a game with another player, and the points depend on what both choose. " * 3
+
+
+@pytest.fixture(autouse=True)
+def kept_here(tmp_path, monkeypatch):
+    """What is kept of a base's distributions is not the user's."""
+    monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +44,24 @@ def test_the_divergence_in_one_pass_is_that_of_softmaxes(cap, splits):
     table = generator.normal(size=(96, 8)).astype(np.float32)
     pair = generator.normal(size=(5, 2, 8)).astype(np.float32)
     pair[4, 1] = pair[4, 0]
-    pieces = cut((jnp.asarray(table),), jnp.zeros((1, 96), bool), 12, splits).table
-    found = divergence(lambda leaves: leaves[0], cap, pieces, jnp.asarray(pair))
+    pieces = cut((jnp.asarray(table),), jnp.zeros((1, 96), bool), 12, splits)
+    read = lambda leaves: leaves[0]
+    one, other = (know(read, cap, pieces, jnp.asarray(pair[:, i]), compared=not i) for i in (0, 1))
+    kl = divergence(read, cap, pieces, one, (other.hidden, other.log_sums))
     logits = soft_cap(jnp.asarray(pair) @ table.T, cap)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     expected = np.sum(np.exp(log_probs[:, 0]) * (log_probs[:, 0] - log_probs[:, 1]), -1)
-    np.testing.assert_allclose(found.kl, expected, atol=1e-5)
-    np.testing.assert_allclose(found.log_sums, jax.nn.logsumexp(logits, -1), rtol=1e-5)
+    np.testing.assert_allclose(kl, expected, atol=1e-5)
+    sums = np.stack([one.log_sums, other.log_sums], 1)
+    np.testing.assert_allclose(sums, jax.nn.logsumexp(logits, -1), rtol=1e-5)
     top = log_probs.argmax(-1)
-    np.testing.assert_array_equal(found.same_top, top[:, 0] == top[:, 1])
-    assert found.kl[4] == 0
+    np.testing.assert_array_equal(np.stack([one.top, other.top], 1), top)
+    assert abs(kl[4]) <= (0 if cap is None else 1e-8)  # two products of one row may round apart
 
 
 def test_perplexity_and_divergence_are_those_of_each_window_alone(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(retention, "WINDOW", 40)
+    monkeypatch.setattr(retention, "AT_ONCE", 64)
     path = tmp_path / "some.jsonl"
     lines = [{"kind": "long", "text": WORDS}, {"kind": "short", "text": "A game of A."}]
     path.write_text("\n".join(map(json.dumps, lines)))
@@ -83,6 +93,10 @@ def test_perplexity_and_divergence_are_those_of_each_window_alone(loaded, tmp_pa
         same = np.mean([p[0].argmax() == p[1].argmax() for p, _ in rows])
         assert found[kind]["agreement"] == pytest.approx(same)
     assert found["all"]["kl"] > 0
+    (kept,) = (tmp_path / "cache" / "retention").iterdir()
+    assert measure_retention(loaded, path) == found  # from there
+    kept.write_bytes(b"PK")
+    assert measure_retention(loaded, path) == found
 
 
 def test_an_untrained_adapter_changes_nothing(loaded):
@@ -91,7 +105,7 @@ def test_an_untrained_adapter_changes_nothing(loaded):
     for row in found.values():
         assert row["kl"] == pytest.approx(0, abs=1e-6)
         assert row["agreement"] == 1
-        assert row["perplexity"]["tuned"] == row["perplexity"]["base"]
+        assert row["perplexity"]["tuned"] == pytest.approx(row["perplexity"]["base"], rel=1e-6)
     alone = measure_retention(loaded._replace(trained=None), "builtin")
     assert alone["all"] == {
         "tokens": found["all"]["tokens"],

@@ -1,10 +1,13 @@
 """Typed configuration: dataclasses with defaults, read from YAML, overridden by flags.
 
 Every key of the YAML has a flag with the same dotted name, e.g. `--ppo.learning_rate 1e-4`. The
-keys are in `schema.py`, what contradicts each other in `checks.py`; `loading.py` makes a
-configuration of files and flags, which `reader.py` reads; `trees.py` writes and compares them.
+keys are in `schema.py`, `base.py` and `keeping.py`, what contradicts each other in `checks.py`;
+`loading.py` makes a configuration of files and flags, which `reader.py` reads; `trees.py` writes
+and compares them.
 """
 
+from jaxmoral.config.base import LoraConfig, MeshConfig, ModelConfig
+from jaxmoral.config.keeping import AnchorConfig, DistilConfig
 from jaxmoral.config.loading import ALONE, load, load_members, parse
 from jaxmoral.config.reader import MAX_TEXT
 from jaxmoral.config.schema import (
@@ -12,10 +15,7 @@ from jaxmoral.config.schema import (
     Config,
     EnvConfig,
     EvaluationConfig,
-    LoraConfig,
-    MeshConfig,
     MixtureConfig,
-    ModelConfig,
     PPOConfig,
     PromptConfig,
     RewardConfig,
@@ -27,7 +27,9 @@ __all__ = [
     "ALONE",
     "KEYS",
     "MAX_TEXT",
+    "AnchorConfig",
     "Config",
+    "DistilConfig",
     "EnvConfig",
     "EvaluationConfig",
     "LoraConfig",

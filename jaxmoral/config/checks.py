@@ -15,6 +15,8 @@ def check(config: Config) -> None:
     _check_ppo(config)
     _check_env(config)
     _check_thinking(config)
+    _check_anchor(config)
+    _check_distil(config)
 
 
 def _check_sizes(config: Config) -> None:
@@ -46,6 +48,8 @@ def _check_reward(config: Config) -> None:
             f"reward.switch_at: must be less than the {config.updates} updates, to leave some to"
             " reward.then"
         )
+    if reward.exploitability and config.ppo.level == "token":
+        raise UserError("reward.exploitability: needs ppo.level outcome")
     if reward.transition == "linear" and (reward.switch_at or reward.then is None):
         raise UserError("reward.transition: linear needs reward.then, and no reward.switch_at")
 
@@ -121,3 +125,26 @@ def _check_thinking(config: Config) -> None:
     for key in ("cue", "stop"):
         if getattr(thinking, key) == "":
             raise UserError(f"thinking.{key}: needs at least one token")
+
+
+def _check_anchor(config: Config) -> None:
+    if config.anchor.coef and config.model.source == "tabular":
+        raise UserError("anchor.coef: a tabular policy has no words of its own to be kept at")
+
+
+def _check_distil(config: Config) -> None:
+    asked = config.distil.persona != "none"
+    if config.objective != "distil":
+        if asked:
+            raise UserError("distil.persona: needs objective distil")
+        return
+    if not asked:
+        raise UserError("distil.persona: objective distil needs one, behind which the base teaches")
+    if config.model.source == "tabular":
+        raise UserError("objective: distil needs a model; a tabular policy reads no persona")
+    if config.thinking.tokens:
+        raise UserError("objective: distil needs thinking.tokens 0")
+    if config.ppo.level != "outcome" or config.ppo.minibatches != 1:
+        raise UserError("objective: distil needs ppo.level outcome and ppo.minibatches 1")
+    if config.reward.exploitability:
+        raise UserError("reward.exploitability: has no effect with objective distil; leave it out")

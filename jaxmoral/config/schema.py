@@ -10,84 +10,28 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(gt=0, le=1e6)]
-Flag = Annotated[bool, Field(strict=True)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-_closed = pydantic.with_config(pydantic.ConfigDict(extra="forbid"))  # no unknown keys
+from jaxmoral.config.base import LoraConfig, MeshConfig, ModelConfig
+from jaxmoral.config.keeping import AnchorConfig, DistilConfig
+from jaxmoral.config.kinds import (
+    Above,
+    Finite,
+    Flag,
+    Fraction,
+    NonNegative,
+    Positive,
+    Weight,
+    closed,
+)
+
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]
 TableOrder = Literal["original", "permuted1", "permuted2", "reversed"]
-LinearName = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "layer_gate", "layer_out"]
 # YAML reads a bare off as false.
 Thinking = Annotated[
     Literal["default", "off"], pydantic.BeforeValidator(lambda x: "off" if x is False else x)
 ]
 
 
-@_closed
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Which policy is trained.
-
-    Attributes:
-      source: a packaged model's name, the path of a GGUF file or of a folder in Hugging Face
-        layout, a hub id "owner/name" or "owner/name@revision", or "tabular" for free logits per
-        prompt.
-      sha256: the digest the model must have (see `jaxmoral.models.load.LoadedModel`); filled in
-        when a run starts.
-      dtype: of the frozen weights; "auto" is float32 on CPU and bfloat16 on accelerators.
-      quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
-      remat: what the backward pass recomputes instead of finding it in memory: nothing ("none"),
-        what is cheap to make from the matrix products ("elementwise"), or whole blocks ("block").
-      max_nodes: of one prompt tree; more prompts make several, one after the other. The backward
-        pass finds the activations of so many nodes in memory, and makes those of more again.
-      max_logits: how many logits are in memory at once, in millions; more are made in parts.
-    """
-
-    source: str = "gemma3-270m"
-    sha256: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantisation: Literal["none", "int8", "nf4"] = "none"
-    remat: Literal["none", "elementwise", "block"] = "elementwise"
-    max_nodes: Positive = 4096
-    max_logits: Positive = 128
-
-
-@_closed
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """The adapter; see `jaxmoral.models.lora.Lora`.
-
-    Attributes:
-      adapter: the folder of a PEFT adapter to start from; it then decides rank, alpha, targets and
-        rank_stabilised.
-      rank: of the two matrices that are added to a linear layer.
-      alpha: the product of the two is multiplied by alpha / rank.
-      dropout: share of an adapter's inputs that are left out while gradients are taken.
-      targets: the linear layers that have an adapter.
-      rank_stabilised: the product is multiplied by alpha / sqrt(rank) instead.
-    """
-
-    adapter: str | None = None
-    rank: Positive = 8
-    alpha: Above = 16.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] = (
-        "q",
-        "k",
-        "v",
-        "o",
-        "gate",
-        "up",
-        "down",
-    )
-    rank_stabilised: Flag = False
-
-
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
     """How a game is put into words; see `jaxmoral.language.prompts`.
@@ -113,7 +57,7 @@ class PromptConfig:
     thinking: Thinking = "default"
 
 
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """What is played, by how many episodes at once, for how many rounds.
@@ -154,7 +98,7 @@ class EnvConfig:
     streams: Literal["jax", "numpy"] = "jax"
 
 
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
     """Conditions from which every update draws; see `jaxmoral.learning.mixture`.
@@ -184,7 +128,7 @@ class MixtureConfig:
     kept: Positive = 1000
 
 
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
     """The intrinsic reward, in points (arXiv 2410.01639, section 2 and Table 1).
@@ -197,6 +141,8 @@ class RewardConfig:
       normalise: map the rewards of each game's legal rounds to [0, 1].
       xi: points of the deontological penalty.
       illegal: points of an answer that is neither label.
+      exploitability: what is taken off for each point a round that a best response would take from
+        the agent; see `docs/games.md`.
     """
 
     name: str = "deontological"
@@ -206,6 +152,7 @@ class RewardConfig:
     normalise: Flag = False
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
+    exploitability: NonNegative = 0.0
 
     @property
     def title(self) -> str:
@@ -213,7 +160,7 @@ class RewardConfig:
         return self.name if self.then is None else f"{self.name}, then {self.then}"
 
 
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
     """Proximal policy optimisation; weights of KL and entropy are in reward units per nat.
@@ -267,7 +214,7 @@ class PPOConfig:
     kl_gain: NonNegative = 0.1
 
 
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class ThinkingConfig:
     """Whether the agent thinks before it answers; see `jaxmoral.learning.thinking`.
@@ -299,7 +246,7 @@ class ThinkingConfig:
     kl_coef: NonNegative = 0.02
 
 
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How a trained agent is tested.
@@ -333,23 +280,7 @@ class EvaluationConfig:
     thinking: Annotated[int, Field(ge=0, le=2**15, strict=True)] | None = None
 
 
-@_closed
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How many parts the devices are used in; see `jaxmoral.devices.mesh`. What is null is chosen.
-
-    Attributes:
-      data: places that compute members, conditions or nodes of the tree side by side.
-      fsdp: the same, and the frozen weights are split over them.
-      tensor: parts of every layer.
-    """
-
-    data: Positive | None = None
-    fsdp: Positive | None = None
-    tensor: Positive | None = None
-
-
-@_closed
+@closed
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole experiment.
@@ -360,6 +291,8 @@ class Config:
         or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
       opponents: further opponents, name to `{cooperate, transitions, start}`; see
         `jaxmoral.world.machines.machine`.
+      objective: what training is for: the reward, or that the agent does what its base does behind
+        a persona ("distil"), for which there is no reward, only a measure of it.
       seed: of everything that is drawn.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
@@ -377,13 +310,23 @@ class Config:
     reward: RewardConfig = RewardConfig()
     ppo: PPOConfig = PPOConfig()
     thinking: ThinkingConfig = ThinkingConfig()
+    distil: DistilConfig = DistilConfig()
+    anchor: AnchorConfig = AnchorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
     games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)
     opponents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    objective: Literal["reward", "distil"] = "reward"
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     updates: Positive = 40
     checkpoint_every: Positive = 10
+
+    @property
+    def title(self) -> str:
+        """What training is for, in a few words."""
+        if self.objective == "reward":
+            return self.reward.title
+        return f"distilled {self.distil.persona.splitlines()[0][:40]}"
 
 
 def _known_keys(cls: type, prefix: str = "") -> list[str]:

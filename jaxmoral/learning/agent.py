@@ -42,6 +42,7 @@ class Agent(NamedTuple):
       model: what the policy was loaded from, or None for a tabular one.
       lora: how the model is adapted, or None.
       adapter: LoRA weights to start from instead of fresh ones, or None.
+      spoken: texts of the base that a run has kept for its anchor, or None.
       layout: the mesh its arrays are on.
     """
 
@@ -54,6 +55,7 @@ class Agent(NamedTuple):
     model: LoadedModel | None = None
     lora: Lora | None = None
     adapter: Any = None
+    spoken: Any = None
 
 
 def policy_table(agent: Agent, condition: Condition, trainable: Any) -> PolicyTable:

@@ -25,11 +25,11 @@ from jaxmoral.learning.batches import (
     token_rewards,
 )
 from jaxmoral.learning.behaviour import behaviour_metrics, sampled_metrics
-from jaxmoral.learning.losses import Metrics, ppo_loss, token_loss
+from jaxmoral.learning.losses import Metrics, exploitability, ppo_loss, token_loss
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.state import Moments, TrainState, UpdateInputs, per_player
 from jaxmoral.world.memory import Memory
-from jaxmoral.world.rollout import Trajectories, rollout
+from jaxmoral.world.rollout import Exploited, Trajectories, rollout
 
 PyTree = Any
 
@@ -114,11 +114,11 @@ def collect_outcomes(
     read = partial(read_tables, inputs=inputs, policy=setup.policy)
     table, pullback = jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
     experience = experience_of(table, state, inputs, keys, setup)
-    loss, kl_coef = table_loss(state.update, setup), state.players.kl_coef
+    loss, weights = table_loss(state.update, setup, inputs), loss_weights(state, inputs)
 
     def differentiate(table, batch):
         gradient = jax.vmap(jax.grad(loss, has_aux=True))
-        return gradient(table, batch, inputs.reference, kl_coef)
+        return gradient(table, batch, inputs.reference, weights)
 
     return Collected(
         read=read,
@@ -195,7 +195,7 @@ def expect_rounds(
         return batch, metrics
 
     batch, metrics = jax.vmap(expect)(table, others, rewards, inputs.reference)
-    return Experience(_every_epoch(batch, setup.config), metrics, moments)
+    return Experience(every_epoch(batch, setup.config), metrics, moments)
 
 
 def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
@@ -253,7 +253,7 @@ def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: 
         read=read,
         behaviour=(scored, pullback),
         differentiate=differentiate,
-        batches=_every_epoch(batch, config),
+        batches=every_epoch(batch, config),
         metrics=metrics | {"token_kl": kl},
         moments=moments,
         kl=kl,
@@ -293,16 +293,42 @@ def entropy_coef(update: jax.Array, setup: Setup) -> jax.Array:
     return schedule(update)
 
 
-def table_loss(update: jax.Array, setup: Setup) -> Callable[..., tuple[jax.Array, Metrics]]:
-    """The loss of a player's policy table, batch, reference and KL weight, and its parts."""
+class Weights(NamedTuple):
+    """What differs between the players' losses; leaves have an axis of players.
 
-    def loss(table, batch, reference, kl_coef):
-        weights = {"kl_coef": kl_coef, "entropy_coef": entropy_coef(update, setup)}
-        return ppo_loss(table, batch, reference=reference, **weights, config=setup.config)
+    Attributes:
+      kl_coef: weight of the KL to the reference.
+      exploited: see `rollout.Environment`.
+    """
+
+    kl_coef: jax.Array
+    exploited: Exploited | None
+
+
+def loss_weights(state: TrainState, inputs: UpdateInputs) -> Weights:
+    """Those of an update."""
+    return Weights(state.players.kl_coef, inputs.environment.exploited)
+
+
+def table_loss(
+    update: jax.Array, setup: Setup, inputs: UpdateInputs
+) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """The loss of a player's policy table, batch, reference and weights, and its parts."""
+    noise = inputs.environment.noise
+
+    def loss(table, batch, reference, weights):
+        coefs = {"kl_coef": weights.kl_coef, "entropy_coef": entropy_coef(update, setup)}
+        own, parts = ppo_loss(table, batch, reference=reference, **coefs, config=setup.config)
+        if weights.exploited is None:
+            return own, parts
+        weight, points = weights.exploited
+        taken = exploitability(table.log_probs, points, noise, setup.memory, setup.num_rounds)
+        own = own + weight * taken
+        return own, parts | {"loss": own, "exploitability": taken}
 
     return loss
 
 
-def _every_epoch(batch: PyTree, config: PPOConfig) -> PyTree:
+def every_epoch(batch: PyTree, config: PPOConfig) -> PyTree:
     """The same batch for each epoch, on a leading axis."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (config.epochs, *x.shape)), batch)

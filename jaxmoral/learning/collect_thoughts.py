@@ -8,7 +8,14 @@ from functools import partial
 
 import jax
 
-from jaxmoral.learning.collect import Collected, Keys, Setup, experience_of, table_loss
+from jaxmoral.learning.collect import (
+    Collected,
+    Keys,
+    Setup,
+    experience_of,
+    loss_weights,
+    table_loss,
+)
 from jaxmoral.learning.losses import Metrics
 from jaxmoral.learning.state import TrainState, UpdateInputs, per_player
 from jaxmoral.learning.thinking import (
@@ -52,16 +59,16 @@ def collect_thoughts(
     seen = inputs._replace(reference=jax.vmap(mean_answers)(reference.answers))
     table = jax.vmap(lambda reading: reading.table)(reading)
     experience = experience_of(table, state, seen, keys, setup)
-    answers_loss = table_loss(state.update, setup)
+    answers_loss, weights = table_loss(state.update, setup, inputs), loss_weights(state, inputs)
 
-    def about_thoughts(reading, batch, reference, kl_coef):
-        loss = lambda table, others: answers_loss(table, batch, others, kl_coef)[0]
+    def about_thoughts(reading, batch, reference, weights):
+        loss = lambda table, others: answers_loss(table, batch, others, weights)[0]
         return make_thought_batch(loss, batch, reading, reference.answers, thinking.baseline)
 
-    def loss(reading, batches, reference, kl_coef, sampled):
+    def loss(reading, batches, reference, weights, sampled):
         answers, about = batches
         others = mean_answers(reference.answers)
-        own, parts = answers_loss(reading.table, answers, others, kl_coef)
+        own, parts = answers_loss(reading.table, answers, others, weights)
         more, of_thoughts = thought_loss(
             reading.tokens,
             about,
@@ -74,10 +81,10 @@ def collect_thoughts(
 
     def differentiate(reading, batches):
         gradient = jax.vmap(jax.grad(loss, has_aux=True))
-        return gradient(reading, batches, reference, players.kl_coef, thoughts.sampled)
+        return gradient(reading, batches, reference, weights, thoughts.sampled)
 
     each_step = jax.vmap(jax.vmap(about_thoughts), (None, 0, None, None))
-    about = each_step(reading, experience.batches, reference, players.kl_coef)
+    about = each_step(reading, experience.batches, reference, weights)
     return Collected(
         read=read,
         behaviour=None if policy.dropout else (reading, pullback),

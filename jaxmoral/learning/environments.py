@@ -11,7 +11,7 @@ from jaxmoral.learning.whom import met_by
 from jaxmoral.world.games import Game
 from jaxmoral.world.machines import Opponent, stack
 from jaxmoral.world.rewards import add_illegal_opponent, get_reward, reward_table
-from jaxmoral.world.rollout import Environment
+from jaxmoral.world.rollout import Environment, Exploited
 
 
 def transition(config: Config, update: int) -> float:
@@ -50,15 +50,20 @@ def make_environment(
       machines: in each game all who are met, in the order of `whom.met_by`; None if two learn.
     """
     noise = np.array(config.env.noise, np.float32) if config.env.noise else None
-    rewards = reward_tables(config, update, games)
+    rewards, exploited = reward_tables(config, update, games), None
+    if config.reward.exploitability:
+        points = [[game.payoffs[1] for game in own] for own in games]
+        weight = np.full(len(games), config.reward.exploitability, np.float32)
+        exploited = Exploited(weight, np.array(points, np.float32))
     if machines is None:
-        return Environment(None, rewards, noise)
+        return Environment(None, rewards, noise, exploited=exploited)
     chances = [*met_by(config).values()]
     if len(chances) > 1:
         opponent, weights = stack([stack(row) for row in machines]), np.array(chances, np.float32)
-        return Environment(opponent, rewards[0], noise, weights)
+        return Environment(opponent, rewards[0], noise, weights, exploited)
     alone = [machine for (machine,) in machines]
-    return Environment(stack(alone) if len(alone) > 1 else alone[0], rewards[0], noise)
+    opponent = stack(alone) if len(alone) > 1 else alone[0]
+    return Environment(opponent, rewards[0], noise, exploited=exploited)
 
 
 def environment(config: Config, update: int = 0) -> Environment:

@@ -90,6 +90,11 @@ def footprint(
     activations = activation_bytes(model, lora, tree, logits, itemsize, config.model.remat)
     if num_chunks == 1 or num_chunks * nodes <= config.model.max_nodes:
         activations *= num_players * num_chunks  # else those of one tree at a time
+    if config.anchor.coef:
+        read = config.anchor.at_once
+        logits = read * tokens_at_once(model, layout, read, max_logits)
+        remat = config.model.remat
+        activations += activation_bytes(model, lora, (read, read), logits, itemsize, remat)
     at_once = 1 if on_cpu else members  # on a CPU they take turns
     return Footprint(
         weights=weight_bytes(model, itemsize),

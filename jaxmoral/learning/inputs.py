@@ -8,6 +8,8 @@ import jax
 from jaxmoral.devices.mesh import place
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import drawable
+from jaxmoral.learning.anchor import make_anchor
+from jaxmoral.learning.distil import behind
 from jaxmoral.learning.draws import paper_draws
 from jaxmoral.learning.environments import make_environment
 from jaxmoral.learning.lookup import num_learners
@@ -40,12 +42,17 @@ class Conditions:
         config, agent = members[0]
         possible = [c for own, other in members for c in every_condition(own, other.presentation)]
         unique = list({condition.key: condition for condition in possible}.values())
-        room = agent.prompter.room(unique, drawable(config))
+        points = drawable(config)
+        room = agent.prompter.room(unique, points)
         kept = config.mixture.kept
         if config.env.payoff_draws:  # none comes twice, but both sides of a game
             kept = 2 * len(members) * config.mixture.conditions * config.env.payoff_draws
         self._members, self._met, self._differ = members, met, prompts_differ(members)
         self.packed = PackedConditions(agent, room, kept)
+        self._persona = config.distil.persona if config.objective == "distil" else None
+        if self._persona is not None:
+            taught = [behind(self._persona, condition) for condition in unique]
+            self._taught = PackedConditions(agent, agent.prompter.room(taught, points), kept)
 
     def shown(self, update: int) -> list[Shown]:
         """What every player of every member is shown in an update."""
@@ -58,6 +65,13 @@ class Conditions:
     def reference(self, shown: Sequence[Shown]) -> PyTree:
         """The untrained policy's tables, like the prompts."""
         return self._fold(self.packed.tables(self.packed.reference, self._groups(shown)))
+
+    def teacher(self, shown: Sequence[Shown]) -> PyTree:
+        """The untrained policy's tables behind the persona that teaches; None without one."""
+        if self._persona is None:
+            return None
+        groups = [[behind(self._persona, c) for c in group] for group in self._groups(shown)]
+        return self._fold(self._taught.tables(self._taught.reference, groups))
 
     def environment(self, shown: Sequence[Shown], update: int, *, past: bool = True) -> Environment:
         """The members' environments in an update, as by `stack_members`.
@@ -115,6 +129,9 @@ class Inputs:
             "frozen": agent.frozen,
             "settings": self._place("settings", settings),
         }
+        if any(own.anchor.coef for own in configs):
+            anchors = [make_anchor(own, agent) for own, agent in members]
+            self._arrays["anchor"] = self._place("anchor", stack_members(anchors))
         self._ahead: tuple[int, UpdateInputs] | None = None
 
     def __call__(self, update: int) -> UpdateInputs:
@@ -139,6 +156,7 @@ class Inputs:
             arrays["prompts"] = self._place("prompts", conditions.prompts(shown))
             reference = None if self._thinks else conditions.reference(shown)
             arrays["reference"] = self._place("reference", reference)
+            arrays["teacher"] = self._place("teacher", conditions.teacher(shown))
         if new_environment:
             arena = conditions.environment(shown, update, past=past)
             arrays["environment"] = self._place("environment", arena)

@@ -56,20 +56,6 @@ class PromptInputs(NamedTuple):
     prefixes: Prefixes | None = None
 
 
-class Compared(NamedTuple):
-    """How two policies, a base and a tuned one, predict tokens; each leaf has the tokens' shape.
-
-    Attributes:
-      log_probs: of the token, with a last axis `[2 (base, tuned)]`.
-      kl: of the tuned distribution from the base's, in nats.
-      same_top: whether both find the same token likeliest.
-    """
-
-    log_probs: jax.Array
-    kl: jax.Array
-    same_top: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class LanguagePolicy:
     """A decoder with LoRA and a linear value head on the last hidden state of each prompt.
@@ -106,6 +92,10 @@ class LanguagePolicy:
 
     def bind(self, frozen: PyTree, prompts: PromptInputs) -> "PromptedModel":
         return PromptedModel(self, frozen, prompts)
+
+    def reading(self, frozen: PyTree) -> "PromptedModel":
+        """For texts that are no prompts, and ask for no answer."""
+        return PromptedModel(self, frozen, None)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,23 +170,6 @@ class PromptedModel:
         outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
         return outcomes(follow(edges, outside, trie), trie, num_options)
 
-    def compare(self, pair: jax.Array, tokens: jax.Array) -> Compared:
-        """How the tokens that follow are predicted, without all logits.
-
-        Args:
-          pair: `[..., 2 (base, tuned), embed_dim]`, hidden states before them.
-          tokens: `[...]` int32.
-        """
-        model, shape = self.model(), tokens.shape
-        rows, flat = pair.reshape(-1, *pair.shape[-2:]), tokens.ravel()
-        found = model.divergence(rows, self.policy.max_logits)
-        chosen = model.chosen_logits(rows.swapaxes(0, 1), flat).T
-        return Compared(
-            (chosen - found.log_sums).reshape(*shape, 2),
-            found.kl.reshape(shape),
-            found.same_top.reshape(shape),
-        )
-
     def model(self) -> Any:
         return nnx.merge(self.policy.definition, self.frozen)
 
@@ -206,6 +179,16 @@ class PromptedModel:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
         hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
         return self.rows(hidden, chunk.nodes)
+
+    def before(
+        self,
+        trainable: PyTree,
+        tree: PromptTree,
+        nodes: np.ndarray | jax.Array,
+        rows: np.ndarray | jax.Array | None,
+    ) -> jax.Array:
+        """Hidden states of some nodes of a tree of texts, `[num_rows, embed_dim]`; see `hidden`."""
+        return self.rows(self.hidden(tree, trainable, None, rows), nodes[:, None])[:, 0]
 
     def rows(self, hidden: jax.Array, nodes: np.ndarray | jax.Array) -> jax.Array:
         """The hidden states of nodes in rows, split over the devices like the tree."""

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxmoral.config import PPOConfig
 from jaxmoral.learning.batches import Batch, TokenBatch
 from jaxmoral.learning.policy import PolicyTable
+from jaxmoral.world import chain
+from jaxmoral.world.memory import Memory
 
 Metrics = dict[str, jax.Array]
 
@@ -31,6 +33,28 @@ def label_barrier(log_probs: jax.Array) -> jax.Array:
     or of `exact_kl`, its gradient does not vanish with the probability of an action.
     """
     return -jnp.mean(log_probs[..., :2], axis=-1) - jnp.log(2.0)
+
+
+def exploitability(
+    log_probs: jax.Array,
+    points: jax.Array,
+    noise: chex.Array | None,
+    memory: Memory,
+    num_rounds: int,
+) -> jax.Array:
+    """What a best response takes from an agent, in points a round, the mean over games, `[]`.
+
+    Args:
+      log_probs: `[num_prompts, 3]` of a policy table, whose games follow each other.
+      points: `[num_games, 2 (own move), 2 (other's move)]` of the other.
+      noise, memory, num_rounds: see `chain.best_response`.
+    """
+
+    def taken(log_probs, points):
+        policy = chain.by_state(memory, chain.memory_policy(log_probs))
+        return chain.best_response(memory, policy, points, num_rounds=num_rounds, noise=noise)
+
+    return jax.vmap(taken)(log_probs.reshape(len(points), -1, 3), points).mean()
 
 
 def adapt_kl_coef(kl_coef: jax.Array, kl: jax.Array, config: PPOConfig) -> jax.Array:

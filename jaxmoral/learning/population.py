@@ -35,6 +35,7 @@ VARYING = (
     "env.noise",
     *(f"prompt.{name}" for name in ("labels", "random_labels", "wording", "persona")),
     "prompt.table_order",
+    "anchor.coef",
     *(f"ppo.{name}" for name in ADJUSTABLE),
 )
 
@@ -101,8 +102,8 @@ def per_member(members: Members) -> frozenset[str]:
     """The names of an update's inputs that have a leading axis of members."""
     if len(members) == 1:
         return frozenset()
-    own = {"key", "environment", "settings", "draws"}
-    return frozenset(own | {"prompts", "reference"} if prompts_differ(members) else own)
+    own = {"key", "environment", "settings", "draws", "anchor"}
+    return frozenset(own | {"prompts", "reference", "teacher"} if prompts_differ(members) else own)
 
 
 def state_prefix(update: Any, players: Any) -> TrainState:
@@ -122,6 +123,10 @@ def stack_environments(each: Sequence[Environment]) -> Environment:
     if any(own.noise is not None for own in each):
         silent = np.zeros((), np.float32)
         each = [own._replace(noise=silent if own.noise is None else own.noise) for own in each]
+    counted = [own.exploited for own in each if own.exploited is not None]
+    if counted:
+        ignored = jax.tree.map(np.zeros_like, counted[0])
+        each = [own._replace(exploited=own.exploited or ignored) for own in each]
     machines = [own.opponent for own in each if own.opponent is not None]
     stacked = stack_members([own._replace(opponent=None) for own in each])
     return stacked._replace(opponent=stack(machines) if machines else None)

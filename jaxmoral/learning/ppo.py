@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxmoral.config import PPOConfig, ThinkingConfig
+from jaxmoral.learning.anchor import anchored
 from jaxmoral.learning.collect import Collected, Keys, Setup, collect_answers, collect_outcomes
 from jaxmoral.learning.collect_thoughts import collect_thoughts
+from jaxmoral.learning.distil import collect_lessons
 from jaxmoral.learning.losses import Metrics, adapt_kl_coef
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.state import (
@@ -67,7 +69,10 @@ def make_update(
         key = jax.random.fold_in(inputs.key, state.update)
         keys = Keys(*jax.random.split(key, 3))
 
-        collected = collect(state, inputs, keys, now)
+        gather = collect if inputs.teacher is None else collect_lessons
+        collected = gather(state, inputs, keys, now)
+        if inputs.anchor is not None:
+            collected = anchored(collected, state, inputs, policy)
         players, parts = gradient_steps(state.players, collected, keys.dropout, now)
 
         metrics = collected.metrics | parts

@@ -34,6 +34,11 @@ def resolve(config: Config) -> Config:
         find_opponent(config, config.env.opponent, game)
     mixture = _resolved_mixture(config)
     config = _with_first(dataclasses.replace(config, mixture=mixture))
+    if config.reward.exploitability and game.num_players > 2:
+        raise UserError(
+            f"reward.exploitability: needs a game of two players, {game.name} has"
+            f" {game.num_players}"
+        )
     rewards = [get_reward(config.reward.name)]
     if config.reward.then is not None:
         rewards.append(get_reward(config.reward.then, "reward.then"))
@@ -52,6 +57,7 @@ def resolve(config: Config) -> Config:
     check_suites(config.evaluation.suites)
     check_labels(config.evaluation.labels, "evaluation.labels")
     presentation_with(config, config.prompt.labels)
+    persona = prompts.inline("distil.persona", config.distil.persona, prompts.PERSONAS)
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -59,7 +65,8 @@ def resolve(config: Config) -> Config:
     if schedule.then is not None and schedule.transition == "switch" and not schedule.switch_at:
         schedule = dataclasses.replace(schedule, switch_at=config.updates // 2)
     model = dataclasses.replace(config.model, dtype=dtype)
-    return dataclasses.replace(config, model=model, reward=schedule)
+    distil = dataclasses.replace(config.distil, persona=persona)
+    return dataclasses.replace(config, model=model, reward=schedule, distil=distil)
 
 
 def _resolved_mixture(config: Config) -> MixtureConfig:

@@ -2,6 +2,7 @@
 
     RUN/
       config.yaml       the resolved configuration
+      anchor.json       what the base said, if the run is kept at it; see `anchor`
       checkpoints/      a folder each, by the number of updates; see `checkpoint`
       damaged/          checkpoints that could not be read, out of the way of new ones
       metrics.jsonl     a line an update; see `metrics`
@@ -9,7 +10,7 @@
     POPULATION/
       members.yaml      the members' names, in the order of their states
       checkpoints/, damaged/, metrics.jsonl, tensorboard/    of all members together
-      MEMBER/           its config.yaml and, when training ends, its metrics.jsonl
+      MEMBER/           its config.yaml, anchor.json and, when training ends, metrics.jsonl
 
 Commands add what is made of a run: pictures, evaluations and answers. `saved` reads a run back.
 """
@@ -30,6 +31,7 @@ from jaxmoral.errors import UserError
 
 CONFIG = "config.yaml"
 MEMBERS = "members.yaml"
+ANCHOR = "anchor.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 METRICS = "metrics.jsonl"

@@ -17,6 +17,7 @@ from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import map_spread, place
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.losses import exploitability
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.population import Members, per_member
 from jaxmoral.learning.state import TrainState, per_player
@@ -100,4 +101,8 @@ def expected_reward(
             opponent = jax.tree.map(lambda leaf: leaf[0], opponent)
         chain = chains.against(memory, opponent, noise=noise, weights=weights)
     shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds=num_rounds)
-    return jnp.sum(shares * chains.noisy_rewards(own, noise))
+    reward = jnp.sum(shares * chains.noisy_rewards(own, noise))
+    if environment.exploited is None:
+        return reward
+    weight, points = (leaf[0] for leaf in environment.exploited)
+    return reward - weight * exploitability(log_probs[0], points[:1], noise, memory, num_rounds)

@@ -68,6 +68,8 @@ class UpdateInputs(NamedTuple):
       environment: whom the players meet, and their rewards.
       settings: of `adjustable`.
       draws: the paper's random numbers, or None for JAX's own.
+      anchor: an `anchor.Anchor`, or None.
+      teacher: like `reference`, of whom the agents are to become like; None if they have a reward.
     """
 
     key: jax.Array
@@ -77,6 +79,8 @@ class UpdateInputs(NamedTuple):
     environment: Environment
     settings: dict[str, Any]
     draws: Draws | None = None
+    anchor: Any = None
+    teacher: PyTree = None
 
 
 # Settings that are arrays of an update, so that they may differ between agents trained together.

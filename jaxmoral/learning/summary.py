@@ -20,6 +20,7 @@ def summary(members: Sequence[Config]) -> dict[str, str]:
 
     parts = {
         "game": [f"{told(_game)} against {told(trained_against)}", told(_noise)],
+        "objective": [told(_objective)],
         "reward": [told(_reward)],
         "points": [told(_points)],
         "shown": [
@@ -33,7 +34,8 @@ def summary(members: Sequence[Config]) -> dict[str, str]:
         "training": [told(_updates), told(_estimator), told(_thinking)],
         "seeds": [told(lambda c: str(c.seed))],
     }
-    return {name: "; ".join(filter(None, texts)) for name, texts in parts.items()}
+    texts = {name: "; ".join(filter(None, lines)) for name, lines in parts.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 def summary_lines(members: Sequence[Config]) -> list[str]:
@@ -58,6 +60,13 @@ def _noise(config: Config) -> str:
     return f"the hand trembles in {config.env.noise:.0%} of moves" if config.env.noise else ""
 
 
+def _objective(config: Config) -> str:
+    if config.objective == "reward":
+        return ""
+    persona = _first_words(config.distil.persona)
+    return f"to do what the base does behind the persona {persona}; the reward is measured alone"
+
+
 def _reward(config: Config) -> str:
     reward = config.reward
     if reward.then is None:
@@ -68,8 +77,9 @@ def _reward(config: Config) -> str:
 
 def _points(config: Config) -> str:
     reward = config.reward
+    taken = f", minus {reward.exploitability:g} x exploitability" if reward.exploitability else ""
     scale = ", legal rounds from 0 to 1" if reward.normalise else ""
-    return f"xi {reward.xi:g}, illegal {reward.illegal:g}{scale}"
+    return f"xi {reward.xi:g}, illegal {reward.illegal:g}{scale}{taken}"
 
 
 def _thinking(config: Config) -> str:

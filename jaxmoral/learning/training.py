@@ -19,6 +19,7 @@ from jaxmoral.devices.cluster import is_first, largest, on_first
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
+from jaxmoral.learning.anchor import with_texts, write_texts
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.experiment import Step, compile_update
 from jaxmoral.learning.met import Met, check_stored, pinned
@@ -107,6 +108,7 @@ def _train(
     settled, agents = _make_agents(begun or resolved, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
+    agents = with_texts(settled, agents, folder if begun else None)
     pairs = [(settled[name], agents[name]) for name in settled]
     met = Met(pairs)
     state, step = compile_update(pairs, met)
@@ -117,7 +119,7 @@ def _train(
     else:
         with locked(folder, resume):
             if not begun:  # first of all: what is in a folder can be resumed from here on
-                on_first(lambda: write_configs(settled, folder))
+                on_first(lambda: _write_beginning(settled, agents, folder))
             score = make_score(pairs, met)
             state, history, interrupted = _loop_in(
                 folder, settled, state=state, step=step, score=score, met=met, say=say
@@ -135,6 +137,14 @@ def _train(
         )
         for index, (name, config) in enumerate(settled.items())
     }
+
+
+def _write_beginning(
+    members: Mapping[str, Config], agents: Mapping[str, Agent], folder: Path
+) -> None:
+    """What a run folder holds before any checkpoint."""
+    write_configs(members, folder)
+    write_texts(agents, folder)
 
 
 def _say_nothing(_: str) -> None:
@@ -223,7 +233,7 @@ def _loop(
     config = next(iter(members.values()))
     history: list[dict] = []
     start = int(state.update)
-    title = config.reward.title if len(members) == 1 else f"{len(members)} members"
+    title = config.title if len(members) == 1 else f"{len(members)} members"
     silent = not is_first()
     kept = kept_updates(members)
     bar = tqdm(total=config.updates, initial=start, desc=title, unit="update", disable=silent)

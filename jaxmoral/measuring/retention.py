@@ -1,13 +1,18 @@
 """Language kept: perplexity of base and tuned on texts, and how far apart they are, exactly.
 
 Every token of a text is predicted from those before it, in windows. The divergence of the two
-next-token distributions is over the whole vocabulary, at every token.
+next-token distributions is over the whole vocabulary, at every token. What is needed of the base's
+is always the same, so it is kept in the cache folder.
 """
 
 import functools
+import hashlib
+import json
+import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +21,53 @@ import numpy as np
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
-from jaxmoral.language.prompt_tree import chains
+from jaxmoral.language import prompt_tree
+from jaxmoral.language.prompt_tree import PromptTree, merge
 from jaxmoral.language.texts import Text, read_texts
-from jaxmoral.learning.language_policy import Compared, LanguagePolicy, PromptInputs
+from jaxmoral.language.thought_tree import paths
+from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.measuring.choices import longest_prompt, speaking
-from jaxmoral.measuring.source import Loaded, parameters
+from jaxmoral.measuring.source import Loaded
+from jaxmoral.models.load import cache_folder
+from jaxmoral.models.vocabulary import Known
 
 PyTree = Any
 WINDOW = 256  # tokens that a text is cut into, BOS included
-AT_ONCE = 4  # windows
+AT_ONCE = 1024  # tokens
 WHOLE = "all"  # texts together
+_MOST = 2**28  # bytes of a base's distributions that are kept
+_FORMAT = 1  # of these; another number makes new ones
+
+
+class Packed(NamedTuple):
+    """Windows that are read together.
+
+    Attributes:
+      tree: of their tokens.
+      rows: what layers look up of these, or None.
+      nodes: `[num_rows]` int32, where tokens are predicted, window by window.
+      tokens: `[num_rows]` int32, those that come.
+    """
+
+    tree: PromptTree
+    rows: np.ndarray | None
+    nodes: np.ndarray
+    tokens: np.ndarray
+
+
+class Predicted(NamedTuple):
+    """How tokens are predicted, `[num_rows, ...]`.
+
+    Attributes:
+      log_probs: of the token, with a last axis of policies.
+      kl: of the tuned distribution from the base's, in nats; None without one.
+      same_top: whether both find the same token likeliest; likewise.
+    """
+
+    log_probs: np.ndarray
+    kl: np.ndarray | None = None
+    same_top: np.ndarray | None = None
 
 
 def measure_retention(loaded: Loaded, source: str | Path) -> dict[str, Any]:
@@ -45,13 +86,13 @@ def measure_retention(loaded: Loaded, source: str | Path) -> dict[str, Any]:
       UserError: a text cannot be used, or the agent is a table.
     """
     policy, prompter = speaking(loaded, "retention")
-    texts, policies = read_texts(source), parameters(loaded)
+    texts = read_texts(source)
     cut = [(text.kind, window) for text in texts for window in cut_text(prompter, text)]
-    found = compare(loaded, [window for _, window in cut], policy=policy, policies=policies)
+    found = predict(loaded, policy, [window for _, window in cut])
     groups: dict[str, list[int]] = {WHOLE: list(range(len(cut)))}
     for index, (kind, _) in enumerate(cut):
         groups.setdefault(kind, []).append(index)
-    return {kind: _describe(found, chosen, list(policies)) for kind, chosen in groups.items()}
+    return {kind: _describe([found[index] for index in chosen]) for kind, chosen in groups.items()}
 
 
 def cut_text(prompter: Prompter, text: Text) -> list[list[int]]:
@@ -68,63 +109,164 @@ def cut_text(prompter: Prompter, text: Text) -> list[list[int]]:
     return [[*begin, *part.tolist()] for part in parts]
 
 
-def compare(
-    loaded: Loaded,
-    windows: Sequence[Sequence[int]],
-    *,
+def predict(
+    loaded: Loaded, policy: LanguagePolicy, windows: Sequence[Sequence[int]]
+) -> list[Predicted]:
+    """How every window's tokens are predicted, `[length - 1]`, by the base and who was trained."""
+    agent, tuned = loaded.agent, loaded.trained
+    assert isinstance(agent.prompter, Prompter)
+    where = agent.layout.sharding()
+    if tuned is not None:
+        tuned = place(jax.tree.map(jnp.asarray, tuned), where)
+    groups = _groups([len(window) for window in windows])
+    batches = [place(packed, where) for packed in pack(policy, agent.prompter, windows, groups)]
+    keeping = _Kept(loaded, windows)
+    kept, fresh = keeping.read(), []
+    found: list[Predicted] = [Predicted(np.zeros(0))] * len(windows)
+    for number, (indices, packed) in enumerate(zip(groups, batches, strict=True)):
+        if kept is not None:
+            known, chosen = kept[number]
+        else:
+            know = _knower(policy, agent.layout, tuned is not None)
+            known, chosen = jax.device_get(know(agent.frozen, packed))
+        made = Predicted(chosen[:, None])
+        if tuned is not None:
+            if kept is None and keeping.fits:
+                fresh.append((known, chosen))
+            compare, base = _comparer(policy, agent.layout), place(known, where)
+            other, kl, top = jax.device_get(compare(agent.frozen, packed, tuned, base))
+            made = Predicted(np.stack([chosen, other], 1), kl, top == known.top)
+        ends = np.cumsum([len(windows[index]) - 1 for index in indices])
+        for index, end in zip(indices, ends, strict=True):
+            own = slice(end - len(windows[index]) + 1, end)
+            kl, same = (None if leaf is None else leaf[own] for leaf in (made.kl, made.same_top))
+            found[index] = Predicted(made.log_probs[own], kl, same)
+    if fresh:
+        keeping.write(fresh)
+    return found
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of windows that are read together, about as many tokens each."""
+    number = -(-sum(lengths) // AT_ONCE)
+    groups: list[list[int]] = [[] for _ in range(number)]
+    loads = [0] * number
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        least = loads.index(min(loads))
+        groups[least].append(index)
+        loads[least] += lengths[index]
+    return [group for group in groups if group]
+
+
+def pack(
     policy: LanguagePolicy,
-    policies: dict[str, PyTree],
-) -> list[Compared]:
-    """Every window's tokens compared, each `[length - 1]`; an untrained model with itself."""
-    pair = [policies["base"], policies.get("tuned", policies["base"])]
+    prompter: Prompter,
+    windows: Sequence[Sequence[int]],
+    groups: Sequence[Sequence[int]],
+) -> list[Packed]:
+    """The windows group by group, all groups padded to one shape."""
     longest = max(map(len, windows))
-    read, sharding = _reader(policy, loaded.agent.layout), loaded.agent.layout.sharding()
-    found: list[Compared] = []
-    for start in range(0, len(windows), AT_ONCE):
-        batch = list(windows[start : start + AT_ONCE])
-        rows = np.zeros((AT_ONCE, longest), np.int32)
-        lengths = np.ones(AT_ONCE, np.int32)
-        for index, window in enumerate(batch):
-            rows[index, : len(window)], lengths[index] = window, len(window)
-        shown = place((rows, lengths), sharding)
-        made = jax.device_get(read(loaded.agent.frozen, *shown, *pair))
-        for index, window in enumerate(batch):
-            known = len(window) - 1
-            found.append(Compared(*(leaf[index, :known] for leaf in made)))
+    merged = [merge([windows[index] for index in group]) for group in groups]
+    room = max(len(tree.tokens) for tree, _ in merged)
+    most = max(sum(len(windows[index]) - 1 for index in group) for group in groups)
+    found = []
+    for group, (tree, last) in zip(groups, merged, strict=True):
+        walks = paths(tree, last, longest)
+        own = [windows[index] for index in group]
+        before = [walk[: len(ids) - 1] for walk, ids in zip(walks, own, strict=True)]
+        nodes, tokens = np.concatenate(before), np.concatenate([ids[1:] for ids in own])
+        spare = (0, most - len(nodes))
+        tree = prompt_tree.pad(tree, room, longest - 1, prompter.multiple)
+        rows = None if policy.beside is None else policy.beside.read(tree.tokens)
+        padded = [np.pad(leaf, spare, mode="edge").astype(np.int32) for leaf in (nodes, tokens)]
+        found.append(Packed(tree, rows, *padded))
     return found
 
 
 @functools.cache
-def _reader(policy: LanguagePolicy, layout: Layout) -> Any:
-    def read(
-        frozen: PyTree, tokens: jax.Array, lengths: jax.Array, base: PyTree, tuned: PyTree
-    ) -> Compared:
-        tree = chains(tokens, lengths)
-        # The tree is all that is read of these.
-        model = policy.bind(frozen, PromptInputs(tree, *[None] * 4))  # type: ignore[arg-type]
-        pair = [_before(model.hidden(tree, own, None), tokens) for own in (base, tuned)]
-        return model.compare(jnp.stack(pair, 2), tokens[:, 1:])
+def _knower(policy: LanguagePolicy, layout: Layout, compared: bool) -> Any:
+    """From frozen arrays and packed windows to what the base says, and of the tokens that come."""
 
-    return jax.jit(read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    def know(frozen: PyTree, packed: Packed) -> tuple[Known, jax.Array]:
+        model = policy.reading(frozen)
+        hidden = model.before(policy.reference_parameters(), packed.tree, packed.nodes, packed.rows)
+        decoder = model.model()
+        known = decoder.know(hidden, policy.max_logits, compared=compared)
+        return known, decoder.chosen_logits(hidden, packed.tokens) - known.log_sums
 
-
-def _before(hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Hidden states before each token but the first, `[num_windows, longest - 1, embed_dim]`."""
-    num_windows, longest = tokens.shape
-    return hidden.reshape(num_windows, -1, hidden.shape[-1])[:, : longest - 1]
+    return jax.jit(know, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
 
 
-def _describe(
-    found: Sequence[Compared], chosen: Sequence[int], policies: Sequence[str]
-) -> dict[str, Any]:
-    some = [found[index] for index in chosen]
-    log_probs = np.concatenate([one.log_probs for one in some]).astype(np.float64)
-    means = -log_probs.mean(0)
+@functools.cache
+def _comparer(policy: LanguagePolicy, layout: Layout) -> Any:
+    """From the same, parameters and what the base says to log-probabilities, KL, likeliest."""
+
+    def compare(
+        frozen: PyTree, packed: Packed, trainable: PyTree, base: Known
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        model = policy.reading(frozen)
+        hidden = model.before(trainable, packed.tree, packed.nodes, packed.rows)
+        decoder = model.model()
+        known = decoder.know(hidden, policy.max_logits)
+        kl = decoder.divergence(base, (hidden, known.log_sums), policy.max_logits)
+        return decoder.chosen_logits(hidden, packed.tokens) - known.log_sums, kl, known.top
+
+    return jax.jit(compare, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+
+
+class _Kept:
+    """What the base says to some windows, in a file of the cache folder.
+
+    Attributes:
+      fits: whether it is small enough to be kept.
+    """
+
+    def __init__(self, loaded: Loaded, windows: Sequence[Sequence[int]]):
+        config, model = loaded.config.model, loaded.agent.model
+        assert model is not None
+        where = jax.default_backend(), loaded.agent.layout.mesh.size
+        about = [_FORMAT, model.sha256, config.dtype, config.quantisation, where, AT_ONCE]
+        digest = hashlib.sha256(json.dumps([about, *map(list, windows)]).encode()).hexdigest()
+        self._path = cache_folder() / "retention" / f"{digest[:32]}.npz"
+        self.fits = 8 * model.config.embed_dim * sum(map(len, windows)) <= _MOST
+
+    def read(self) -> list[tuple[Known, np.ndarray]] | None:
+        """Batch by batch; None if nothing is kept."""
+        try:
+            with np.load(self._path, allow_pickle=False) as found:
+                arrays = dict(found)
+            chosen = arrays.pop("chosen")
+            slope = arrays.pop("slope", None)
+            known = Known(**arrays, slope=slope)
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return None
+        parts = [[None] * len(chosen) if leaf is None else leaf for leaf in known]
+        return [(Known(*own), had) for *own, had in zip(*parts, chosen, strict=True)]
+
+    def write(self, base: Sequence[tuple[Known, np.ndarray]]) -> None:
+        """Keeps it for the next checkpoint; a folder that cannot be written to keeps nothing."""
+        known, chosen = jax.tree.map(lambda *leaves: np.stack(leaves), *base)
+        # Exact in these, and numpy's files know no bfloat16.
+        arrays = known._replace(hidden=known.hidden.astype(np.float32))._asdict()
+        scratch = self._path.with_suffix(f".{os.getpid()}.npz")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(scratch, chosen=chosen, **{k: v for k, v in arrays.items() if v is not None})
+            os.replace(scratch, self._path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+
+
+def _describe(found: Sequence[Predicted]) -> dict[str, Any]:
+    log_probs = np.concatenate([some.log_probs for some in found]).astype(np.float64)
+    means = np.exp(-log_probs.mean(0))
     made: dict[str, Any] = {
         "tokens": len(log_probs),
-        "perplexity": {name: float(np.exp(means[i])) for i, name in enumerate(policies)},
+        "perplexity": dict(zip(("base", "tuned"), map(float, means), strict=False)),
     }
-    if len(policies) > 1:
-        made["kl"] = float(np.concatenate([one.kl for one in some]).astype(np.float64).mean())
-        made["agreement"] = float(np.concatenate([one.same_top for one in some]).mean())
+    apart = [some.kl for some in found if some.kl is not None]
+    if apart:
+        made["kl"] = float(np.concatenate(apart).astype(np.float64).mean())
+        same = [some.same_top for some in found if some.same_top is not None]
+        made["agreement"] = float(np.concatenate(same).mean())
     return made

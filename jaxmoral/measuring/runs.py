@@ -43,8 +43,8 @@ class Run(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The reward, or the two rewards, in words."""
-        return self.config.reward.title
+        """What training was for, in words."""
+        return self.config.title
 
 
 def read_json(path: Path) -> Any:

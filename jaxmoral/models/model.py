@@ -23,10 +23,11 @@ from jaxmoral.models.layers import keys_from
 from jaxmoral.models.lora import LayerAdapter
 from jaxmoral.models.quantise import Quantised, dequantise, matrix, read_matrix
 from jaxmoral.models.vocabulary import (
-    Divergence,
+    Known,
     Vocabulary,
     cut,
     divergence,
+    know,
     log_sum_exp,
     soft_cap,
 )
@@ -254,11 +255,21 @@ class Decoder(nnx.Module):
         read, vocabulary = self._vocabulary(excluded, rows, max_logits)
         return log_sum_exp(read, self.config.final_softcap, vocabulary, hidden)
 
-    def divergence(self, pair: jax.Array, max_logits: int) -> Divergence:
-        """Compares two next-token distributions, `[num_rows, 2, embed_dim]` hidden states."""
-        nothing = jnp.zeros((1, self.config.vocab_size), bool)
-        read, vocabulary = self._vocabulary(nothing, 2 * len(pair), max_logits)
-        return divergence(read, self.config.final_softcap, vocabulary.table, pair)
+    def know(self, hidden: jax.Array, max_logits: int, *, compared: bool = False) -> Known:
+        """See `vocabulary.know`; hidden states are `[num_rows, embed_dim]`."""
+        read, vocabulary = self._vocabulary(self._nothing(), len(hidden), max_logits)
+        return know(read, self.config.final_softcap, vocabulary, hidden, compared=compared)
+
+    def divergence(
+        self, one: Known, other: tuple[jax.Array, jax.Array], max_logits: int
+    ) -> jax.Array:
+        """See `vocabulary.divergence`."""
+        read, vocabulary = self._vocabulary(self._nothing(), 2 * len(other[0]), max_logits)
+        return divergence(read, self.config.final_softcap, vocabulary, one, other)
+
+    def _nothing(self) -> jax.Array:
+        """That no token is left out anywhere."""
+        return jnp.zeros((1, self.config.vocab_size), bool)
 
     def _vocabulary(
         self, excluded: jax.Array, num_rows: int, max_logits: int

@@ -54,59 +54,97 @@ def cut(table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1) -> Vo
     )
 
 
-class Divergence(NamedTuple):
-    """Two next-token distributions compared, each leaf `[num_rows]`.
+class Known(NamedTuple):
+    """Next-token distributions of which no logits are kept; each leaf is `[num_rows, ...]`.
 
     Attributes:
-      log_sums: `[num_rows, 2 (one, other)]`, logs of the summed exponentials of the logits.
-      kl: of the other from the one, in nats.
-      same_top: whether both find the same token likeliest.
+      hidden: `[num_rows, embed_dim]`, the states before the tokens.
+      log_sums: logs of the summed exponentials of the logits.
+      top: int32, the likeliest token.
+      slope: `[num_rows, embed_dim]` float32, of `log_sums` by `hidden`, if others are compared with
+        these; None otherwise, and where logits are capped.
     """
 
+    hidden: jax.Array
     log_sums: jax.Array
-    kl: jax.Array
-    same_top: jax.Array
+    top: jax.Array
+    slope: jax.Array | None
+
+
+def know(
+    read: Callable[[PyTree], jax.Array],
+    cap: float | None,
+    vocabulary: Vocabulary,
+    hidden: jax.Array,
+    *,
+    compared: bool,
+) -> Known:
+    """What is to be known of the distributions after hidden states, in one pass; no gradients.
+
+    Args:
+      read, cap: as for `log_sum_exp`.
+      vocabulary: that leaves nothing out.
+      hidden: `[num_rows, embed_dim]`.
+      compared: whether others will be compared with these.
+    """
+    with_slope = compared and cap is None
+    # A slope in fewer digits would tell in a small divergence.
+    rows = hidden.astype(jnp.float32) if with_slope else hidden
+    sums = _pass(read, cap, vocabulary, rows[:, None], with_gradient=with_slope, with_top=True)
+    assert sums.top is not None
+    slope = None if sums.gradient is None else sums.gradient[:, 0]
+    return Known(hidden, sums.log_sums[:, 0], sums.top[:, 0], slope)
 
 
 def divergence(
-    read: Callable[[PyTree], jax.Array], cap: float | None, table: PyTree, pair: jax.Array
-) -> Divergence:
-    """KL(one || other) over the whole vocabulary, in one pass over the embedding.
+    read: Callable[[PyTree], jax.Array],
+    cap: float | None,
+    vocabulary: Vocabulary,
+    one: Known,
+    other: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """KL(one || other) over the whole vocabulary in nats, `[num_rows]`.
+
+    Logits are linear in the hidden state, so their mean difference under `one` is that of the
+    states along the slope of the normaliser, and no logits are needed again; of capped logits they
+    are made once more, in pieces.
 
     Args:
-      read: from leaves `[size, ...]` of the table to `[size, embed_dim]`.
-      cap: of the logits.
-      table: of a `Vocabulary`.
-      pair: `[num_rows, 2 (one, other), embed_dim]`.
+      read, cap, vocabulary: as for `know`.
+      one: with what others are compared; it is not differentiated.
+      other: `[num_rows, embed_dim]` hidden states and the logs of the sums after them.
     """
-    num_rows = len(pair)
-    rows = pair.reshape(-1, pair.shape[-1])
+    hidden, log_sums = other
+    if one.slope is not None:
+        apart = hidden.astype(jnp.float32) - one.hidden.astype(jnp.float32)
+        gap = jnp.sum(apart * one.slope, axis=-1)
+    else:
+        gap = _mean_gap(read, cap, vocabulary, one, hidden)
+    return log_sums - one.log_sums - gap
 
-    def add(sums, index):
-        peak, total, apart, best = sums
-        leaves = jax.tree.map(lambda leaf: leaf[:, index], table)
-        piece = read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
-        logits = jnp.einsum("rd,vd->rv", rows, piece, preferred_element_type=jnp.float32)
-        logits = soft_cap(logits, cap).reshape(num_rows, 2, -1)
-        top = logits.max(-1)
-        here = index * logits.shape[-1] + logits.argmax(-1)
-        best = jnp.where(top > peak, here, best)
-        newest = jnp.maximum(peak, top)
-        shares, fade = jnp.exp(logits - newest[..., None]), jnp.exp(peak - newest)
-        gap = jnp.sum(shares[:, 0] * (logits[:, 0] - logits[:, 1]), -1)
-        return (newest, total * fade + shares.sum(-1), apart * fade[:, 0] + gap, best), None
 
-    start = (
-        jnp.full((num_rows, 2), jnp.finfo(jnp.float32).min),
-        jnp.zeros((num_rows, 2)),
-        jnp.zeros(num_rows),
-        jnp.zeros((num_rows, 2), jnp.int32),
-    )
-    num_pieces = jax.tree.leaves(table)[0].shape[1]
-    (peak, total, apart, best), _ = jax.lax.scan(add, start, jnp.arange(num_pieces))
-    log_sums = peak + jnp.log(total)
-    kl = apart / total[:, 0] - log_sums[:, 0] + log_sums[:, 1]
-    return Divergence(log_sums, kl, best[:, 0] == best[:, 1])
+def _mean_gap(read, cap, vocabulary: Vocabulary, one: Known, hidden: jax.Array) -> jax.Array:
+    """The mean difference of logits under `one`, `[num_rows]`."""
+    pair = jnp.stack([one.hidden.astype(hidden.dtype), hidden])
+
+    def add(total, index):
+        piece = _piece(read, vocabulary, index)
+        logits = jnp.einsum("prd,vd->prv", pair, piece, preferred_element_type=jnp.float32)
+        logits = soft_cap(logits, cap)
+        shares = jnp.exp(logits[0] - one.log_sums[:, None])
+        return total + jnp.sum(shares * (logits[1] - logits[0]), axis=-1), None
+
+    pieces = jnp.arange(vocabulary.excluded.shape[2])
+    return jax.lax.scan(jax.checkpoint(add), jnp.zeros(len(hidden)), pieces)[0]
+
+
+def _piece(
+    read: Callable[[PyTree], jax.Array], vocabulary: Vocabulary, index: jax.Array
+) -> jax.Array:
+    """The embeddings of one piece, `[splits * size, embed_dim]`."""
+    take = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, keepdims=False)
+    leaves = jax.tree.map(take, vocabulary.table)
+    return read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -127,7 +165,21 @@ def log_sum_exp(
     Returns:
       `[num_rows, num_places]` float32.
     """
-    return _pass(read, cap, vocabulary, hidden, False)[0]
+    return _pass(read, cap, vocabulary, hidden, with_gradient=False).log_sums
+
+
+class _Sums(NamedTuple):
+    """Of one pass over the embedding; what was not asked for is None.
+
+    Attributes:
+      log_sums: `[num_rows, num_places]`.
+      gradient: `[num_rows, num_places, embed_dim]` float32, of them by the hidden states.
+      top: `[num_rows, num_places]` int32, the tokens of the largest logits.
+    """
+
+    log_sums: jax.Array
+    gradient: jax.Array | None
+    top: jax.Array | None
 
 
 def _pass(
@@ -135,21 +187,22 @@ def _pass(
     cap: float | None,
     vocabulary: Vocabulary,
     hidden: jax.Array,
+    *,
     with_gradient: bool,
-) -> tuple[jax.Array, jax.Array | None]:
-    """The sums, and if asked for their gradients, `[num_rows, num_places, embed_dim]` float32."""
-    table, excluded = vocabulary
+    with_top: bool = False,
+) -> _Sums:
+    excluded = vocabulary.excluded
     chex.assert_axis_dimension(hidden, 1, len(excluded))
     rows = hidden.reshape(-1, hidden.shape[-1])
+    num_splits, num_pieces, size = excluded.shape[1:]
 
     def add(sums, index):
-        peak, total, gradient = sums
-        take = lambda x, axis: jax.lax.dynamic_index_in_dim(x, index, axis, keepdims=False)
-        leaves = jax.tree.map(lambda leaf: take(leaf, 1), table)
-        piece = read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
+        peak, total, gradient, best = sums
+        piece = _piece(read, vocabulary, index)
         logits = jnp.einsum("vd,rd->vr", piece, rows, preferred_element_type=jnp.float32)
         logits = soft_cap(logits, cap)
-        left_out = jnp.tile(take(excluded, 2).reshape(len(excluded), -1).T, (1, len(hidden)))
+        here = jax.lax.dynamic_index_in_dim(excluded, index, 2, keepdims=False)
+        left_out = jnp.tile(here.reshape(len(excluded), -1).T, (1, len(hidden)))
         logits = jnp.where(left_out, -jnp.inf, logits)
         newest = jnp.maximum(peak, logits.max(0))
         shares, fade = jnp.exp(logits - newest), jnp.exp(peak - newest)
@@ -161,22 +214,27 @@ def _pass(
                 "vr,vd->rd", shares.astype(piece.dtype), piece, preferred_element_type=jnp.float32
             )
             gradient = gradient * fade[:, None] + mean
-        return (newest, total, gradient), None
+        if best is not None:
+            split, at = jnp.divmod(logits.argmax(0), size)
+            best = jnp.where(newest > peak, (split * num_pieces + index) * size + at, best)
+        return (newest, total, gradient, best), None
 
     lowest = jnp.full(len(rows), jnp.finfo(jnp.float32).min)
     start = jnp.zeros(rows.shape, jnp.float32) if with_gradient else None
-    sums = (lowest, jnp.zeros(len(rows)), start)
-    (peak, total, gradient), _ = jax.lax.scan(add, sums, jnp.arange(excluded.shape[2]))
-    found = (peak + jnp.log(total)).reshape(hidden.shape[:2])
+    first = jnp.zeros(len(rows), jnp.int32) if with_top else None
+    sums = (lowest, jnp.zeros(len(rows)), start, first)
+    (peak, total, gradient, best), _ = jax.lax.scan(add, sums, jnp.arange(num_pieces))
+    shape = hidden.shape[:2]
     if gradient is not None:
         gradient = (gradient / total[:, None]).reshape(hidden.shape)
-    return found, gradient
+    top = None if best is None else best.reshape(shape)
+    return _Sums((peak + jnp.log(total)).reshape(shape), gradient, top)
 
 
 def _forward(read, cap, vocabulary, hidden):
-    found, gradient = _pass(read, cap, vocabulary, hidden, True)
-    assert gradient is not None
-    return found, (gradient.astype(hidden.dtype),)
+    found = _pass(read, cap, vocabulary, hidden, with_gradient=True)
+    assert found.gradient is not None
+    return found.log_sums, (found.gradient.astype(hidden.dtype),)
 
 
 def _backward(read, cap, residuals, cotangent):

@@ -33,13 +33,16 @@ def card(run: Run, policy: pd.DataFrame, *, update: int, command: str) -> str:
         about["base_model"] = base
     if config.model.source in _LICENCES:
         about["license"] = _LICENCES[config.model.source]
+    how = f"reinforcement learning with the intrinsic reward *{run.title}*"
+    if config.objective == "distil":
+        how = f"self-distillation of a persona (*{run.title}*)"
     version = importlib.metadata.version("jaxmoral")
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n",
             f"# {run.title} in {config.env.game}: a LoRA adapter of {config.model.source}\n",
-            f"Trained by reinforcement learning with the intrinsic reward *{run.title}* against"
-            f" {config.env.opponent} for {update} updates, by jaxmoral {version}.\n",
+            f"Trained by {how} against {config.env.opponent} for {update} updates, by jaxmoral"
+            f" {version}.\n",
             "## What it does\n",
             "Exact probabilities of its answer after each remembered round (its own move first):\n",
             _markdown(policy),

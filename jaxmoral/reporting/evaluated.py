@@ -23,7 +23,7 @@ def keep_and_draw(evaluation: dict[str, Any], path: Path) -> Path:
 
 
 def _outside(evaluation: dict[str, Any]) -> figures.Drawn:
-    title = configs.parse(evaluation["config"]).reward.title
+    title = configs.parse(evaluation["config"]).title
     return draw_outside(pd.DataFrame(measured_rows(evaluation)).assign(agent=title, title=title))
 
 

@@ -121,11 +121,8 @@ def between(memory: Memory, others_policy: jax.Array, *, noise: chex.Array | Non
     if noise is not None:
         flipped = policy.at[:, :ILLEGAL].set(policy[:, ILLEGAL - 1 :: -1])
         policy = (1 - noise) * policy + noise * flipped
-    distribution = jax.nn.one_hot(memory.start, len(memory.previous))
-    for _ in range(memory.opening):
-        distribution = 0.25 * jnp.einsum("h,hefg->g", distribution, follows)
     return Chain(
-        start=distribution[:size, None],
+        start=_opening(memory)[:, None],
         moves=policy[:, None],
         own_effect=_trembling(effect[:size], noise),
         other_effect=jnp.asarray(effect[mirrored]),
@@ -133,6 +130,49 @@ def between(memory: Memory, others_policy: jax.Array, *, noise: chex.Array | Non
         arrive=follows[:size, ..., :size],
         kind=_kind(memory),
     )
+
+
+def _opening(memory: Memory) -> jax.Array:
+    """Where two agents' first round finds them, `[h]` probabilities: all rounds before by coins."""
+    distribution = jax.nn.one_hot(memory.start, len(memory.previous))
+    for _ in range(memory.opening):
+        distribution = 0.25 * jnp.einsum("h,hefg->g", distribution, _follows(memory))
+    return distribution[: memory.num_playable]
+
+
+def best_response(
+    memory: Memory,
+    policy: jax.Array,
+    points: chex.Array,
+    *,
+    num_rounds: int,
+    noise: chex.Array | None = None,
+) -> jax.Array:
+    """The most points a round that another can take from an agent in an episode, `[]`.
+
+    The other knows what the agent remembers, and answers by dynamic programming. It is a maximum of
+    smooth functions of the policy, so its gradient is that of the best answer as it is.
+
+    Args:
+      memory: of the agent, in a game of two players.
+      policy: `[h, 3]`, see `by_state`.
+      points: `[2 (agent's move), 2 (other's)]` of the other.
+      num_rounds: length of an episode.
+      noise: of the agent.
+    """
+    size = memory.num_playable
+    chex.assert_shape(policy, (size, 3))
+    moves = jnp.einsum(
+        "ho,hoe->he", policy, _trembling(_one_hot(memory.effective[:size], 2), noise)
+    )
+    arrive = _follows(memory)[:size, ..., :size]
+
+    def back(value, _):
+        later = points + jnp.einsum("hefg,g->hef", arrive, value)
+        return jnp.einsum("he,hef->hf", moves, later).max(-1), None
+
+    value = jax.lax.scan(back, jnp.zeros(size), None, num_rounds)[0]
+    return _opening(memory) @ value / num_rounds
 
 
 def _mirror(memory: Memory) -> np.ndarray:

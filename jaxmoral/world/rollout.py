@@ -21,6 +21,18 @@ from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory, look_up
 _KIND_TAG = 2**31 - 1  # of the key that draws opponents; remembered rounds are far fewer
 
 
+class Exploited(NamedTuple):
+    """What a best response would take from players, which is taken off their reward.
+
+    Attributes:
+      weight: `[num_players]` of a point.
+      points: `[num_players, num_games, 2 (own move), 2 (other's move)]` of the other.
+    """
+
+    weight: np.ndarray | jax.Array
+    points: np.ndarray | jax.Array
+
+
 class Environment(NamedTuple):
     """A game, or several with other payoffs, as the agent is trained or tested on it.
 
@@ -32,12 +44,14 @@ class Environment(NamedTuple):
       noise: `[]` probability that a legal answer comes out as the other move; None for never.
       weights: `[num_opponents]` chances that an episode is against each; `opponent` is then a stack
         `[num_games, num_opponents]`. None if there is but one.
+      exploited: None if nobody's best response counts.
     """
 
     opponent: Opponent | None
     rewards: np.ndarray | jax.Array
     noise: np.ndarray | jax.Array | None = None
     weights: np.ndarray | jax.Array | None = None
+    exploited: Exploited | None = None
 
 
 class Draws(NamedTuple):

@@ -1,0 +1,164 @@
+"""The anchor against plain softmaxes of every text alone, and what it does to training."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_model
+
+from jaxmoral import config as configs
+from jaxmoral.errors import UserError
+from jaxmoral.language.prompt_tree import pack
+from jaxmoral.learning.anchor import distance, make_anchor, openings, sizes, speak
+from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.measuring.source import load_source
+
+COEF = ["--anchor.coef", "20"]
+quiet = lambda line: None
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_model.write(folder, num_layers=2, global_layers=(False, True))
+    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--env.episodes", "64"]
+    given += ["--updates", "4", "--checkpoint_every", "2", "--ppo.learning_rate", "1e-2"]
+    given += ["--ppo.entropy_coef", "0.1"]  # as at the end, so that no schedule has a length
+    return [*given, "--lora.targets", "[q, v]", "--anchor.tokens", "70", "--anchor.at_once", "40"]
+
+
+@pytest.fixture(scope="module")
+def free(flags):
+    """Trained without an anchor."""
+    return train_agent(configs.load(None, flags), say=quiet)
+
+
+@pytest.fixture(scope="module")
+def held(flags, tmp_path_factory):
+    """A run folder, and what training it with an anchor returned."""
+    folder = tmp_path_factory.mktemp("run") / "held"
+    return folder, train_agent(configs.load(None, [*flags, *COEF]), folder, say=quiet)
+
+
+def softmaxes(trained, trainable):
+    """Each text's log-probabilities of all tokens where the base wrote one, float64."""
+    agent = trained.agent
+    model = agent.policy.reading(agent.frozen)
+    for opened, written in zip(*agent.spoken, strict=True):
+        tree, _ = pack([[*opened, *written]])
+        hidden = model.hidden(tree, trainable, None)[len(opened) - 1 :][: len(written)]
+        logits = np.asarray(model.model().logits(hidden), np.float64)
+        yield logits - np.logaddexp.reduce(logits, -1, keepdims=True)
+
+
+def plain(trained, trainable):
+    """KL(base || policy) over the texts, in nats a token."""
+    base = trained.agent.policy.reference_parameters()
+    each = zip(softmaxes(trained, base), softmaxes(trained, trainable), strict=True)
+    rows = [np.sum(np.exp(p) * (p - q), -1) for p, q in each]
+    return np.concatenate(rows).mean()
+
+
+def whole(trained, anchor, trainable):
+    """The same by the anchor's own parts."""
+    model = trained.agent.policy.reading(trained.agent.frozen)
+    each = jax.lax.map(lambda part: distance(model, trainable, *part), anchor[1:])
+    return each.mean()
+
+
+def test_the_distance_and_its_gradient_are_those_of_plain_softmaxes(held):
+    trained = held[1]
+    anchor = make_anchor(trained.config, trained.agent)
+    assert anchor.texts.weight.shape == (2, 48)  # two parts of two texts
+    measured = jax.jit(lambda trainable: whole(trained, anchor, trainable))
+    expected = plain(trained, trained.trainable)
+    assert measured(trained.trainable) == pytest.approx(expected, rel=1e-3)
+    assert expected > 1e-3
+    base = trained.agent.policy.init(jax.random.key(3))
+    assert measured(base) == pytest.approx(0, abs=2e-6)
+    gradient = jax.jit(jax.grad(measured))(trained.trainable)
+    slopes = jax.tree.leaves(gradient)
+    length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in slopes))
+    moved = lambda by: jax.tree.map(lambda x, g: x + by * g / length, trained.trainable, gradient)
+    difference = (plain(trained, moved(0.01)) - plain(trained, moved(-0.01))) / 0.02
+    assert length == pytest.approx(difference, rel=1e-2)
+
+
+def test_without_a_coefficient_nothing_changes(flags, free):
+    other = ["--anchor.tokens", "300", "--anchor.at_once", "300"]
+    again = train_agent(configs.load(None, [*flags, *other]), say=quiet)
+    assert again.agent.spoken is None
+    for own, before in zip(*(jax.tree.leaves(one.state) for one in (again, free)), strict=True):
+        np.testing.assert_array_equal(own, before)
+    assert "anchor_kl" not in free.history[0]
+
+
+def test_it_keeps_the_agent_at_the_base(held, free):
+    trained = held[1]
+    assert trained.history[0]["anchor_kl"] == pytest.approx(0, abs=2e-6)
+    assert all(record["anchor_kl"] > 1e-6 for record in trained.history[1:])
+    assert plain(trained, trained.trainable) < 0.5 * plain(trained, free.trainable)
+
+
+def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):
+    folder, trained = held
+    kept = json.loads((folder / "anchor.json").read_text())
+    assert (kept["openings"], kept["continuations"]) == trained.agent.spoken
+    assert all(text.startswith("<bos>") for text in kept["texts"])
+    config = configs.load(None, [*flags, *COEF, "--updates", "2"])
+    train_agent(config, tmp_path / "run", say=quiet)
+    longer = configs.load(None, [*flags, *COEF])
+    again = train_agent(longer, tmp_path / "run", resume=True, say=quiet)
+    for own, before in zip(*(jax.tree.leaves(one.state) for one in (again, trained)), strict=True):
+        np.testing.assert_array_equal(own, before)
+    more = configs.load(None, [*flags, *COEF, "--updates", "6"])
+    for damage in ('{"openings": [[1]], "continuations": [[2]]}', "{", None):
+        path = tmp_path / "run" / "anchor.json"
+        path.unlink() if damage is None else path.write_text(damage)
+        with pytest.raises(UserError, match=r"anchor.json"):
+            train_agent(more, tmp_path / "run", resume=True, say=quiet)
+
+
+def test_every_seed_has_texts_of_its_own_and_members_are_as_alone(held, flags):
+    trained = held[1]
+    seeds = {name: [*flags, *COEF, "--seed", name] for name in ("0", "1")}
+    members = {name: configs.load(None, own) for name, own in seeds.items()}
+    together = train_population(members, say=quiet)
+    assert together["0"].agent.spoken == trained.agent.spoken != together["1"].agent.spoken
+    alone = [record["anchor_kl"] for record in trained.history]
+    found = [record["anchor_kl"] for record in together["0"].history]
+    np.testing.assert_allclose(found, alone, rtol=1e-2, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "more", [["--ppo.level", "token"], ["--thinking.tokens", "2", "--thinking.thoughts", "2"]]
+)
+def test_it_stands_beside_every_kind_of_update(more, flags):
+    more = [*more, "--updates", "2", "--env.episodes", "8", "--env.rounds", "2"]
+    trained = train_agent(configs.load(None, [*flags, *COEF, *more]), say=quiet)
+    first, second = trained.history
+    assert abs(first["anchor_kl"]) < 2e-6 < second["anchor_kl"]
+
+
+def test_sizes_are_as_asked():
+    asked = configs.load(None, [*COEF, "--anchor.tokens", "256", "--anchor.at_once", "64"])
+    assert sizes(asked) == (8, 2, 32)
+    few = configs.load(None, [*COEF, "--anchor.tokens", "20", "--anchor.at_once", "64"])
+    assert sizes(few) == (1, 1, 20)
+    many = configs.load(None, [*COEF, "--anchor.tokens", "1000", "--anchor.at_once", "300"])
+    assert sizes(many) == (36, 9, 32)
+    assert len(set(openings())) == 16
+
+
+def test_more_texts_than_openings_are_different(flags):
+    config = configs.load(None, [*flags, *COEF, "--anchor.tokens", "600"])
+    agent = load_source(config).agent
+    spoken = speak(config, agent)
+    whole = {(*a, *b) for a, b in zip(*spoken, strict=True)}
+    assert len(spoken.openings) == len(whole) == 19
+
+
+def test_a_table_has_no_words():
+    with pytest.raises(UserError, match="anchor.coef: a tabular policy"):
+        configs.load(None, ["--model.source", "tabular", *COEF])
