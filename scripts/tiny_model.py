@@ -27,6 +27,8 @@ from jaxmoral.models.rows import RowTable
 from jaxmoral.world.games import get_game
 
 LABELS = ("X", "Y")
+# Sizes of an even smaller one, with a layer of each kind.
+SHALLOW = {"num_layers": 2, "global_layers": (False, True)}
 # Sizes of a tiny Gemma 4 whose layers differ: in periods, the last ones without keys of their own.
 SHARING = {
     "family": "gemma4",

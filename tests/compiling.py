@@ -1,8 +1,7 @@
 """How tests compile: with few optimisations and plain emitters, in a fifth of a user's time.
 
 Importing it changes nothing where `jax_disable_most_optimizations` is off. Where it is on, XLA's
-emitters of fused operations, which take most of the time that is left, give way to its older ones;
-not on several devices, which then may wait for each other for ever.
+emitters of fused operations, which take most of the time that is left, give way to its older ones.
 """
 
 import jax
@@ -22,12 +21,10 @@ def compile_quickly(on: bool) -> None:
     jax.config.update("jax_disable_most_optimizations", on)
 
 
-def _options(num_replicas, num_partitions, *, env_options_overrides=None, **named):
-    if compiles_quickly() and num_replicas * num_partitions == 1:
+def _options(*sizes, env_options_overrides=None, **named):
+    if compiles_quickly():
         env_options_overrides = PLAIN | (env_options_overrides or {})
-    return _get_compile_options(
-        num_replicas, num_partitions, env_options_overrides=env_options_overrides, **named
-    )
+    return _get_compile_options(*sizes, env_options_overrides=env_options_overrides, **named)
 
 
 compiler.get_compile_options = _options

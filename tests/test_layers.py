@@ -1,5 +1,7 @@
 """Layers of several shapes: how they are ordered, scanned and trained; see `models/layers.py`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +106,8 @@ def folders(tmp_path_factory):
 
 
 def flags(folder, *more):
-    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--updates", "8"]
+    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--updates", "6"]
+    given += ["--lora.targets", "[q, v, down]"]
     return [*given, "--env.episodes", "1024", "--ppo.learning_rate", "0.01", *more]
 
 
@@ -112,36 +115,41 @@ def silent(line):
     pass
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_and_its_exports_say_the_same(kind, folders, tmp_path):
+@pytest.fixture(scope="module", params=KINDS)
+def alone(request, folders):
+    """A model's folder and a run on it."""
+    folder = folders[request.param]
+    return folder, train_population(load_members(None, flags(folder)), say=silent)[""]
+
+
+def test_it_learns_and_its_exports_say_the_same(alone, tmp_path):
     """Merged, and as an adapter that is put on the base again."""
-    trained = train_population(load_members(None, flags(folders[kind])), say=silent)[""]
+    folder, trained = alone
     first, last = trained.history[0], trained.history[-1]
     assert last["reward_mean"] > first["reward_mean"] + 1
     agent, adapter = trained.agent, trained.trainable["adapter"]
-    policies = lambda found: found["suites"]["trained"]["ipd"]["policies"]
-    tuned = policies(evaluate_agent(trained, ["ipd"]))["tuned"]["remembered"]
+    measure = partial(evaluate_agent, games=["ipd"], protocols=["exact"])
+    policies = lambda source: measure(source)["suites"]["trained"]["ipd"]["policies"]
+    tuned = policies(trained)["tuned"]["remembered"]
 
     (tmp_path / "merged").mkdir()
     save_merged(tmp_path / "merged", agent.model, adapter, agent.lora)
     (tmp_path / "peft").mkdir()
-    save_peft(tmp_path / "peft", agent.model.config, adapter, agent.lora, str(folders[kind]))
+    save_peft(tmp_path / "peft", agent.model.config, adapter, agent.lora, str(folder))
     merged = config.load(None, flags(tmp_path / "merged"))
-    adapted = config.load(None, flags(folders[kind], "--lora.adapter", str(tmp_path / "peft")))
-    found = policies(evaluate_agent(merged, ["ipd"]))["base"]["remembered"]
-    again = policies(evaluate_agent(adapted, ["ipd"]))["tuned"]["remembered"]
+    adapted = config.load(None, flags(folder, "--lora.adapter", str(tmp_path / "peft")))
+    found = policies(merged)["base"]["remembered"]
+    again = policies(adapted)["tuned"]["remembered"]
     for cell, shares in tuned.items():
         assert found[cell] == pytest.approx(shares, abs=1e-3)
         assert again[cell] == pytest.approx(shares, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_members_of_a_population_are_their_own_runs(kind, folders):
-    given = flags(folders[kind], "--updates", "3")
-    alone = train_population(load_members(None, [*given, "--seed", "1"]), say=silent)[""]
-    together = train_population(load_members(None, [*given, "--seed", "[0, 1]"]), say=silent)
-    member = next(run for name, run in together.items() if name.endswith("1"))
-    pairs = zip(jax.tree.leaves(alone.trainable), jax.tree.leaves(member.trainable), strict=True)
+def test_members_of_a_population_are_their_own_runs(alone):
+    folder, trained = alone
+    members = load_members(None, flags(folder, "--seed", "[1, 0]"))
+    member = train_population(members, say=silent)["seed=0"]
+    pairs = zip(jax.tree.leaves(trained.trainable), jax.tree.leaves(member.trainable), strict=True)
     for ours, theirs in pairs:
         gap = np.linalg.norm(np.asarray(ours) - np.asarray(theirs))
         assert gap <= 1e-4 * max(np.linalg.norm(ours), 1)
@@ -156,9 +164,9 @@ def test_rows_of_sampled_tokens_are_looked_up_within_the_program(folders):
     assert inputs.rows.shape == (*inputs.tree.tokens.shape, 12 * 8)
     bound = agent.policy.bind(agent.frozen, inputs)
     trainable = agent.policy.init(jax.random.key(0))
-    _, logits = bound.table_and_logits(trainable)
+    _, logits = jax.jit(bound.table_and_logits)(trainable)
     prompt, tokens = jnp.arange(4), jnp.array([[5], [90], [17], [60]])
-    found, _ = bound.score(trainable, prompt=prompt, tokens=tokens)
+    found, _ = jax.jit(bound.score)(trainable, prompt=prompt, tokens=tokens)
     expected = jax.nn.log_softmax(logits[prompt, 0])[jnp.arange(4), tokens[:, 0]]
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4)
 
@@ -174,8 +182,8 @@ def test_what_is_only_looked_up_stays_on_the_disk(folders):
 
 
 def test_training_on_sampled_tokens_runs(folders):
-    given = flags(folders["sharing"], "--ppo.level", "token", "--env.episodes", "4")
-    given += ["--env.rounds", "2"]
+    given = flags(folders["sharing"], "--ppo.level", "token", "--env.episodes", "2")
+    given += ["--env.rounds", "1"]
     trained = train_population(load_members(None, [*given, "--updates", "2"]), say=silent)[""]
     assert np.isfinite([record["loss"] for record in trained.history]).all()
 

@@ -144,20 +144,20 @@ ONE += ["--mixture.wordings", "[structured]", "--mixture.table_orders", "[origin
 SETTINGS = {
     "plain": [],
     "two learners": ["--env.opponent", "learner"],
-    "by tokens": ["--ppo.level", "token", "--env.episodes", "8", "--env.rounds", "3"],
+    "by tokens": ["--ppo.level", "token", "--env.episodes", "2", "--env.rounds", "2"],
     "the paper's streams": ["--env.streams", "numpy"],
     "drawn payoffs": ["--env.payoff_draws", "2"],
     "exact, longer memory": ["--ppo.estimator", "exact", "--env.memory", "2"],
     "blank start, noise": ["--env.blank_start", "true", "--env.noise", "0.1"],
     "two rewards": ["--reward.name", "game", "--reward.then", "utilitarian"],
     "minibatches": ["--ppo.epochs", "2", "--ppo.minibatches", "3"],
-    "own past": ["--env.opponent", "past(1)"],
+    "own past": ["--env.opponent", "past(1)", "--updates", "3"],
 }
 
 
 @pytest.mark.parametrize("flags", SETTINGS.values(), ids=SETTINGS)
 def test_a_mixture_of_one_is_the_run_without(tiny_flags, flags):
-    flags = [*tiny_flags, "--updates", "3", *flags]
+    flags = [*tiny_flags, "--updates", "2", *flags]
     alone = train_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
     mixed = train_agent(configs.load(None, [*flags, *ONE]), say=quiet)
     for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
@@ -221,12 +221,12 @@ def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags, monkeypa
 
 def test_nothing_is_compiled_after_the_first_update(tiny_flags, caplog):
     flags = ["--mixture.games", GAMES, "--mixture.labels", PAIRS, "--mixture.conditions", "2"]
-    flags += ["--updates", "12", "--prompt.labels", "[X, Y]"]
+    flags += ["--updates", "6", "--prompt.labels", "[X, Y]"]
     config = resolve(configs.load(None, [*tiny_flags, *flags]))
     state, step = compile_update([(config, make_agent(config))])
     state, _ = step(state, 0)
     with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
-        for update in range(1, 12):
+        for update in range(1, 6):
             state, metrics = step(state, update)
     compiled = [record for record in caplog.records if "Compiling" in record.message]
     assert np.isfinite(metrics["loss"]).all()

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent
 
 COLLECTIVES = """
 import dataclasses, json, runpy, sys
+import compiling
 model = runpy.run_path(sys.argv[1])
 prompter = model["Prompter"](model["load"]("gemma3-270m"), "plain", multiple=8)
 config = dataclasses.replace(
@@ -30,9 +31,11 @@ print(json.dumps([sent, matrices, config.vocab_size * config.embed_dim, config.e
 @pytest.mark.usefixtures("real")
 def test_devices_send_what_the_scaling_model_says():
     script = ROOT.parent / "scripts" / "scaling_model.py"
-    quickly = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", COLLECTIVES, str(script)]
-    done = subprocess.run(command, env=quickly, capture_output=True, text=True)
+    environment = os.environ | quickly | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     sent, matrices, embedding, width = json.loads(done.stdout.splitlines()[-1])
     assert all(set(kinds) <= {"all-reduce", "all-gather"} for kinds in sent.values())

@@ -61,12 +61,12 @@ class Agent(NamedTuple):
 def policy_table(agent: Agent, condition: Condition, trainable: Any) -> PolicyTable:
     """What an agent with these parameters says in one condition."""
     prompts = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
+    return _read(agent.policy, agent.frozen, prompts, trainable)
 
-    @jax.jit
-    def read(frozen, prompts, trainable):
-        return agent.policy.bind(frozen, prompts).table(trainable)
 
-    return read(agent.frozen, prompts, trainable)
+@jax.jit(static_argnums=0)
+def _read(policy: Policy, frozen: Any, prompts: Any, trainable: Any) -> PolicyTable:
+    return policy.bind(frozen, prompts).table(trainable)
 
 
 def drawable(config: Config) -> tuple[float, ...]:

@@ -1,20 +1,49 @@
 """From configurations to a compiled update: one makes a run, several a population."""
 
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
+from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.devices.compiler import OFTEN, on_cpu
+from jaxmoral.devices.mesh import Layout
 from jaxmoral.learning.first_state import first_states
 from jaxmoral.learning.inputs import Inputs
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.losses import Metrics
 from jaxmoral.learning.met import Met
+from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, over_members, per_member
 from jaxmoral.learning.ppo import make_update
-from jaxmoral.learning.state import TrainState
+from jaxmoral.learning.state import TrainState, fixed
+from jaxmoral.world.memory import make_memory
 
 Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
+
+
+class _Kind(NamedTuple):
+    """What a program of updates depends on besides its arrays.
+
+    Attributes:
+      policy, ppo, thinking, num_updates, num_episodes, num_rounds: as for `ppo.make_update`; `ppo`
+        of `state.fixed`.
+      remembers: arguments of `make_memory`.
+      varying: of `per_member`; None for a run alone.
+      in_turns, layout: as for `over_members`.
+    """
+
+    policy: Policy
+    ppo: PPOConfig
+    thinking: ThinkingConfig | None
+    num_updates: int
+    num_episodes: int
+    num_rounds: int
+    remembers: tuple[int, int, bool]
+    varying: frozenset[str] | None
+    in_turns: bool
+    layout: Layout
 
 
 def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState, Step]:
@@ -29,23 +58,23 @@ def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState
     met = met or Met(members)
     state, key = first_states([config for config, _ in members], agent)
     inputs = Inputs(members, met, key=key)
-    update = make_update(
-        agent.policy,
-        config.ppo,
-        memory=agent.presentation.remembers(training_game(config)),
+    presentation, game = agent.presentation, training_game(config)
+    kind = _Kind(
+        policy=agent.policy,
+        ppo=fixed(config.ppo),
+        thinking=config.thinking if config.thinking.tokens else None,
         num_updates=config.updates,
         num_episodes=config.env.episodes,
         num_rounds=config.env.rounds,
-        thinking=config.thinking if config.thinking.tokens else None,
-    )
-    if len(members) > 1:
+        remembers=(presentation.memory, game.num_players, presentation.blank),
+        varying=per_member(members) if len(members) > 1 else None,
         # On a CPU one adapter's products fill it, and its activations alone stay in the caches.
-        in_turns = agent.model is not None and jax.default_backend() == "cpu"
-        varying = per_member(members)
-        update = over_members(update, varying, layout=agent.layout, in_turns=in_turns)
-    out = jax.tree.map(lambda leaf: leaf.sharding, state), agent.layout.sharding()
-    jitted = jax.jit(update, donate_argnums=0, out_shardings=out)
-    compiled = jitted.lower(state, inputs.make(0, past=False)).compile(on_cpu(OFTEN))
+        in_turns=agent.model is not None and jax.default_backend() == "cpu",
+        layout=agent.layout,
+    )
+    where, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
+    jitted = _jit_update(kind, tuple(where), structure)
+    compiled = jitted.lower(state, inputs.make(0, past=False)).compile()
 
     def step(state: TrainState, update: int) -> tuple[TrainState, Metrics]:
         met.remember(update, state)
@@ -55,3 +84,26 @@ def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState
         return result
 
     return state, step
+
+
+@functools.lru_cache(maxsize=32)
+def _jit_update(kind: _Kind, where: tuple[Any, ...], structure: Any) -> Any:
+    """The update, compiled once however many runs are of this kind.
+
+    Args:
+      kind: of the runs.
+      where, structure: the shardings of the state, and how they make a state.
+    """
+    update = make_update(
+        kind.policy,
+        kind.ppo,
+        memory=make_memory(*kind.remembers),
+        num_updates=kind.num_updates,
+        num_episodes=kind.num_episodes,
+        num_rounds=kind.num_rounds,
+        thinking=kind.thinking,
+    )
+    if kind.varying is not None:
+        update = over_members(update, kind.varying, layout=kind.layout, in_turns=kind.in_turns)
+    out = jax.tree.unflatten(structure, where), kind.layout.sharding()
+    return jax.jit(update, donate_argnums=0, out_shardings=out, compiler_options=on_cpu(OFTEN))

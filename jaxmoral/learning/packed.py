@@ -4,6 +4,7 @@ They are kept as long as there is room.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxmoral.devices.compiler import OFTEN, on_cpu
-from jaxmoral.devices.mesh import map_spread, place
+from jaxmoral.devices.mesh import Layout, map_spread, place
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.policy import Policy
@@ -63,7 +64,6 @@ class PackedConditions:
         self.reference = FixedAgent(agent.policy, agent.policy.reference_parameters())
         self._agent, self._room, self._limit = agent, room, kept
         self._kept: dict[tuple, Packed] = {}
-        self._programs: dict[Policy, Callable] = {}
 
     def prompts(self, groups: Groups) -> PyTree:
         """Packed prompts `[num_groups, num_chunks, ...]`, a group's following each other."""
@@ -85,7 +85,8 @@ class PackedConditions:
             batch = missing[start : start + at_once]
             padded = [*batch, *batch[-1:] * (at_once - len(batch))]
             together = jax.tree.map(lambda *x: np.stack(x), *(own.prompts for own in padded))
-            tables = self._tables_of(fixed, place(together, layout.stacked(True)))
+            shown = place(together, layout.stacked(True))
+            tables = _reader(fixed.policy, layout)(self._agent.frozen, shown, fixed.trainable)
             for own, table in zip(batch, jax.device_get(tables), strict=False):
                 own.tables[fixed] = table
         return np.stack(
@@ -104,18 +105,18 @@ class PackedConditions:
         prompts = self._agent.prompter.inputs([[condition]], self._room)
         return Packed(jax.tree.map(lambda leaf: leaf[0], prompts), {})
 
-    def _tables_of(self, fixed: FixedAgent, prompts: PyTree) -> jax.Array:
-        """The agent's tables of conditions on a leading axis."""
-        layout, policy = self._agent.layout, fixed.policy
 
-        def read(frozen, prompts, trainable):
-            table = lambda shown: policy.bind(frozen, shown).table(trainable).log_probs
-            if len(jax.tree.leaves(prompts)[0]) == 1:
-                return table(jax.tree.map(lambda leaf: leaf[0], prompts))[None]
-            return map_spread(table, prompts, layout)
+@functools.lru_cache(maxsize=32)
+def _reader(policy: Policy, layout: Layout) -> Callable[..., jax.Array]:
+    """The program from frozen arrays, prompts and parameters to tables, compiled once.
 
-        if policy not in self._programs:
-            self._programs[policy] = jax.jit(
-                read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN)
-            )
-        return self._programs[policy](self._agent.frozen, prompts, fixed.trainable)
+    Prompts, and the tables' log-probabilities, have a leading axis of conditions.
+    """
+
+    def read(frozen, prompts, trainable):
+        table = lambda shown: policy.bind(frozen, shown).table(trainable).log_probs
+        if len(jax.tree.leaves(prompts)[0]) == 1:
+            return table(jax.tree.map(lambda leaf: leaf[0], prompts))[None]
+        return map_spread(table, prompts, layout)
+
+    return jax.jit(read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))

@@ -68,6 +68,9 @@ class BoundPolicy(Protocol):
 class Policy(Protocol):
     """The interface every policy has."""
 
+    def __hash__(self) -> int:
+        """Compiled programs are kept by policy: those that are equal compute the same."""
+
     @property
     def dropout(self) -> bool:
         """Whether dropout keys are used."""

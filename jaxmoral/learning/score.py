@@ -5,6 +5,7 @@ policies' alone.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,16 @@ import numpy as np
 
 from jaxmoral.config import Config, MixtureConfig
 from jaxmoral.devices.compiler import OFTEN, on_cpu
-from jaxmoral.devices.mesh import map_spread, place
+from jaxmoral.devices.mesh import Layout, map_spread, place
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.losses import exploitability
 from jaxmoral.learning.met import Met
+from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, per_member
 from jaxmoral.learning.state import TrainState, per_player
 from jaxmoral.world import chain as chains
-from jaxmoral.world.memory import Memory
+from jaxmoral.world.memory import Memory, make_memory
 from jaxmoral.world.rollout import Environment
 
 
@@ -39,19 +41,48 @@ def make_score(members: Members, met: Met) -> Callable[[TrainState], np.ndarray]
     plain = [(_undrawn(config), agent) for config, agent in members]
     config, agent = plain[0]
     several, differ = len(plain) > 1, "prompts" in per_member(plain)
-    memory = agent.presentation.remembers(training_game(config))
     place_of, conditions = agent.layout.stacked, Conditions(plain, met)
     shown = conditions.shown(0)
     prompts = place(conditions.prompts(shown), place_of(differ))
     arena = conditions.environment(shown, config.updates - 1, past=False)
     arena = place(arena, place_of(several))
+    presentation, game = agent.presentation, training_game(config)
+    remembers = (presentation.memory, game.num_players, presentation.blank)
+    rounds = config.env.rounds
+    program = _jit_scores(agent.policy, agent.layout, remembers, rounds, several, differ)
+
+    def scores_of(state: TrainState) -> np.ndarray:
+        return jax.device_get(program(agent.frozen, prompts, arena, state.players.trainable))
+
+    return scores_of
+
+
+@functools.lru_cache(maxsize=32)
+def _jit_scores(
+    policy: Policy,
+    layout: Layout,
+    remembers: tuple[int, int, bool],
+    num_rounds: int,
+    several: bool,
+    differ: bool,
+) -> Callable[..., jax.Array]:
+    """The program from frozen arrays, prompts, environment and parameters to members' rewards.
+
+    Args:
+      policy, layout: of the agents.
+      remembers: arguments of `make_memory`.
+      num_rounds: length of an episode.
+      several: whether there is a leading axis of members.
+      differ: whether the prompts have it too.
+    """
+    memory = make_memory(*remembers)
 
     def score(frozen, prompts, environment, trainable):
         def table(shown, trainable):
-            return agent.policy.bind(frozen, shown).table(trainable)
+            return policy.bind(frozen, shown).table(trainable)
 
         log_probs = per_player(table, prompts, trainable).log_probs
-        return expected_reward(log_probs, environment, memory, config.env.rounds)
+        return expected_reward(log_probs, environment, memory, num_rounds)
 
     def score_members(frozen, prompts, environment, trainable):
         def score_member(xs):
@@ -59,17 +90,12 @@ def make_score(members: Members, met: Met) -> Callable[[TrainState], np.ndarray]
             return score(frozen, own if differ else prompts, environment, trainable)
 
         own = prompts if differ else None
-        return map_spread(score_member, (environment, trainable, own), agent.layout)
+        return map_spread(score_member, (environment, trainable, own), layout)
 
     def scores(*arguments):
         return score_members(*arguments) if several else score(*arguments)[None]
 
-    program = jax.jit(scores, out_shardings=place_of(False), compiler_options=on_cpu(OFTEN))
-
-    def scores_of(state: TrainState) -> np.ndarray:
-        return jax.device_get(program(agent.frozen, prompts, arena, state.players.trainable))
-
-    return scores_of
+    return jax.jit(scores, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
 
 
 def _undrawn(config: Config) -> Config:

@@ -4,6 +4,7 @@ Parameters, tables and trajectories carry a leading axis of players: one who mee
 who meet each other, each with everything of its own but the base.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,6 +105,15 @@ ADJUSTABLE = (
 def adjustable(config: PPOConfig) -> dict[str, Any]:
     """The settings that an update takes as arrays, by name."""
     return {name: np.float32(getattr(config, name)) for name in ADJUSTABLE}
+
+
+def fixed(config: PPOConfig) -> PPOConfig:
+    """The settings with defaults in the place of the adjustable ones.
+
+    Updates that agree in them are one program.
+    """
+    defaults = PPOConfig()
+    return dataclasses.replace(config, **{name: getattr(defaults, name) for name in ADJUSTABLE})
 
 
 def make_optimiser(config: PPOConfig, num_updates: int) -> optax.GradientTransformation:

@@ -50,14 +50,16 @@ def think_aloud(agent: Agent, condition: Condition, trainable: Any, key: jax.Arr
         answers = np.asarray(policy_table(agent, condition, trainable).log_probs)[:, None]
         return Spoken(answers, None, [[""]] * len(answers))
     prompts = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
-
-    @jax.jit
-    def think(frozen, prompts, trainable, key):
-        model = policy.bind(frozen, prompts)
-        thoughts = model.think(trainable, key)
-        return thoughts, model.read(trainable, thoughts).answers
-
-    thoughts, answers = think(agent.frozen, prompts, trainable, key)
+    thoughts, answers = _think(policy, agent.frozen, prompts, trainable, key)
     texts, around = decode(agent, thoughts), policy.thinking
     before = [[f"{around.opens} {text}{around.cue}" for text in row] for row in texts]
     return Spoken(np.asarray(answers), texts, before)
+
+
+@jax.jit(static_argnums=0)
+def _think(
+    policy: ThinkingPolicy, frozen: Any, prompts: Any, trainable: Any, key: jax.Array
+) -> tuple[Thoughts, jax.Array]:
+    model = policy.bind(frozen, prompts)
+    thoughts = model.think(trainable, key)
+    return thoughts, model.read(trainable, thoughts).answers

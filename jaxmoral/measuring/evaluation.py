@@ -6,9 +6,9 @@ over the frequencies that the program returns.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
-from jaxmoral.devices.mesh import place
+from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation
@@ -27,6 +27,7 @@ from jaxmoral.language.suites import REDRAWN, Subject, conditions
 from jaxmoral.learning.agent import Agent, presentation_with
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import seen_in_training
+from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import Which
 from jaxmoral.learning.tabular_policy import TablePrompter
@@ -208,14 +209,7 @@ def _measure_all(
         episodes=settings.episodes if "sampled" in settings.protocols else None,
     )
     everywhere = agent.layout.sharding()
-
-    @partial(jax.jit, out_shardings=everywhere)
-    def prepare(seed, *trained):
-        init_key, key = jax.random.split(jax.random.key(seed))
-        policies = [agent.policy.init(init_key), *trained]
-        key = jax.random.fold_in(key, KEY_TAG)
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies), key
-
+    prepare = _jit_prepare(agent.policy, agent.layout)
     trainables, key = prepare(config.seed, *([] if trained is None else [trained]))
     draws = place(draw_paper() if "paper" in settings.protocols else (), everywhere)
     found = {}
@@ -234,6 +228,19 @@ def _measure_all(
         for at, index in enumerate(group):
             found[unique[index].key] = jax.tree.map(itemgetter(at), measured)
     return found
+
+
+@functools.lru_cache(maxsize=32)
+def _jit_prepare(policy: Policy, layout: Layout) -> Callable[..., tuple[PyTree, jax.Array]]:
+    """The program from a seed and perhaps tuned parameters to all parameters and a PRNG key."""
+
+    def prepare(seed, *trained):
+        init_key, key = jax.random.split(jax.random.key(seed))
+        policies = [policy.init(init_key), *trained]
+        key = jax.random.fold_in(key, KEY_TAG)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *policies), key
+
+    return jax.jit(prepare, out_shardings=layout.sharding())
 
 
 def opponents_of(config: Config, games: Sequence[Game]) -> Opponent:

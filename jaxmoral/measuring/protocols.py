@@ -216,7 +216,8 @@ def sampled_visits(trajectories: Trajectories, memory: Memory) -> jax.Array:
     shape = (memory.num_previous, 3, memory.num_moves)
     cell = trajectories.previous.astype(jnp.int32) * 3 + trajectories.outcome
     cell = cell * memory.num_moves + trajectories.other_action
-    return jnp.array([jnp.mean(cell == index) for index in range(np.prod(shape))]).reshape(shape)
+    share = lambda index: jnp.mean(cell == index)
+    return jax.lax.map(share, jnp.arange(np.prod(shape))).reshape(shape)
 
 
 def paper_visits(log_probs: jax.Array, draws: Draws) -> jax.Array:

@@ -95,18 +95,9 @@ def study(
     inputs = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
     policy = agent.policy
     assert isinstance(policy, ThinkingPolicy)
-
-    @jax.jit
-    def think(frozen, inputs, trainable, key):
-        return policy.bind(frozen, inputs).think(trainable, key)
-
-    @jax.jit
-    def answer(frozen, inputs, trainable, thoughts):
-        return policy.bind(frozen, inputs).read(trainable, thoughts).answers
-
     keys = dict(zip(policies, jax.random.split(key, len(policies)), strict=True))
     thought = {
-        name: think(agent.frozen, inputs, trainable, keys[name])
+        name: _think(policy, agent.frozen, inputs, trainable, keys[name])
         for name, trainable in policies.items()
     }
     memory = condition.presentation.remembers(condition.game)
@@ -122,7 +113,9 @@ def study(
         given |= {"base's": thought["base"]} if name != "base" else {}
         given |= {"another agent's": thought["swapped"]} if "swapped" in thought else {}
         answers = {
-            whose: np.asarray(answer(agent.frozen, inputs, policies[name], thoughts), np.float64)
+            whose: np.asarray(
+                _answers(policy, agent.frozen, inputs, policies[name], thoughts), np.float64
+            )
             for whose, thoughts in given.items()
         }
         found[name] = {
@@ -132,6 +125,20 @@ def study(
         }
     around = policy.thinking
     return {"tokens": around.tokens, "thoughts": around.thoughts, "policies": found}
+
+
+@jax.jit(static_argnums=0)
+def _think(
+    policy: ThinkingPolicy, frozen: PyTree, inputs: PyTree, trainable: PyTree, key: jax.Array
+) -> Thoughts:
+    return policy.bind(frozen, inputs).think(trainable, key)
+
+
+@jax.jit(static_argnums=0)
+def _answers(
+    policy: ThinkingPolicy, frozen: PyTree, inputs: PyTree, trainable: PyTree, thoughts: Thoughts
+) -> jax.Array:
+    return policy.bind(frozen, inputs).read(trainable, thoughts).answers
 
 
 def _by_history(each: np.ndarray) -> np.ndarray:
