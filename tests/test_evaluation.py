@@ -30,6 +30,7 @@ from jaxmoral.world.opponents import get_opponent
 from jaxmoral.world.streams import Streams
 
 SURE = 40.0
+measure = partial(evaluate_agent, protocols=["exact"])
 
 
 def player(choice):
@@ -77,7 +78,7 @@ def test_no_key_of_an_evaluation_is_one_of_training(monkeypatch):
 
 
 def test_regrets_of_an_unconditional_cooperator():
-    result = evaluate_agent(player((0, 0)))
+    result = measure(player((0, 0)))
     assert set(result["suites"]["trained"]) == set(GAMES)
     for name, game in GAMES.items():
         joint = game.payoffs.sum(0)
@@ -91,17 +92,17 @@ def test_regrets_of_an_unconditional_cooperator():
 
 
 def test_regrets_of_a_defector_and_of_nonsense():
-    defector = exact(evaluate_agent(player((1, 1))), "ipd")
+    defector = exact(measure(player((1, 1))), "ipd")
     assert defector["regret"]["deontological"]["points"] == pytest.approx(1.5, abs=1e-4)
     assert defector["action_types"]["D|C"] == pytest.approx(0.5, abs=1e-5)
-    nonsense = exact(evaluate_agent(player((2, 2))), "ipd")
+    nonsense = exact(measure(player((2, 2))), "ipd")
     assert nonsense["regret"]["deontological"]["normalised"] == pytest.approx(1)
     assert nonsense["regret"]["utilitarian"]["normalised"] == pytest.approx(1)
     assert nonsense["action_types"]["illegal|D"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_mirroring_agent_meets_tit_for_tat():
-    result = evaluate_agent(player((0, 1)), ["ipd"], ["tit-for-tat", "always-defect"])
+    result = measure(player((0, 1)), ["ipd"], ["tit-for-tat", "always-defect"])
     kinds = exact(result, "ipd", "tit-for-tat")["action_types"]
     assert kinds["C|C"] == pytest.approx(0.5, abs=1e-5)
     assert kinds["D|D"] == pytest.approx(0.5, abs=1e-5)
@@ -171,16 +172,16 @@ def test_what_an_agent_does_not_know_is_refused(memory, asked, message):
 
 def test_all_games_are_those_an_agent_can_play_with_its_own_among_them():
     size, flags = MEMORIES["three players"]
-    alone = evaluate_agent(with_logits(np.zeros((size, 3)), *flags), games=["all"])
+    alone = measure(with_logits(np.zeros((size, 3)), *flags), games=["all"])
     assert len(alone["suites"]["trained"]) == 1
     flags = ["--env.game", "donation(3,1)"]
-    among = evaluate_agent(with_logits(np.zeros((4, 3)), *flags), games=["all"])
+    among = measure(with_logits(np.zeros((4, 3)), *flags), games=["all"])
     assert list(among["suites"]["trained"])[-1] == "donation(3,1)"
     assert len(among["suites"]["trained"]) == 7
 
 
 def test_base_stands_beside_tuned():
-    result = evaluate_agent(player((0, 0)))
+    result = measure(player((0, 0)))
     assert result["policies"] == ["base", "tuned"]
     base = played(result, "ipd")["base"]["remembered"]["CD"]
     assert base == pytest.approx({"C": 1 / 3, "D": 1 / 3, "illegal": 1 / 3}, abs=1e-5)
@@ -193,7 +194,7 @@ def test_base_stands_beside_tuned():
 
 
 def test_an_untrained_model_alone():
-    result = evaluate_agent(configs.load(None, ["--model.source", "tabular"]), ["bos"])
+    result = measure(configs.load(None, ["--model.source", "tabular"]), ["bos"])
     assert result["policies"] == ["base"]
     assert list(result["suites"]["trained"]) == ["bos"]
 
@@ -307,9 +308,9 @@ def test_the_papers_protocol_is_a_shared_trajectory(monkeypatch):
 
 def test_xi_at_test_time():
     agent = player((1, 1))
-    three = evaluate_agent(agent, ["ipd"])
+    three = measure(agent, ["ipd"])
     changed = dataclasses.replace(agent.config.evaluation, xi=4.0)
-    four = evaluate_agent(
+    four = measure(
         dataclasses.replace(agent, config=dataclasses.replace(agent.config, evaluation=changed)),
         ["ipd"],
     )

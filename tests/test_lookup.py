@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -40,6 +41,9 @@ def two(tmp_path):
     return [tmp_path / f"{name}.yaml" for name in texts]
 
 
+measure = partial(evaluate_agent, protocols=["exact"])
+
+
 def points(evaluation, game="mine", opponent="own"):
     found = evaluation["suites"]["trained"][game]["policies"]["base"]["opponents"]
     return found[opponent]["exact"]["rewards"]["utilitarian"]
@@ -55,11 +59,11 @@ def test_two_files_mean_different_things_by_a_name(two):
     before = list(games.GAMES), list(opponents.OPPONENTS)
     kind, rich, plain = (configs.load(path, TABULAR) for path in two)
     trained = [train_agent(config, say=quiet) for config in (kind, rich)]
-    found = [evaluate_agent(one, ["all"], ["own"]) for one in trained]
+    found = [measure(one, ["all"], ["own"]) for one in trained]
     assert list(found[0]["suites"]["trained"]) == [*before[0], "mine"]
     assert points(found[0]) == pytest.approx(by_hand(3, 1), abs=1e-4)
     assert points(found[1]) == pytest.approx(by_hand(30, 0), abs=1e-4)
-    assert list(evaluate_agent(plain, ["all"])["suites"]["trained"]) == before[0]
+    assert list(measure(plain, ["all"])["suites"]["trained"]) == before[0]
     assert (list(games.GAMES), list(opponents.OPPONENTS)) == before
     with pytest.raises(UserError, match="opponent: unknown name 'own'"):
         evaluate_agent(plain, ["ipd"], ["own"])
@@ -84,9 +88,7 @@ def test_a_run_read_back_has_its_own(two, tmp_path):
     try:
         config, agent, _ = load_run(folder)
         assert training_game(config).payoffs.max() == 30
-        assert points(evaluate_agent(folder, ["mine"], ["own"])) == pytest.approx(
-            by_hand(30, 0), abs=1e-4
-        )
+        assert points(measure(folder, ["mine"], ["own"])) == pytest.approx(by_hand(30, 0), abs=1e-4)
         reward = dataclasses.replace(config.reward, name="utilitarian")
         assert reward_bounds(dataclasses.replace(config, reward=reward), 0)[1] == 60
     finally:
