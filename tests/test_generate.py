@@ -14,6 +14,7 @@ from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.peft import merge
 
 GREEDY = Sampling(temperature=0.0)
+KINDS = [kind for kind in CONFIGS if kind != "gemma4-vision"]  # whose decoder is gemma4-sharing's
 
 
 class NoStops:
@@ -26,7 +27,7 @@ class NoStops:
         return None
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_greedy_equals_torch_on_tiny_models(kind, tmp_path):
     """Prompts of different lengths, windows shorter than the prompts, soft caps."""
     twin = save_tiny(kind, tmp_path)
@@ -42,7 +43,7 @@ def test_greedy_equals_torch_on_tiny_models(kind, tmp_path):
         assert len(got) == 12 or best[-1] == NoStops.eos_token_id
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_log_probabilities_with_a_cache_equal_torch(kind, tmp_path):
     """After a prompt and after each further token, beside a shorter sequence."""
     twin = save_tiny(kind, tmp_path)
@@ -50,15 +51,23 @@ def test_log_probabilities_with_a_cache_equal_torch(kind, tmp_path):
     sequences, size = np.array([range(5, 23), range(60, 78)], np.int32), 11
     sequences[1, :4] = 0  # padding
     padding = jnp.array([0, 4])
-    model = nnx.merge(definition, weights)
     adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
     length = sequences.shape[1]
-    prompts = jnp.asarray(sequences[:, :size])
-    logits, caches = _prefill(model, prompts, padding, adapter, length, beside)
+
+    @jax.jit
+    def read(weights, prompts):
+        model = nnx.merge(definition, weights)
+        return _prefill(model, prompts, padding, adapter, length, beside)
+
+    @jax.jit
+    def go_on(weights, token, place, caches):
+        model = nnx.merge(definition, weights)
+        return _decode(model, token, place, padding, adapter, caches, beside)
+
+    logits, caches = read(weights, sequences[:, :size])
     found = [logits]
     for place in range(size, length):
-        token = jnp.asarray(sequences[:, place])
-        logits, caches = _decode(model, token, jnp.array(place), padding, adapter, caches, beside)
+        logits, caches = go_on(weights, sequences[:, place], place, caches)
         found.append(logits)
     ours = jax.nn.log_softmax(jnp.stack(found, 1))
     for row, skipped in enumerate(padding.tolist()):
