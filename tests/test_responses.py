@@ -19,6 +19,25 @@ from jaxmoral.language.responses import (
 PIECES = [b"a", b"ab", b"b", b" ", b" a", b"1", b"2", b"b1", b"\n", None, b"", b"x"]
 STOP = 10
 BUDGETS = (2, 3, 4)
+compiled = jax.jit(outcome_log_probs)
+
+
+def random_model(seed, prefixes):
+    """A random next-token distribution for every prefix: logits by prefix, and log-probabilities.
+
+    The given prefixes are drawn first, the others when they are asked for.
+    """
+    generator, logits, normal = np.random.default_rng(seed), {}, {}
+
+    def log_probs(prefix):
+        if prefix not in logits:
+            row = logits[prefix] = 3 * generator.normal(size=len(PIECES))
+            normal[prefix] = (row - np.log(np.exp(row).sum())).tolist()
+        return normal[prefix]
+
+    for prefix in prefixes:
+        log_probs(prefix)
+    return logits, log_probs
 
 
 def outcome(sequence, labels):
@@ -56,22 +75,13 @@ def test_a_space_may_cost_a_token_more(labels, budgets):
     if budget == 1 and len(labels[0]) > 2:
         labels = [b"a", b"b"]
     responses = spell(labels, index_pieces(PIECES), [STOP], *budgets, max_prefixes=1000)
-    generator = np.random.default_rng(2)
-    logits = {}
-
-    def log_probs(prefix):
-        if prefix not in logits:
-            logits[prefix] = 3 * generator.normal(size=len(PIECES))
-        return logits[prefix] - np.log(np.exp(logits[prefix]).sum())
-
-    for prefix in responses.prefixes:
-        log_probs(prefix)
+    logits, log_probs = random_model(2, responses.prefixes)
     expected = np.zeros(3)
     for sequence in itertools.product(range(len(PIECES)), repeat=longest):
         p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
         expected[outcome_after_a_space(sequence, labels, budget)] += p
     rows = np.stack([logits[prefix] for prefix in responses.prefixes])
-    ours = jnp.exp(outcome_log_probs(jnp.asarray(rows)[None], responses.trie))[0]
+    ours = jnp.exp(compiled(rows[None], responses.trie))[0]
     np.testing.assert_allclose(ours, expected, rtol=2e-5)
     plain = spell(labels, index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
     assert set(plain.prefixes) <= set(responses.prefixes)
@@ -106,16 +116,7 @@ def option(sequence, labels, budgets):
 )
 def test_several_options_equal_brute_force(labels, budgets):
     responses = spell(labels, index_pieces(PIECES), [STOP], budgets, max_prefixes=1000)
-    generator = np.random.default_rng(3)
-    logits = {}
-
-    def log_probs(prefix):
-        if prefix not in logits:
-            logits[prefix] = 3 * generator.normal(size=len(PIECES))
-        return logits[prefix] - np.log(np.exp(logits[prefix]).sum())
-
-    for prefix in responses.prefixes:
-        log_probs(prefix)
+    logits, log_probs = random_model(3, responses.prefixes)
     expected = np.zeros(len(labels) + 1)
     for sequence in itertools.product(range(len(PIECES)), repeat=max(budgets)):
         p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
@@ -143,25 +144,13 @@ def test_a_short_option_needs_no_room_for_a_long_one():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_distribution_equals_brute_force(budget, labels, seed):
     responses = spell(labels, index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
-    generator = np.random.default_rng(seed)
-    size = len(PIECES)
-    # A random next-token distribution for every prefix, as a model would give.
-    logits = {}
-
-    def log_probs(prefix):
-        if prefix not in logits:
-            logits[prefix] = 3 * generator.normal(size=size)
-        row = logits[prefix]
-        return row - np.log(np.exp(row).sum())
-
-    for prefix in responses.prefixes:
-        log_probs(prefix)
+    logits, log_probs = random_model(seed, responses.prefixes)
     expected = np.zeros(3)
-    for sequence in itertools.product(range(size), repeat=budget):
+    for sequence in itertools.product(range(len(PIECES)), repeat=budget):
         p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
         expected[outcome(sequence, labels)] += p
     rows = np.stack([logits[prefix] for prefix in responses.prefixes])
-    ours = jnp.exp(outcome_log_probs(jnp.asarray(rows)[None], responses.trie))[0]
+    ours = jnp.exp(compiled(rows[None], responses.trie))[0]
     np.testing.assert_allclose(ours, expected, rtol=2e-5)
     assert expected[:2].min() > 0
 
@@ -178,7 +167,7 @@ def test_gradient_equals_finite_differences():
     shape = (1, len(responses.prefixes), len(PIECES))
     logits = jax.random.normal(jax.random.key(0), shape)
     weights = jnp.array([0.3, -1.0, 2.0])
-    loss = lambda logits: jnp.sum(outcome_log_probs(logits, responses.trie) * weights)
+    loss = jax.jit(lambda logits: jnp.sum(compiled(logits, responses.trie) * weights))
     gradient = jax.grad(loss)(logits)
     for index in [(0, 0, 1), (0, 1, 5), (0, 2, 11), (0, 0, 9)]:
         bump = jnp.zeros(shape).at[index].set(1e-2)
