@@ -4,9 +4,9 @@ Every program that is compiled is kept, however small it is, for the other tests
 and the commands that tests start: the same update is compiled once a session, and once a machine
 as long as nothing in it changes.
 
-A test that asks for the real model is marked `real`, one of a file that imports torch `torch`;
-`make check` leaves both out, and what is marked `slow`. What is real stays together on one worker,
-like each file.
+A test that asks for the real model is marked `real`, one of a file that imports torch `torch`, one
+that trains the tiny language model `slow`; `make check` leaves all three out. What is real stays
+together on one worker, like each file.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest
+import tiny_model
 import torch
 import transformers
 from compiling import compile_quickly
@@ -38,9 +39,12 @@ gemma_load.use_compilation_cache()
 torch.set_num_threads(1)  # of tiny models; more would wait for each other
 gc.set_threshold(100_000, 50, 50)  # tracing makes many objects, of which few are cycles
 
+MUCH = 3 * 2**30  # bytes of a process
+
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
 REAL = {"real", "gguf_file", "smol"}  # fixtures
+SLOW = {"shallow"}  # a language model's updates take seconds to compile, however small it is
 
 
 def pytest_collection_modifyitems(items):
@@ -50,6 +54,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("real")
         if {"torch", "save_tiny"} & vars(item.module).keys() or "tiny" in item.fixturenames:
             item.add_marker("torch")
+        if not SLOW.isdisjoint(item.fixturenames):
+            item.add_marker("slow")
     place = {name: index for index, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(worker_scope(item.path), len(SLOWEST)))
 
@@ -80,11 +86,17 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_for_this_file():
-    """Compiled programs hold memory; what another file needs of them is on disk."""
+def room_for_the_next_file():
+    """Compiled programs hold memory; when it is much, what other files need of them is on disk."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if resident_bytes() > MUCH:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_bytes() -> int:
+    """The memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # Sizes of tiny random models; a window of 4 is shorter than any sequence the tests use.
@@ -214,6 +226,14 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     twin = save_tiny("gemma3", folder)
     return *load_tiny(folder)[:3], twin
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory) -> Path:
+    """The folder of a tiny language model with a layer of each kind; its labels are X and Y."""
+    folder = tmp_path_factory.mktemp("shallow") / "model"
+    tiny_model.write(folder, **tiny_model.SHALLOW)
+    return folder
 
 
 @pytest.fixture(scope="session")

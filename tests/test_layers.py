@@ -96,6 +96,10 @@ def test_a_program_does_not_grow_with_depth():
     assert lines_of_program(60) <= 1.01 * lines_of_program(12)
 
 
+# A language model's updates take seconds to compile, however small it is.
+slow = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = {}
@@ -122,6 +126,7 @@ def alone(request, folders):
     return folder, train_population(load_members(None, flags(folder)), say=silent)[""]
 
 
+@slow
 def test_it_learns_and_its_exports_say_the_same(alone, tmp_path):
     """Merged, and as an adapter that is put on the base again."""
     folder, trained = alone
@@ -145,6 +150,7 @@ def test_it_learns_and_its_exports_say_the_same(alone, tmp_path):
         assert again[cell] == pytest.approx(shares, abs=1e-4)
 
 
+@slow
 def test_members_of_a_population_are_their_own_runs(alone):
     folder, trained = alone
     members = load_members(None, flags(folder, "--seed", "[1, 0]"))
@@ -155,6 +161,7 @@ def test_members_of_a_population_are_their_own_runs(alone):
         assert gap <= 1e-4 * max(np.linalg.norm(ours), 1)
 
 
+@slow
 def test_rows_of_sampled_tokens_are_looked_up_within_the_program(folders):
     """The probability of an answer's first token is the one that the prompt tree gives."""
     settings = resolve(config.load(None, flags(folders["sharing"])))
@@ -181,6 +188,7 @@ def test_what_is_only_looked_up_stays_on_the_disk(folders):
     np.testing.assert_array_equal(model.beside.read([[5, 9], [2, 5]]), table[[[5, 9], [2, 5]]])
 
 
+@slow
 def test_training_on_sampled_tokens_runs(folders):
     given = flags(folders["sharing"], "--ppo.level", "token", "--env.episodes", "2")
     given += ["--env.rounds", "1"]

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -19,7 +18,7 @@ from jaxmoral.measuring.source import load_source, parameters
 from jaxmoral.models.vocabulary import cut, divergence, know, soft_cap
 
 FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
-FLAGS += ["--ppo.learning_rate", "0.01"]
+FLAGS += ["--ppo.learning_rate", "0.01", "--lora.targets", "[q, down]"]
 WORDS = "You are in a game with another player, and the points depend on what both choose. " * 3
 
 
@@ -30,10 +29,8 @@ def kept_here(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model.write(folder)
-    config = configs.load(None, [*FLAGS, "--model.source", str(folder)])
+def loaded(shallow):
+    config = configs.load(None, [*FLAGS, "--model.source", str(shallow)])
     return load_source(train_agent(config, say=lambda line: None))
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-import tiny_model
 
 import jaxmoral
 from jaxmoral import config as configs
@@ -36,7 +35,7 @@ from jaxmoral.measuring.scenarios import describe_suite, evaluate_scenarios, svo
 from jaxmoral.measuring.source import load_source
 
 FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
-FLAGS += ["--ppo.learning_rate", "0.01"]
+FLAGS += ["--ppo.learning_rate", "0.01", "--lora.targets", "[q, down]"]
 GOOD = {
     "text": "You share a game with A.",
     "options": [
@@ -48,10 +47,8 @@ THREE = {"text": "What is next?", "options": ["the first", "the second", "the th
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model.write(folder)
-    config = configs.load(None, [*FLAGS, "--model.source", str(folder)])
+def trained(shallow):
+    config = configs.load(None, [*FLAGS, "--model.source", str(shallow)])
     return train_agent(config, say=lambda line: None)
 
 

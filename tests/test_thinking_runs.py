@@ -1,6 +1,7 @@
 """Runs of agents that think: training, resuming, meeting, evaluating, and what is refused."""
 
 import json
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_model
 from on_mesh import numbers
 from test_mesh import finish, start
 
@@ -36,15 +36,8 @@ quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_model.write(path, num_layers=2, global_layers=(False, True))
-    return path
-
-
-@pytest.fixture(scope="module")
-def flags(folder):
-    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--env.episodes", "96"]
+def flags(shallow):
+    given = ["--model.source", str(shallow), "--prompt.labels", "[X, Y]", "--env.episodes", "96"]
     given += ["--thinking.tokens", "4", "--thinking.thoughts", "3", "--updates", "3"]
     return [*given, "--ppo.learning_rate", "1e-2", "--lora.targets", "[q, v]"]
 
@@ -91,14 +84,13 @@ def test_marks_around_thoughts_are_settled(run):
 
 def test_a_resumed_run_is_the_same_to_the_last_bit(run, flags, tmp_path):
     _, whole = run
-    steady = ["--ppo.final_entropy_coef", "1.0"]
-    short = settings(flags, *steady, "--updates", "2")
-    train_agent(short, tmp_path / "parts", say=quiet)
-    parts = train_agent(settings(flags, *steady), tmp_path / "parts", resume=True, say=quiet)
-    through = train_agent(settings(flags, *steady), say=quiet)
-    for ours, theirs in zip(leaves(parts), leaves(through), strict=True):
+    config = settings(flags, "--checkpoint_every", "2")
+    train_agent(config, tmp_path / "cut", say=quiet)
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "3")  # as if the rest had been lost
+    resumed = train_agent(config, tmp_path / "cut", resume=True, say=quiet)
+    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert records(parts) == records(through)[2:]
+    assert records(resumed) == records(whole)[2:]
 
 
 def test_nothing_is_compiled_after_the_first_update(flags, caplog):
@@ -141,8 +133,7 @@ def test_it_works_with(way, flags):
 
 def test_members_of_a_population_are_runs_alone(flags):
     members = {
-        name: settings(flags, "--reward.name", name, "--updates", "2")
-        for name in ("deontological", "utilitarian")
+        name: settings(flags, "--reward.name", name) for name in ("deontological", "utilitarian")
     }
     together = train_population(members, say=quiet)
     for name, config in members.items():
@@ -158,11 +149,8 @@ MESHES = {
 }
 
 
-@pytest.mark.slow
 def test_two_devices_compute_what_one_does(flags, tmp_path):
-    jobs = [
-        {"name": name, "flags": [*flags, "--updates", "2", *more]} for name, more in MESHES.items()
-    ]
+    jobs = [{"name": name, "flags": [*flags, *more]} for name, more in MESHES.items()]
     found = finish([start(tmp_path / "found.npz", jobs, 2)], tmp_path / "found.npz")
     for job in jobs:
         members = load_members(None, job["flags"][:-2])  # without the mesh
@@ -279,9 +267,9 @@ def test_without_thinking_prompts_are_as_they_were():
         assert prompts.thinking_cue(name) == "\nAnswer:"
 
 
-def test_a_prompt_opens_the_thought_and_the_cue_follows(flags, folder):
+def test_a_prompt_opens_the_thought_and_the_cue_follows(flags, shallow):
     config = resolve(settings(flags))
-    model = load(str(folder))
+    model = load(str(shallow))
     thinking = make_thinking(config, model, ["structured"])
     prompter = Prompter(model, "plain", thinking=thinking)
     condition = Condition(IPD, Presentation(labels=("X", "Y")))
@@ -296,8 +284,8 @@ def test_a_prompt_opens_the_thought_and_the_cue_follows(flags, folder):
     assert set(model.stop_tokens()) <= set(thinking.stops)
 
 
-def test_models_that_think_between_marks_get_theirs(folder):
-    model = load(str(folder))
+def test_models_that_think_between_marks_get_theirs(shallow):
+    model = load(str(shallow))
     assert own_channel(model, "chat") == CHAT
     model.tokenizer.add_tokens(["<think>", "</think>"])
     assert own_channel(model, "chat") == OWN[0]

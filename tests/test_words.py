@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.language import prompts
@@ -19,14 +18,12 @@ from jaxmoral.world import games
 
 LABELS = ("X", "Y")
 FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
-FLAGS += ["--ppo.learning_rate", "0.01"]
+FLAGS += ["--ppo.learning_rate", "0.01", "--lora.targets", "[q, down]"]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model.write(folder)
-    return configs.load(None, [*FLAGS, "--model.source", str(folder)])
+def config(shallow):
+    return configs.load(None, [*FLAGS, "--model.source", str(shallow)])
 
 
 @pytest.fixture(scope="module")
