@@ -9,6 +9,7 @@ from jaxmoral.config import ALONE, Config
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.learning import training
 from jaxmoral.learning.run_folder import run_folders
+from jaxmoral.learning.trackers import add_to_trackers
 from jaxmoral.learning.trained import TrainedAgent
 
 
@@ -60,4 +61,5 @@ def _draw(folders: list[Path]) -> None:
     for folder in tqdm(folders, "pictures", leave=False, disable=len(folders) == 1):
         run = read_run(folder)
         drawn = figures.training_types({run.title: [run]})
-        figures.save(drawn, folder / "action_types.png")
+        picture = figures.save(drawn, folder / "action_types.png")
+        add_to_trackers(folder, len(run.history), {}, [picture])

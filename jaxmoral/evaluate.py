@@ -15,8 +15,8 @@ from jaxmoral.language.scenarios import LABEL_SETS, read_suite
 from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
 from jaxmoral.language.texts import BUILTIN
-from jaxmoral.learning.run_folder import is_population, member_names
-from jaxmoral.learning.saved import Which, load_population, update_of
+from jaxmoral.learning.run_folder import Which, is_population, member_names
+from jaxmoral.learning.saved import load_population, update_of
 from jaxmoral.measuring.beyond import Asked, check, measure_beyond
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation

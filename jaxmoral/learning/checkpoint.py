@@ -57,9 +57,9 @@ def _read_back(stored: _Stored) -> TrainState:
 def changed_keys(config: Config, saved: Config) -> list[str]:
     """The keys in which a checkpoint's configuration differs, but for what may change.
 
-    Other devices may go on, with more or less memory, and for longer (see `resume`).
+    Other devices may go on, with more or less memory, for longer (see `resume`), other trackers on.
     """
-    free = ("mesh.", "mixture.kept", "updates")
+    free = ("mesh.", "mixture.kept", "updates", "tracker")
     return [key for key in differences(config, saved) if not key.startswith(free)]
 
 

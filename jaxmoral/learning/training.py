@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,10 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
 from jaxmoral.learning.run_folder import check_run_folder, locked, write_configs
 from jaxmoral.learning.score import make_score
+from jaxmoral.learning.starting import pin_adapter, start_from
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.summary import summary_lines
+from jaxmoral.learning.trackers import Trackers, check_trackers
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.learning.whom import past_updates
 
@@ -102,10 +104,13 @@ def _train(
     check_asked(list(members.values()))
     resolved = {name: resolve(config) for name, config in members.items()}
     check_population(list(resolved.values()))
+    if folder:
+        on_first(lambda: check_trackers(next(iter(resolved.values())).tracker))
     begun = go_on(folder, members, extend=extend, say=say) if folder and resume else None
     started = time.perf_counter()
     check_stored(list(resolved.values()))
-    settled, agents = _make_agents(begun or resolved, say, begun=begun is not None)
+    start = begun or {name: pin_adapter(config) for name, config in resolved.items()}
+    settled, agents = _make_agents(start, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
     agents = with_texts(settled, agents, folder if begun else None)
@@ -158,7 +163,7 @@ def _make_agents(
     start = next(iter(members.values()))
     if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
         start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
-    first = make_agent(start, len(members), say)
+    first = start_from(start, make_agent(start, len(members), say))
     agents = {
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in members.items()
@@ -172,11 +177,21 @@ def _make_agents(
     return settled, agents
 
 
-def _open_log(folder: Path, start: int) -> AbstractContextManager[metrics.MetricsLog | None]:
-    """The first process's metrics log; the others have none."""
-    log: list[metrics.MetricsLog] = []
-    on_first(lambda: log.append(metrics.MetricsLog(folder, start)))
-    return log[0] if log else nullcontext()
+@contextmanager
+def _open_log(
+    folder: Path, members: Mapping[str, Config], start: int, say: Callable[[str], None]
+) -> Iterator[tuple[metrics.MetricsLog, Trackers] | None]:
+    """The first process's metrics log and trackers; the others have none."""
+    with ExitStack() as stack:
+        found: list[tuple[metrics.MetricsLog, Trackers]] = []
+
+        def begin() -> None:
+            log = stack.enter_context(metrics.MetricsLog(folder, start))
+            trackers = Trackers(folder, members, start=start, say=say)
+            found.append((log, stack.enter_context(trackers)))
+
+        on_first(begin)
+        yield found[0] if found else None
 
 
 def kept_updates(members: Mapping[str, Config]) -> list[int]:
@@ -205,7 +220,7 @@ def _loop_in(
             met.recall(state, lambda update: earlier(update=update))
         else:
             checkpoints.save(0, state, members=members, rewards=score(state))
-        with _open_log(folder, int(state.update)) as log:
+        with _open_log(folder, members, int(state.update), say) as log:
             if resumed:  # it may be longer now
                 on_first(lambda: write_configs(members, folder))
             return _loop(members, state, step=step, keep=_Keep(checkpoints, score, log))
@@ -218,12 +233,12 @@ class _Keep:
     Attributes:
       checkpoints: of the run.
       score: of `make_score`.
-      log: in the first process.
+      log: in the first process, with the trackers.
     """
 
     checkpoints: Checkpoints
     score: Callable[[TrainState], np.ndarray]
-    log: metrics.MetricsLog | None
+    log: tuple[metrics.MetricsLog, Trackers] | None
 
 
 def _loop(
@@ -262,15 +277,16 @@ def _loop(
                     bar.write(f"{name}: not finite numbers from update {update} on")
             history.append(record)
             if keep and keep.log:
-                keep.log.append(record)
+                for place in keep.log:
+                    place.append(record)
             bar.set_postfix_str(metrics.postfix(values), refresh=False)
             bar.update()
             stopped = largest(received[0] if received else 0)  # whichever process was told
             last = update == config.updates or stopped
             due = last or update % config.checkpoint_every == 0
             if keep and (due or update in kept):
-                if keep.log:
-                    keep.log.sync()  # a checkpoint never knows more than the metrics do
+                for place in keep.log or ():
+                    place.sync()  # a checkpoint never knows more than the metrics do
                 keep.checkpoints.save(update, state, members=members, rewards=keep.score(state))
             if stopped:
                 break
