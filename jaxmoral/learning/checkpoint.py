@@ -184,6 +184,13 @@ class Checkpoints:
         except Exception as error:
             raise self._unwritten(first_line(error)) from error
 
+    def wait(self) -> None:
+        """Returns when the last checkpoint is complete; raises UserError if it cannot be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(first_line(error)) from error
+
     def restore(
         self,
         like: TrainState,

@@ -19,7 +19,7 @@ Commands add what is made of a run: pictures, evaluations and answers. `saved` r
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
@@ -41,6 +41,18 @@ TABLE = "metrics.csv"
 _LOCK = ".lock"
 
 Which = int | Literal["best"] | None  # checkpoint; None is the newest
+
+
+class Place(NamedTuple):
+    """Where a run is found and written.
+
+    Attributes:
+      folder: on this machine.
+      push: copies what has changed to where it is kept besides; None where there is no such place.
+    """
+
+    folder: Path
+    push: Callable[[], None] | None = None
 
 
 class Membership(NamedTuple):

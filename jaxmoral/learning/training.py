@@ -27,7 +27,7 @@ from jaxmoral.learning.mixture import drawn, num_choices
 from jaxmoral.learning.population import check_asked, check_population, member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
-from jaxmoral.learning.run_folder import check_run_folder, locked, write_configs
+from jaxmoral.learning.run_folder import Place, check_run_folder, locked, write_configs
 from jaxmoral.learning.score import make_score
 from jaxmoral.learning.starting import pin_adapter, start_from
 from jaxmoral.learning.state import TrainState
@@ -65,7 +65,7 @@ def train_agent(
 
 def train_population(
     members: Mapping[str, Config],
-    output_dir: Path | str | None = None,
+    output_dir: Place | Path | str | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
     *,
@@ -75,28 +75,32 @@ def train_population(
 
     Args:
       members: the experiments by name; see `jaxmoral.config.load_members`.
-      output_dir: the population's folder, a run folder per member in it.
+      output_dir: the population's folder, a run folder per member in it; of a place that has one,
+        `push` is called whenever a checkpoint is complete.
       resume, extend: as for `train_agent`.
       say: where lines for people go.
 
     Raises:
       UserError: as for `train_agent`, or the members cannot share one compiled step.
     """
-    folder = None if output_dir is None else Path(output_dir)
+    place = output_dir
+    if place is not None and not isinstance(place, Place):
+        place = Place(Path(place))
     if len(members) == 1:  # a population of one is a run, whatever it is called
         ((name, config),) = members.items()
-        return {name: _train({ALONE: config}, folder, resume=resume, extend=extend, say=say)[ALONE]}
-    return _train(members, folder, resume=resume, extend=extend, say=say)
+        return {name: _train({ALONE: config}, place, resume=resume, extend=extend, say=say)[ALONE]}
+    return _train(members, place, resume=resume, extend=extend, say=say)
 
 
 def _train(
     members: Mapping[str, Config],
-    folder: Path | None,
+    place: Place | None,
     *,
     resume: bool,
     extend: bool,
     say: Callable[[str], None],
 ) -> dict[str, TrainedAgent]:
+    folder = place.folder if place else None
     if folder:
         on_first(lambda: check_run_folder(folder, resume))
     if not is_first():
@@ -119,7 +123,7 @@ def _train(
     state, step = compile_update(pairs, met)
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
-    if folder is None:
+    if place is None or folder is None:
         state, history, interrupted = _loop(settled, state, step=step)
     else:
         with locked(folder, resume):
@@ -127,7 +131,7 @@ def _train(
                 on_first(lambda: _write_beginning(settled, agents, folder))
             score = make_score(pairs, met)
             state, history, interrupted = _loop_in(
-                folder, settled, state=state, step=step, score=score, met=met, say=say
+                place, settled, state=state, step=step, score=score, met=met, say=say
             )
             if interrupted is None and len(settled) > 1:
                 on_first(lambda: metrics.share(folder, list(settled)))
@@ -202,7 +206,7 @@ def kept_updates(members: Mapping[str, Config]) -> list[int]:
 
 
 def _loop_in(
-    folder: Path,
+    place: Place,
     members: Mapping[str, Config],
     *,
     state: TrainState,
@@ -211,7 +215,8 @@ def _loop_in(
     met: Met,
     say: Callable[[str], None],
 ) -> tuple[TrainState, list[dict], int | None]:
-    """`_loop` from the folder's newest checkpoint, or from the state if there is none."""
+    """`_loop` from the place's newest checkpoint, or from the state if there is none."""
+    folder = place.folder
     with Checkpoints(folder, kept_updates(members), writable=True) as checkpoints:
         resumed = checkpoints.latest() is not None
         if resumed:
@@ -223,7 +228,8 @@ def _loop_in(
         with _open_log(folder, members, int(state.update), say) as log:
             if resumed:  # it may be longer now
                 on_first(lambda: write_configs(members, folder))
-            return _loop(members, state, step=step, keep=_Keep(checkpoints, score, log))
+            keep = _Keep(checkpoints, score, log, place.push)
+            return _loop(members, state, step=step, keep=keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,11 +240,13 @@ class _Keep:
       checkpoints: of the run.
       score: of `make_score`.
       log: in the first process, with the trackers.
+      push: is called whenever a checkpoint is complete, if it is there.
     """
 
     checkpoints: Checkpoints
     score: Callable[[TrainState], np.ndarray]
     log: tuple[metrics.MetricsLog, Trackers] | None
+    push: Callable[[], None] | None
 
 
 def _loop(
@@ -288,6 +296,9 @@ def _loop(
                 for place in keep.log or ():
                     place.sync()  # a checkpoint never knows more than the metrics do
                 keep.checkpoints.save(update, state, members=members, rewards=keep.score(state))
+                if keep.push:
+                    keep.checkpoints.wait()
+                    keep.push()
             if stopped:
                 break
     return state, history, stopped or None
