@@ -54,17 +54,22 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"tracker: {name} cannot be imported ({error}); pip install {package}, or --tracker"
                 " none"
             ) from None
-        if name == "wandb" and not _has_account(module):
-            raise UserError(
-                "tracker: wandb has no account here; run wandb login, or set WANDB_MODE=offline"
-            )
+        if name == "wandb":
+            _check_account(module)
 
 
-def _has_account(wandb: Any) -> bool:
-    """Whether Weights & Biases would take a run without asking somebody."""
-    if wandb.setup().settings.mode in ("offline", "dryrun", "disabled"):
-        return True
-    return bool(wandb.login(prompt=False, verify=False))
+def _check_account(wandb: Any) -> None:
+    """Raises UserError unless Weights & Biases would take a run without asking somebody."""
+    try:
+        offline = wandb.setup().settings.mode in ("offline", "dryrun", "disabled")
+        known = offline or wandb.login(prompt=False, verify=False)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"tracker: wandb cannot be asked for its account ({reason})") from None
+    if not known:
+        raise UserError(
+            "tracker: wandb has no account here; run wandb login, or set WANDB_MODE=offline"
+        )
 
 
 class Trackers:
