@@ -52,17 +52,20 @@ def train_population(
     with at_hand(output_dir, writes=True, say=say) as place:
         trained = training.train_population(members, place, resume, say, extend=extend)
         if all(one.interrupted is None for one in trained.values()):
-            folders = run_folders(place.folder, list(trained))
-            on_first(lambda: _draw(list(folders.values())))
+            on_first(lambda: _draw(place.folder, list(trained)))
     return trained
 
 
-def _draw(folders: list[Path]) -> None:
+def _draw(home: Path, names: list[str]) -> None:
+    """Pictures of a run, or of a population's members, also for their trackers."""
     from jaxmoral.measuring.runs import read_run
     from jaxmoral.reporting import figures  # slow to import, and only needed here
 
-    for folder in tqdm(folders, "pictures", leave=False, disable=len(folders) == 1):
+    pictures: dict[str, Path] = {}
+    folders = run_folders(home, names)
+    for folder in tqdm(folders.values(), "pictures", leave=False, disable=len(folders) == 1):
         run = read_run(folder)
         drawn = figures.training_types({run.title: [run]})
-        picture = figures.save(drawn, folder / "action_types.png")
-        add_to_trackers(folder, len(run.history), {}, [picture])
+        path = figures.save(drawn, folder / "action_types.png")
+        pictures[str(path.relative_to(home).with_suffix(""))] = path
+    add_to_trackers(home, len(run.history), {}, pictures)

@@ -25,12 +25,17 @@ from jaxmoral.config.kinds import (
 
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]
 TableOrder = Literal["original", "permuted1", "permuted2", "reversed"]
-# One name without brackets will do, and none.
+
+
+def _names(value: Any) -> Any:
+    """Names as a list: without brackets they have commas between them, or are none."""
+    if value is None or value == "none":
+        return ()
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 Trackers = Annotated[
-    tuple[Literal["tensorboard", "wandb", "trackio"], ...],
-    pydantic.BeforeValidator(
-        lambda x: () if x in ("none", None) else tuple(x.split(",")) if isinstance(x, str) else x
-    ),
+    tuple[Literal["tensorboard", "wandb", "trackio"], ...], pydantic.BeforeValidator(_names)
 ]
 # YAML reads a bare off as false.
 Thinking = Annotated[

@@ -20,7 +20,12 @@ from typing import Any, Protocol
 from jaxmoral.config import ALONE, Config, to_dict
 from jaxmoral.errors import UserError
 from jaxmoral.learning.metrics import scalars
-from jaxmoral.learning.run_folder import member_names, population_of, read_config
+from jaxmoral.learning.run_folder import (
+    is_population,
+    member_names,
+    population_of,
+    read_config,
+)
 
 TENSORBOARD = "tensorboard"
 PROJECT = "jaxmoral"
@@ -102,7 +107,7 @@ class Trackers:
             else:
                 self._open[name] = _Service(name, folder, members)
 
-        for name in next(iter(members.values())).tracker:
+        for name in dict.fromkeys(next(iter(members.values())).tracker):
             self._guard(name, partial(begin, name))
 
     def append(self, record: dict) -> None:
@@ -142,27 +147,25 @@ class Trackers:
 
 
 def add_to_trackers(
-    folder: Path, update: int, numbers: Mapping[str, float], pictures: Sequence[Path]
+    folder: Path, update: int, numbers: Mapping[str, float], pictures: Mapping[str, Path]
 ) -> None:
-    """Gives the trackers of a trained run, or of a member's population, what was made of it.
+    """Gives the trackers of a trained run or population what was made of it.
 
     Args:
-      folder: of the run or the member, whose name then goes before all others.
+      folder: of the run or the population; or of a member, whose name then goes before all others.
       update: of the checkpoint that it was made of.
-      numbers, pictures: by name; PNG files, by their own, at least one.
+      numbers, pictures: by name; at least one picture, each a PNG file.
     """
-    population = population_of(folder)
-    if population is None:
-        home, members, prefix = folder, {ALONE: read_config(folder)}, ""
-    else:
+    home, prefix = folder, ""
+    if not is_population(folder) and (population := population_of(folder)):
         home, prefix = population.home, f"{folder.name}/"
-        members = {name: read_config(home / name) for name in member_names(home)}
-    what = f"{prefix}{pictures[0].stem}"
-    with Trackers(home, members, start=update, what=what) as trackers:
+    names = member_names(home) if is_population(home) else [ALONE]
+    members = {name: read_config(home / name) for name in names}
+    with Trackers(home, members, start=update, what=prefix + next(iter(pictures))) as trackers:
         if numbers:
             trackers.add(update, {f"{prefix}{name}": value for name, value in numbers.items()})
-        for path in pictures:
-            trackers.show(update, f"{prefix}{path.stem}", path)
+        for name, path in pictures.items():
+            trackers.show(update, f"{prefix}{name}", path)
 
 
 class _Service:

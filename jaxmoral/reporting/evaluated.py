@@ -26,7 +26,9 @@ def keep_and_draw(evaluation: dict[str, Any], path: Path) -> Path:
     start = "" if path.name == EVALUATION else f"{path.stem}-"
     picture = figures.save(drawn, path.with_name(f"{start}{name}.png"))
     if is_run(path.parent) and evaluation["update"] is not None:
-        add_to_trackers(path.parent, evaluation["update"], _numbers(evaluation), [picture])
+        add_to_trackers(
+            path.parent, evaluation["update"], _numbers(evaluation), {picture.stem: picture}
+        )
     return picture
 
 
