@@ -8,7 +8,9 @@ from tqdm import tqdm
 from jaxmoral.config import ALONE, Config
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.learning import training
-from jaxmoral.learning.run_folder import run_folders
+from jaxmoral.learning.bucket import at_hand
+from jaxmoral.learning.run_folder import Place, run_folders
+from jaxmoral.learning.trackers import add_to_trackers
 from jaxmoral.learning.trained import TrainedAgent
 
 
@@ -22,7 +24,7 @@ def train_agent(
 ) -> TrainedAgent:
     """Trains an agent; see `jaxmoral.learning.training.train_population` for arguments and errors.
 
-    The run folder gets a picture of what the agent did.
+    The run folder, which may be the URL of one in a bucket, gets a picture of what the agent did.
 
     >>> config = jaxmoral.parse({"model": {"source": "tabular"}, "updates": 2})
     >>> [record["update"] for record in jaxmoral.train_agent(config, say=lambda line: None).history]
@@ -33,7 +35,7 @@ def train_agent(
 
 def train_population(
     members: Mapping[str, Config],
-    output_dir: Path | str | None = None,
+    output_dir: Place | Path | str | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
     *,
@@ -45,19 +47,25 @@ def train_population(
     >>> list(jaxmoral.train_population(jaxmoral.load_members(None, flags), say=lambda line: None))
     ['seed=0', 'seed=1']
     """
-    trained = training.train_population(members, output_dir, resume, say, extend=extend)
-    finished = all(one.interrupted is None for one in trained.values())
-    if output_dir is not None and finished:
-        folders = run_folders(Path(output_dir), list(trained))
-        on_first(lambda: _draw(list(folders.values())))
+    if output_dir is None:
+        return training.train_population(members, None, resume, say, extend=extend)
+    with at_hand(output_dir, writes=True, say=say) as place:
+        trained = training.train_population(members, place, resume, say, extend=extend)
+        if all(one.interrupted is None for one in trained.values()):
+            on_first(lambda: _draw(place.folder, list(trained)))
     return trained
 
 
-def _draw(folders: list[Path]) -> None:
+def _draw(home: Path, names: list[str]) -> None:
+    """Pictures of a run, or of a population's members, also for their trackers."""
     from jaxmoral.measuring.runs import read_run
     from jaxmoral.reporting import figures  # slow to import, and only needed here
 
-    for folder in tqdm(folders, "pictures", leave=False, disable=len(folders) == 1):
+    pictures: dict[str, Path] = {}
+    folders = run_folders(home, names)
+    for folder in tqdm(folders.values(), "pictures", leave=False, disable=len(folders) == 1):
         run = read_run(folder)
         drawn = figures.training_types({run.title: [run]})
-        figures.save(drawn, folder / "action_types.png")
+        path = figures.save(drawn, folder / "action_types.png")
+        pictures[str(path.relative_to(home).with_suffix(""))] = path
+    add_to_trackers(home, len(run.history), {}, pictures)

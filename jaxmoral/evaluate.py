@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from jaxmoral.language.scenarios import LABEL_SETS, read_suite
 from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
 from jaxmoral.language.texts import BUILTIN
-from jaxmoral.learning.run_folder import is_population, member_names
-from jaxmoral.learning.saved import Which, load_population, update_of
+from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.run_folder import Which, is_population, member_names
+from jaxmoral.learning.saved import load_population, update_of
 from jaxmoral.measuring.beyond import Asked, check, measure_beyond
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation
@@ -37,7 +39,9 @@ def main() -> None:
         formatter_class=KeepsLines,
     )
     parser.add_argument(
-        "--run", type=Path, help="of a run or a population; the base is evaluated beside it"
+        "--run",
+        type=place_of,
+        help="of a run or a population, also in a bucket; the base is evaluated beside it",
     )
     parser.add_argument(
         "--model",
@@ -133,6 +137,17 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     asked = _beyond(arguments)
     cluster.start()
     use_compilation_cache()
+    with ExitStack() as stack:
+        if run is not None:
+            place = stack.enter_context(at_hand(run, writes=output is None))
+            run = place.folder
+        _measure(run, arguments, flags, asked)
+
+
+def _measure(
+    run: Path | None, arguments: argparse.Namespace, flags: list[str], asked: Asked
+) -> None:
+    output, update = arguments.output, arguments.update
     chosen: dict[str, Any] = {
         name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
         for name in ("games", "opponents", "suites", "protocols")

@@ -5,9 +5,11 @@ cover them, with that paper's own numbers beside ours.
 """
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 from jaxmoral.errors import run_command
+from jaxmoral.learning.bucket import at_hand, place_of
 from jaxmoral.reporting.page import write_report
 
 
@@ -16,7 +18,10 @@ def main() -> None:
         prog="python -m jaxmoral.report", description="Writes runs as one page and as pictures."
     )
     parser.add_argument(
-        "folders", type=Path, nargs="+", help="folders of runs, of run folders, of tournaments"
+        "folders",
+        type=place_of,
+        nargs="+",
+        help="folders of runs, of run folders, of tournaments; also in a bucket",
     )
     parser.add_argument("--output", type=Path, help="the report's folder; FOLDER/report by default")
     arguments = parser.parse_args()
@@ -24,8 +29,13 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    output = arguments.output or arguments.folders[0] / "report"
-    skipped = write_report(arguments.folders, output)
+    with ExitStack() as stack:
+        folders = []
+        for name in arguments.folders:
+            writes = arguments.output is None and not folders
+            folders.append(stack.enter_context(at_hand(name, writes=writes)).folder)
+        output = arguments.output or folders[0] / "report"
+        skipped = write_report(folders, output)
     for line in skipped:
         print(f"left out: {line}")
     print(f"wrote {output / 'index.html'}; open it in a browser")

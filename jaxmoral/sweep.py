@@ -22,6 +22,7 @@ from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
 from jaxmoral.learning.agent import presentation_with
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import as_begun, changed_before
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
@@ -180,7 +181,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--output-dir",
-        type=Path,
+        type=local_path,
         required=True,
         help="the folder of run folders; what is in it already is gone on with, not overwritten",
     )

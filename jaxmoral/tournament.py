@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from jaxmoral.errors import UserError, check_number, run_command, split_outside
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import is_run, read_config
 from jaxmoral.measuring.keeping import write_json
@@ -39,7 +40,7 @@ def main() -> None:
         f" strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",
     )
     parser.add_argument(
-        "--output-dir", type=Path, required=True, help=f"the folder that {FILE} goes to"
+        "--output-dir", type=local_path, required=True, help=f"the folder that {FILE} goes to"
     )
     parser.add_argument(
         "--games",

@@ -12,6 +12,7 @@ from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning import metrics
+from jaxmoral.learning.bucket import at_hand, place_of
 from jaxmoral.learning.run_folder import (
     CONFIG,
     check_run_folder,
@@ -19,6 +20,7 @@ from jaxmoral.learning.run_folder import (
     member_names,
     read_config,
 )
+from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.preview import FIRST, preview
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.load import use_compilation_cache
@@ -34,7 +36,11 @@ def main() -> None:
         formatter_class=KeepsLines,
     )
     parser.add_argument("--config", type=Path, help="a YAML file; defaults are used without one")
-    parser.add_argument("--output-dir", type=Path, help="of the run or the population")
+    parser.add_argument(
+        "--output-dir",
+        type=place_of,
+        help="of the run or the population; also in a bucket: gs://BUCKET/NAME, s3://BUCKET/NAME",
+    )
     parser.add_argument(
         "--dry-run",
         nargs="?",
@@ -59,16 +65,25 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
-    folder = arguments.output_dir
     if arguments.dry_run is not None:
         _preview(configs.load_members(arguments.config, flags), arguments.dry_run)
         return
-    if folder is None:
+    if arguments.output_dir is None:
         raise UserError("--output-dir: is needed, or --dry-run")
     cluster.start()
     if arguments.extend and not arguments.resume:
         raise UserError("--extend: needs --resume, and more --updates than before")
-    cluster.on_first(lambda: check_run_folder(folder, arguments.resume))
+    with at_hand(arguments.output_dir, writes=True) as place:
+        cluster.on_first(lambda: check_run_folder(place.folder, arguments.resume))
+        members = _members(arguments, flags, place.folder)
+        use_compilation_cache()
+        everyone = train_population(members, place, arguments.resume, extend=arguments.extend)
+    _tell(everyone, place.folder, arguments.output_dir)
+
+
+def _members(
+    arguments: argparse.Namespace, flags: list[str], folder: Path
+) -> dict[str, configs.Config]:
     path = arguments.config
     if path is None and arguments.resume and is_population(folder):
         members = {name: read_config(folder / name, flags) for name in member_names(folder)}
@@ -81,8 +96,11 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         if path is None and arguments.resume:
             path = folder / CONFIG
         members = configs.load_members(path, flags)
-    use_compilation_cache()
-    everyone = train_population(members, folder, arguments.resume, extend=arguments.extend)
+    return members
+
+
+def _tell(everyone: dict[str, TrainedAgent], folder: Path, shown: Path | str) -> None:
+    """What to know when training has ended, of a folder that users call something."""
     trained = next(iter(everyone.values()))
     if trained.interrupted is not None:
         name = signal.Signals(trained.interrupted).name
@@ -91,12 +109,12 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     if not cluster.is_first():
         return
     if len(everyone) > 1:
-        print(f"trained {len(everyone)} members, each a run folder in {folder}")
+        print(f"trained {len(everyone)} members, each a run folder in {shown}")
         for name in everyone:
             print(f"{name}: {metrics.last_line(read_run(folder / name).history[-1])}")
     else:
-        print(f"trained; metrics, checkpoints and action_types.png are in {folder}")
-    print(f"next: python -m jaxmoral.evaluate --run {folder}")
+        print(f"trained; metrics, checkpoints and action_types.png are in {shown}")
+    print(f"next: python -m jaxmoral.evaluate --run {shown}")
 
 
 def _preview(members: dict[str, configs.Config], which: str) -> None:

@@ -1,6 +1,8 @@
 """Episodes in words: draws of the exact policies, and rewards by the rules themselves."""
 
+import html
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -11,7 +13,10 @@ from jaxmoral import play
 from jaxmoral.api import train_agent
 from jaxmoral.language.prompts import Condition, all_prompts
 from jaxmoral.learning.agent import policy_table
+from jaxmoral.measuring.runs import find_runs
 from jaxmoral.measuring.transcripts import agent_side, in_words, machine_side, play_episode
+from jaxmoral.reporting.series import group_runs
+from jaxmoral.reporting.transcripts import transcript_blocks
 from jaxmoral.world.games import get_game, mirror
 from jaxmoral.world.opponents import OPPONENTS
 from jaxmoral.world.rewards import get_reward, reward_table
@@ -100,3 +105,23 @@ def test_the_command_writes_an_episode_a_line(trained, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit):
         play.main()
     assert "did you mean 'tit-for-tat'" in capsys.readouterr().err
+
+
+def test_a_report_shows_the_episodes_in_a_run_folder(trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained[1], tmp_path / "run")
+    given = ["--run", folder, "--episodes", 12, "--rounds", 2, "--game", "ish"]
+    output = folder / "episodes-ish.jsonl"
+    monkeypatch.setattr("sys.argv", ["play", *map(str, [*given, "--output", output])])
+    play.main()
+    (folder / "episodes-b.jsonl").write_text('{"players": ["<a>"]}\n')
+    series, _ = group_runs(find_runs([folder])[0])
+    text = html.unescape(transcript_blocks(series))
+    assert text.count("<pre>") == 10
+    assert "and 2 more in episodes-ish.jsonl" in text
+    for line in output.read_text().splitlines()[:10]:
+        for turn in json.loads(line)["rounds"][1]["players"][:1]:
+            assert all(part in text for part in turn["prompt"].splitlines())
+    assert "Left out: " in text
+    assert "holds something else than episodes" in text
+    (folder / "episodes-b.jsonl").write_text('{"players": ["<a>", "b"], "remembered": [["C", "D"]]')
+    assert "<a>" not in transcript_blocks(series)

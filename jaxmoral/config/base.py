@@ -45,7 +45,8 @@ class LoraConfig:
     """The adapter; see `jaxmoral.models.lora.Lora`.
 
     Attributes:
-      adapter: the folder of a PEFT adapter to start from; it then decides rank, alpha, targets and
+      adapter: the folder of a PEFT adapter, or of a run on the same base (its newest checkpoint;
+        FOLDER@40 or FOLDER@best another), to start from; it then decides rank, alpha, targets and
         rank_stabilised.
       rank: of the two matrices that are added to a linear layer.
       alpha: the product of the two is multiplied by alpha / rank.

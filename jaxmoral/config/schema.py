@@ -25,6 +25,18 @@ from jaxmoral.config.kinds import (
 
 Axis = Annotated[tuple[str, ...], Field(min_length=1)]
 TableOrder = Literal["original", "permuted1", "permuted2", "reversed"]
+
+
+def _names(value: Any) -> Any:
+    """Names as a list: without brackets they have commas between them, or are none."""
+    if value is None or value == "none":
+        return ()
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "trackio"], ...], pydantic.BeforeValidator(_names)
+]
 # YAML reads a bare off as false.
 Thinking = Annotated[
     Literal["default", "off"], pydantic.BeforeValidator(lambda x: "off" if x is False else x)
@@ -296,6 +308,8 @@ class Config:
       seed: of everything that is drawn.
       updates: PPO updates, each on fresh episodes.
       checkpoint_every: updates between two checkpoints; the last update always has one.
+      tracker: where metrics go besides files: tensorboard, wandb, trackio, several or none; see
+        `jaxmoral.learning.trackers`.
 
     >>> jaxmoral.Config().env.opponent
     'tit-for-tat'
@@ -320,6 +334,7 @@ class Config:
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     updates: Positive = 40
     checkpoint_every: Positive = 10
+    tracker: Trackers = ("tensorboard",)
 
     @property
     def title(self) -> str:

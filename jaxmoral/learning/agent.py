@@ -20,9 +20,16 @@ from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter, random_labels
+from jaxmoral.learning.run_folder import (
+    is_population,
+    is_run,
+    member_names,
+    named_checkpoint,
+    read_config,
+)
 from jaxmoral.learning.tabular_policy import TablePrompter, TabularPolicy
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
-from jaxmoral.models.load import LoadedModel, load
+from jaxmoral.models.load import LoadedModel, load, same_base
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import at_revision, load_peft
 from jaxmoral.models.sizes import num_adapter_parameters, num_parameters, weight_bytes
@@ -41,7 +48,8 @@ class Agent(NamedTuple):
       summary: lines that say what it is, for people.
       model: what the policy was loaded from, or None for a tabular one.
       lora: how the model is adapted, or None.
-      adapter: LoRA weights to start from instead of fresh ones, or None.
+      adapter: LoRA weights to start from instead of fresh ones, or None; those of a run are put in
+        by `starting.start_from`.
       spoken: texts of the base that a run has kept for its anchor, or None.
       layout: the mesh its arrays are on.
     """
@@ -117,6 +125,42 @@ def lora_of(config: Config) -> Lora:
     return Lora(**{f.name: getattr(config.lora, f.name) for f in dataclasses.fields(Lora)})
 
 
+def _given_adapter(config: Config, model: LoadedModel) -> tuple[Any, Lora]:
+    """The weights of a PEFT adapter, or none of a run's, and how it adapts the model.
+
+    Raises:
+      UserError: there is no adapter, or it is of another model.
+    """
+    given: Any = config.lora.adapter
+    folder, _ = named_checkpoint(given)
+    if is_population(folder):
+        some = ", ".join(member_names(folder)[:3])
+        raise UserError(f"lora.adapter: {folder} holds a population; name a member: {some}, ...")
+    if not is_run(folder):
+        return load_peft(Path(given), model.config, config.lora.dropout)
+    theirs = read_config(folder)
+    if theirs.model.source == "tabular":
+        raise UserError(f"lora.adapter: the run in {folder} trained a table, which is no adapter")
+    if theirs.model.sha256 != model.sha256:
+        raise UserError(
+            f"lora.adapter: the run in {folder} trained {theirs.model.source}, with the digest"
+            f" {theirs.model.sha256}; that of {config.model.source} is {model.sha256}"
+        )
+    return None, dataclasses.replace(lora_of(theirs), dropout=config.lora.dropout)
+
+
+def _source_of(config: Config) -> str:
+    """The base's source, at the revision on which a given adapter was trained."""
+    source, given = config.model.source, config.lora.adapter
+    if given is None:
+        return source
+    folder, _ = named_checkpoint(given)
+    if not is_run(folder):
+        return at_revision(source, Path(given))
+    theirs = read_config(folder).model.source
+    return theirs if same_base(source, theirs) else source
+
+
 class _Plan(NamedTuple):
     """All of an agent that is known before the base's weights are read."""
 
@@ -150,7 +194,7 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
             )
     adapter = None
     if settings.adapter is not None:
-        adapter, lora = load_peft(Path(settings.adapter), gemma, settings.dropout)
+        adapter, lora = _given_adapter(config, model)
     # One shape serves all that will be drawn; what cannot be spelled is said now.
     conditions = every_condition(config, presentation)
     room = prompter.room(conditions, drawable(config))
@@ -219,10 +263,7 @@ def make_agent(
             warn(line)
         return plan.layout
 
-    source = base.source
-    if config.lora.adapter is not None:
-        source = at_revision(source, Path(config.lora.adapter))
-    model = load(source, base.dtype, base.sha256, quantisation, layout_for)
+    model = load(_source_of(config), base.dtype, base.sha256, quantisation, layout_for)
     (plan,) = plans
     policy = LanguagePolicy(
         config=model.config,

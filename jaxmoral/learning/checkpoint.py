@@ -57,9 +57,9 @@ def _read_back(stored: _Stored) -> TrainState:
 def changed_keys(config: Config, saved: Config) -> list[str]:
     """The keys in which a checkpoint's configuration differs, but for what may change.
 
-    Other devices may go on, with more or less memory, and for longer (see `resume`).
+    Other devices may go on, with more or less memory, for longer (see `resume`), other trackers on.
     """
-    free = ("mesh.", "mixture.kept", "updates")
+    free = ("mesh.", "mixture.kept", "updates", "tracker")
     return [key for key in differences(config, saved) if not key.startswith(free)]
 
 
@@ -181,6 +181,13 @@ class Checkpoints:
                     about=ocp.args.JsonSave(about | {"seal": seal_of(config, about)}),
                 ),
             )
+        except Exception as error:
+            raise self._unwritten(first_line(error)) from error
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is complete; raises UserError if it cannot be."""
+        try:
+            self._manager.wait_until_finished()
         except Exception as error:
             raise self._unwritten(first_line(error)) from error
 

@@ -1,19 +1,16 @@
-"""Training metrics as files: one JSON line an update, and TensorBoard events."""
+"""Training metrics as files: one JSON line an update, and the same as a table."""
 
+import csv
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 
 from jaxmoral.errors import UserError
-from jaxmoral.learning.run_folder import METRICS, TENSORBOARD, run_folders
+from jaxmoral.learning.run_folder import METRICS, TABLE, run_folders
 
 OUTCOMES = ("C", "D", "illegal")
 ACTION_TYPES = tuple(f"{outcome}|{other}" for outcome in OUTCOMES for other in "CD")
@@ -91,9 +88,10 @@ def postfix(metrics: dict[str, Any]) -> str:
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and to TensorBoard event files of a run folder.
+    """Appends to `metrics.jsonl` and `metrics.csv` of a run folder.
 
-    What was appended before `sync` survives whatever happens to the machine.
+    Lines that were appended before `sync` survive whatever happens to the machine; the table is
+    made of them when the log is opened.
     """
 
     def __init__(self, run_folder: Path, start: int):
@@ -111,16 +109,14 @@ class MetricsLog:
             )
         save(run_folder, kept)
         self._file = self._path.open("a")
-        self._events = _open_events(run_folder / TENSORBOARD, start)
+        self._table = _Table(run_folder / TABLE)
 
     def append(self, record: dict) -> None:
         """Writes one update's record; raises UserError if it cannot."""
-        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in _scalars(record)]
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-            # One event for all scalars: an event each would take longer than a small update.
-            _write_event(self._events, step=record["update"], summary=Summary(value=values))
+            self._table.append(_row(record))
         except OSError as error:
             raise self._unwritten(error) from error
 
@@ -128,7 +124,6 @@ class MetricsLog:
         """Makes the lines as durable as the checkpoint that is about to follow them."""
         try:
             os.fsync(self._file.fileno())
-            self._events.flush()
         except OSError as error:
             raise self._unwritten(error) from error
 
@@ -138,7 +133,7 @@ class MetricsLog:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self._file.close()
-            self._events.close()
+            self._table.close()
         except OSError as error:
             if kind is None:  # otherwise what went wrong first is what matters
                 raise self._unwritten(error) from error
@@ -159,6 +154,7 @@ def save(run_folder: Path, records: Sequence[dict]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+    _write_rows(run_folder / TABLE, [_row(record) for record in records])
 
 
 def share(folder: Path, names: Sequence[str]) -> None:
@@ -168,32 +164,55 @@ def share(folder: Path, names: Sequence[str]) -> None:
         save(own, [of_member(record, index) for record in history])
 
 
-def _open_events(folder: Path, start: int) -> RecordWriter:
-    """A TensorBoard file for the updates after `start`; later ones that are there do not count."""
-    folder.mkdir(exist_ok=True)
-    for path in folder.glob("events.out.tfevents.*"):
-        number = path.name.rpartition(".")[2]
-        if number.isdecimal() and int(number) >= start:
-            path.unlink()
-    # tensorboardX's own writer is a thread, which would die unheard on a full disk.
-    writer = RecordWriter(str(folder / f"events.out.tfevents.{start:010d}"))
-    _write_event(writer, file_version="brain.Event:2")
-    _write_event(writer, step=start + 1, session_log=SessionLog(status=SessionLog.START))
-    return writer
+class _Table:
+    """A CSV file that grows by rows, and is written anew when a column comes in."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        with path.open(newline="") as file:
+            self._columns = next(csv.reader(file), [])
+        self._file = path.open("a", newline="")
+
+    def append(self, row: dict[str, Any]) -> None:
+        if row.keys() - set(self._columns):
+            self._file.close()
+            with self._path.open(newline="") as file:
+                earlier = list(csv.DictReader(file))
+            self._columns = _write_rows(self._path, [*earlier, row])
+            self._file = self._path.open("a", newline="")
+        else:
+            csv.DictWriter(self._file, self._columns).writerow(row)
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _write_event(writer: RecordWriter, **content: Any) -> None:
-    writer.write(Event(wall_time=time.time(), **content).SerializeToString())
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Writes a table, and returns its columns: those of every row."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        if columns:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+    return columns
 
 
-def _scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:
-    """What TensorBoard shows: every number, of a population the members' mean."""
+def _row(record: dict) -> dict[str, Any]:
+    """A record as a row of the table."""
+    drawn = {} if "conditions" not in record else {"conditions": json.dumps(record["conditions"])}
+    return dict(scalars(record)) | drawn
+
+
+def scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:
+    """What trackers and tables show: every number by name, of a population the members' mean."""
     for name, value in record.items():
         tag = group + name.replace("|", "_after_")
         if isinstance(value, dict):
-            yield from _scalars(value, tag + "/")
+            yield from scalars(value, tag + "/")
         elif name != "conditions":
-            yield tag, float(np.mean(value))
+            yield tag, value if isinstance(value, int | float) else float(np.mean(value))
 
 
 def read(run_folder: Path) -> list[dict]:

@@ -9,7 +9,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.run_folder import has_checkpoints
+from jaxmoral.learning.run_folder import has_checkpoints, named_checkpoint
 from jaxmoral.learning.whom import as_pinned
 from jaxmoral.models.load import same_base
 
@@ -66,7 +66,7 @@ def as_begun(config: Config, saved: Config) -> Config:
         model = dataclasses.replace(model, source=saved.model.source)
     if model.sha256 is None:
         model = dataclasses.replace(model, sha256=saved.model.sha256)
-    if lora.adapter is not None and lora.adapter == saved.lora.adapter:  # it decides the rest
+    if _same_adapter(lora.adapter, saved.lora.adapter):  # it decides the rest
         lora = dataclasses.replace(saved.lora, dropout=lora.dropout)
     if reward.switch_at is None:
         reward = dataclasses.replace(reward, switch_at=saved.reward.switch_at)
@@ -78,6 +78,16 @@ def as_begun(config: Config, saved: Config) -> Config:
     thinking = dataclasses.replace(config.thinking, **marks)
     config = dataclasses.replace(config, model=model, lora=lora, reward=reward, thinking=thinking)
     return resolve(as_pinned(config, saved))
+
+
+def _same_adapter(asked: str | None, saved: str | None) -> bool:
+    """Whether a run that began with an adapter has the one that is asked for, by these names."""
+    if asked is None or saved is None:
+        return False
+    if asked == saved:
+        return True
+    (folder, update), (began, _) = named_checkpoint(asked), named_checkpoint(saved)
+    return folder == began and not isinstance(update, int)  # it was pinned then
 
 
 def changed_before(config: Config, saved: Config) -> list[str]:

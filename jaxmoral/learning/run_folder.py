@@ -6,21 +6,23 @@
       checkpoints/      a folder each, by the number of updates; see `checkpoint`
       damaged/          checkpoints that could not be read, out of the way of new ones
       metrics.jsonl     a line an update; see `metrics`
-      tensorboard/      the same numbers as events
+      metrics.csv       the same as a table
+      tracking.json     the run's name in trackers that keep it elsewhere; see `trackers`
+      tensorboard/, wandb/    what trackers keep here
     POPULATION/
       members.yaml      the members' names, in the order of their states
-      checkpoints/, damaged/, metrics.jsonl, tensorboard/    of all members together
-      MEMBER/           its config.yaml, anchor.json and, when training ends, metrics.jsonl
+      checkpoints/, damaged/, metrics.*, tracking.json, tensorboard/, wandb/    of all members
+      MEMBER/           its config.yaml, anchor.json and, when training ends, its metrics.*
 
 Commands add what is made of a run: pictures, evaluations and answers. `saved` reads a run back.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 import yaml
 
@@ -35,8 +37,22 @@ ANCHOR = "anchor.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
+TABLE = "metrics.csv"
 _LOCK = ".lock"
+
+Which = int | Literal["best"] | None  # checkpoint; None is the newest
+
+
+class Place(NamedTuple):
+    """Where a run is found and written.
+
+    Attributes:
+      folder: on this machine.
+      push: copies what has changed to where it is kept besides; None where there is no such place.
+    """
+
+    folder: Path
+    push: Callable[[], None] | None = None
 
 
 class Membership(NamedTuple):
@@ -93,6 +109,14 @@ def population_of(folder: Path) -> Membership | None:
     if name not in names:
         raise UserError(f"{folder} is no member of the population in {home}")
     return Membership(home, names, names.index(name))
+
+
+def named_checkpoint(name: str) -> tuple[Path, Which]:
+    """A folder, and which checkpoint of it "FOLDER@40" or "FOLDER@best" is; "FOLDER" the newest."""
+    folder, _, which = name.rpartition("@")
+    if not folder or not (which.isdecimal() or which == "best") or Path(name).is_dir():
+        return Path(name), None
+    return Path(folder), "best" if which == "best" else int(which)
 
 
 def member_names(folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ needed. `run_folder` says what is where.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxmoral.config import ALONE, Config, MeshConfig, MixtureConfig
 from jaxmoral.errors import UserError
@@ -17,6 +17,7 @@ from jaxmoral.learning.first_state import first_states
 from jaxmoral.learning.population import member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import (
+    Which,
     has_checkpoints,
     is_population,
     member_names,
@@ -25,8 +26,6 @@ from jaxmoral.learning.run_folder import (
 )
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.trained import TrainedAgent
-
-Which = int | Literal["best"] | None  # checkpoint; None is the newest
 
 
 def load_run(folder: Path, update: Which = None) -> tuple[Config, Agent, Any]:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from jaxmoral.learning.mixture import drawn, num_choices
 from jaxmoral.learning.population import check_asked, check_population, member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
-from jaxmoral.learning.run_folder import check_run_folder, locked, write_configs
+from jaxmoral.learning.run_folder import Place, check_run_folder, locked, write_configs
 from jaxmoral.learning.score import make_score
+from jaxmoral.learning.starting import pin_adapter, start_from
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.summary import summary_lines
+from jaxmoral.learning.trackers import Trackers, check_trackers
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.learning.whom import past_updates
 
@@ -63,7 +65,7 @@ def train_agent(
 
 def train_population(
     members: Mapping[str, Config],
-    output_dir: Path | str | None = None,
+    output_dir: Place | Path | str | None = None,
     resume: bool = False,
     say: Callable[[str], None] = print,
     *,
@@ -73,28 +75,32 @@ def train_population(
 
     Args:
       members: the experiments by name; see `jaxmoral.config.load_members`.
-      output_dir: the population's folder, a run folder per member in it.
+      output_dir: the population's folder, a run folder per member in it; of a place that has one,
+        `push` is called whenever a checkpoint is complete.
       resume, extend: as for `train_agent`.
       say: where lines for people go.
 
     Raises:
       UserError: as for `train_agent`, or the members cannot share one compiled step.
     """
-    folder = None if output_dir is None else Path(output_dir)
+    place = output_dir
+    if place is not None and not isinstance(place, Place):
+        place = Place(Path(place))
     if len(members) == 1:  # a population of one is a run, whatever it is called
         ((name, config),) = members.items()
-        return {name: _train({ALONE: config}, folder, resume=resume, extend=extend, say=say)[ALONE]}
-    return _train(members, folder, resume=resume, extend=extend, say=say)
+        return {name: _train({ALONE: config}, place, resume=resume, extend=extend, say=say)[ALONE]}
+    return _train(members, place, resume=resume, extend=extend, say=say)
 
 
 def _train(
     members: Mapping[str, Config],
-    folder: Path | None,
+    place: Place | None,
     *,
     resume: bool,
     extend: bool,
     say: Callable[[str], None],
 ) -> dict[str, TrainedAgent]:
+    folder = place.folder if place else None
     if folder:
         on_first(lambda: check_run_folder(folder, resume))
     if not is_first():
@@ -102,10 +108,13 @@ def _train(
     check_asked(list(members.values()))
     resolved = {name: resolve(config) for name, config in members.items()}
     check_population(list(resolved.values()))
+    if folder:
+        on_first(lambda: check_trackers(next(iter(resolved.values())).tracker))
     begun = go_on(folder, members, extend=extend, say=say) if folder and resume else None
     started = time.perf_counter()
     check_stored(list(resolved.values()))
-    settled, agents = _make_agents(begun or resolved, say, begun=begun is not None)
+    start = begun or {name: pin_adapter(config) for name, config in resolved.items()}
+    settled, agents = _make_agents(start, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
     agents = with_texts(settled, agents, folder if begun else None)
@@ -114,7 +123,7 @@ def _train(
     state, step = compile_update(pairs, met)
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
-    if folder is None:
+    if place is None or folder is None:
         state, history, interrupted = _loop(settled, state, step=step)
     else:
         with locked(folder, resume):
@@ -122,7 +131,7 @@ def _train(
                 on_first(lambda: _write_beginning(settled, agents, folder))
             score = make_score(pairs, met)
             state, history, interrupted = _loop_in(
-                folder, settled, state=state, step=step, score=score, met=met, say=say
+                place, settled, state=state, step=step, score=score, met=met, say=say
             )
             if interrupted is None and len(settled) > 1:
                 on_first(lambda: metrics.share(folder, list(settled)))
@@ -158,7 +167,7 @@ def _make_agents(
     start = next(iter(members.values()))
     if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
         start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
-    first = make_agent(start, len(members), say)
+    first = start_from(start, make_agent(start, len(members), say))
     agents = {
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in members.items()
@@ -172,11 +181,21 @@ def _make_agents(
     return settled, agents
 
 
-def _open_log(folder: Path, start: int) -> AbstractContextManager[metrics.MetricsLog | None]:
-    """The first process's metrics log; the others have none."""
-    log: list[metrics.MetricsLog] = []
-    on_first(lambda: log.append(metrics.MetricsLog(folder, start)))
-    return log[0] if log else nullcontext()
+@contextmanager
+def _open_log(
+    folder: Path, members: Mapping[str, Config], start: int, say: Callable[[str], None]
+) -> Iterator[tuple[metrics.MetricsLog, Trackers] | None]:
+    """The first process's metrics log and trackers; the others have none."""
+    with ExitStack() as stack:
+        found: list[tuple[metrics.MetricsLog, Trackers]] = []
+
+        def begin() -> None:
+            log = stack.enter_context(metrics.MetricsLog(folder, start))
+            trackers = Trackers(folder, members, start=start, say=say)
+            found.append((log, stack.enter_context(trackers)))
+
+        on_first(begin)
+        yield found[0] if found else None
 
 
 def kept_updates(members: Mapping[str, Config]) -> list[int]:
@@ -187,7 +206,7 @@ def kept_updates(members: Mapping[str, Config]) -> list[int]:
 
 
 def _loop_in(
-    folder: Path,
+    place: Place,
     members: Mapping[str, Config],
     *,
     state: TrainState,
@@ -196,7 +215,8 @@ def _loop_in(
     met: Met,
     say: Callable[[str], None],
 ) -> tuple[TrainState, list[dict], int | None]:
-    """`_loop` from the folder's newest checkpoint, or from the state if there is none."""
+    """`_loop` from the place's newest checkpoint, or from the state if there is none."""
+    folder = place.folder
     with Checkpoints(folder, kept_updates(members), writable=True) as checkpoints:
         resumed = checkpoints.latest() is not None
         if resumed:
@@ -205,10 +225,11 @@ def _loop_in(
             met.recall(state, lambda update: earlier(update=update))
         else:
             checkpoints.save(0, state, members=members, rewards=score(state))
-        with _open_log(folder, int(state.update)) as log:
+        with _open_log(folder, members, int(state.update), say) as log:
             if resumed:  # it may be longer now
                 on_first(lambda: write_configs(members, folder))
-            return _loop(members, state, step=step, keep=_Keep(checkpoints, score, log))
+            keep = _Keep(checkpoints, score, log, place.push)
+            return _loop(members, state, step=step, keep=keep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,12 +239,14 @@ class _Keep:
     Attributes:
       checkpoints: of the run.
       score: of `make_score`.
-      log: in the first process.
+      log: in the first process, with the trackers.
+      push: is called whenever a checkpoint is complete, if it is there.
     """
 
     checkpoints: Checkpoints
     score: Callable[[TrainState], np.ndarray]
-    log: metrics.MetricsLog | None
+    log: tuple[metrics.MetricsLog, Trackers] | None
+    push: Callable[[], None] | None
 
 
 def _loop(
@@ -262,16 +285,20 @@ def _loop(
                     bar.write(f"{name}: not finite numbers from update {update} on")
             history.append(record)
             if keep and keep.log:
-                keep.log.append(record)
+                for place in keep.log:
+                    place.append(record)
             bar.set_postfix_str(metrics.postfix(values), refresh=False)
             bar.update()
             stopped = largest(received[0] if received else 0)  # whichever process was told
             last = update == config.updates or stopped
             due = last or update % config.checkpoint_every == 0
             if keep and (due or update in kept):
-                if keep.log:
-                    keep.log.sync()  # a checkpoint never knows more than the metrics do
+                for place in keep.log or ():
+                    place.sync()  # a checkpoint never knows more than the metrics do
                 keep.checkpoints.save(update, state, members=members, rewards=keep.score(state))
+                if keep.push:
+                    keep.checkpoints.wait()
+                    keep.push()
             if stopped:
                 break
     return state, history, stopped or None

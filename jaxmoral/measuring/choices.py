@@ -17,7 +17,7 @@ from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.choices import Forest, Place, Question, encode, padded, plant, reader, size
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.prompter import Prompter
-from jaxmoral.learning.saved import Which
+from jaxmoral.learning.run_folder import Which
 from jaxmoral.measuring.evaluation import group_by_size
 from jaxmoral.measuring.source import Loaded, Source, load_source, parameters
 

@@ -29,7 +29,7 @@ from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import seen_in_training
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import Which
+from jaxmoral.learning.run_folder import Which
 from jaxmoral.learning.tabular_policy import TablePrompter
 from jaxmoral.learning.whom import met_by
 from jaxmoral.measuring import thoughts

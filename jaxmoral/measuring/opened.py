@@ -12,8 +12,8 @@ from jaxmoral.config import Config
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.lookup import find_games, training_game
-from jaxmoral.learning.run_folder import read_config
-from jaxmoral.learning.saved import Which, load_trained
+from jaxmoral.learning.run_folder import Which, read_config
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent

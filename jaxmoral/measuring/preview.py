@@ -15,6 +15,7 @@ from jaxmoral.learning.met import check_stored
 from jaxmoral.learning.mixture import player_conditions
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.starting import start_from
 from jaxmoral.world.chain import memory_policy
 from jaxmoral.world.memory import NUM_ORDERS, Memory, history_name
 
@@ -35,7 +36,7 @@ def preview(config: Config, which: str = FIRST) -> Iterator[str]:
     resolved = resolve(config)
     check_stored([resolved])
     lines: list[str] = []
-    agent = make_agent(resolved, 1, lines.append)
+    agent = start_from(resolved, make_agent(resolved, 1, lines.append))
     settled = settle(resolved, agent)
     condition = player_conditions(settled, agent.presentation)[0][0]
     memory = condition.presentation.remembers(condition.game)

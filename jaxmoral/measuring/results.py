@@ -222,7 +222,7 @@ def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     if "config" not in one or "config" not in other:
         return ["update"]
     about = [each["config"] | {"update": each["update"]} for each in (one, other)]
-    return [key for key in tree_differences(*about) if not key.startswith("mesh.")]
+    return [key for key in tree_differences(*about) if not key.startswith(("mesh.", "tracker"))]
 
 
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

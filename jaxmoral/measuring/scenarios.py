@@ -27,7 +27,7 @@ from jaxmoral.language.scenarios import (
     views,
 )
 from jaxmoral.learning.choices import Question, encode
-from jaxmoral.learning.saved import Which
+from jaxmoral.learning.run_folder import Which
 from jaxmoral.measuring.choices import answer_all, longest_prompt, speaking
 from jaxmoral.measuring.source import Loaded, Source, load_source
 

@@ -13,7 +13,9 @@ from jaxmoral.devices.mesh import Layout
 from jaxmoral.learning.agent import Agent, make_agent, settle
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import Which, load_trained
+from jaxmoral.learning.run_folder import Which
+from jaxmoral.learning.saved import load_trained
+from jaxmoral.learning.starting import pin_adapter, start_from
 from jaxmoral.learning.trained import TrainedAgent
 
 PyTree = Any
@@ -49,8 +51,8 @@ def load_source(source: Source, update: Which = None) -> Loaded:
     if isinstance(source, Loaded):
         return source
     if isinstance(source, Config):
-        config = resolve(source)
-        agent = make_agent(config, None)
+        config = pin_adapter(resolve(source))
+        agent = start_from(config, make_agent(config, None))
         adapted = None
         if agent.adapter is not None:
             adapted = agent.policy.reference_parameters() | {"adapter": agent.adapter}

@@ -21,6 +21,7 @@ from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS
 from jaxmoral.world.pairs import Structure, agent_player, machine_player
 
 OUTCOMES = ("C", "D", "illegal")
+EPISODES = "episodes*.jsonl"  # the files in a run folder that a report shows
 
 
 class Side(NamedTuple):
@@ -190,3 +191,18 @@ def in_words(episode: Mapping[str, Any], *, prompts: bool = True) -> str:
 def write_episodes(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One line of JSON an episode."""
     path.write_text("".join(f"{json.dumps(episode)}\n" for episode in episodes), encoding="utf-8")
+
+
+def read_episodes(path: Path) -> list[str]:
+    """The episodes of such a file as texts, as by `in_words`.
+
+    Raises:
+      UserError: it cannot be read, or holds something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [in_words(json.loads(line)) for line in lines]
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} holds something else than episodes ({error})") from None

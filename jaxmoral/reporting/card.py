@@ -95,7 +95,7 @@ def _recipe(config: Config) -> dict[str, Any]:
     """The keys that are not at their defaults, without those of tests and of the machine."""
     values = flatten(to_dict(config))
     changed = differences(Config(), config)
-    besides = ("evaluation.", "mesh.", "model.sha256", "model.dtype")
+    besides = ("evaluation.", "mesh.", "tracker", "model.sha256", "model.dtype")
     return {key: values[key] for key in changed if not key.startswith(besides)}
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import pandas as pd
 
 from jaxmoral import config as configs
+from jaxmoral.learning.run_folder import is_run
+from jaxmoral.learning.trackers import add_to_trackers
 from jaxmoral.measuring.keeping import EVALUATION, keep
 from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.results import rows
@@ -14,12 +16,30 @@ from jaxmoral.reporting.outside import draw_outside, measured_rows
 
 
 def keep_and_draw(evaluation: dict[str, Any], path: Path) -> Path:
-    """Keeps an evaluation in a file, see `keeping.keep`, and returns the picture's place."""
+    """Keeps an evaluation in a file, see `keeping.keep`, and returns the picture's place.
+
+    If the file is in a run's folder, the run's trackers get what was measured and the picture.
+    """
     kept = keep(evaluation, path)
     whole = next(iter(kept["suites"])) == SUITE  # whose conditions are too many for bars
     name, drawn = ("generalisation", _outside(kept)) if whole else ("regret", draw_regret(kept))
     start = "" if path.name == EVALUATION else f"{path.stem}-"
-    return figures.save(drawn, path.with_name(f"{start}{name}.png"))
+    picture = figures.save(drawn, path.with_name(f"{start}{name}.png"))
+    if is_run(path.parent) and evaluation["update"] is not None:
+        add_to_trackers(
+            path.parent, evaluation["update"], _numbers(evaluation), {picture.stem: picture}
+        )
+    return picture
+
+
+def _numbers(evaluation: dict[str, Any]) -> dict[str, float]:
+    """What was measured exactly, by names for trackers."""
+    keys = "suite", "condition", "policy", "opponent", "metric"
+    return {
+        "/".join(["evaluation", *(str(row[key]) for key in keys if row[key])]): row["value"]
+        for row in rows(evaluation)
+        if row["protocol"] == "exact"
+    }
 
 
 def _outside(evaluation: dict[str, Any]) -> figures.Drawn:

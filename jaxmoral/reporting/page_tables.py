@@ -24,6 +24,7 @@ from jaxmoral.reporting.sections import agents_in, with_agents
 from jaxmoral.reporting.series import Series, setting_text, shown_names
 from jaxmoral.reporting.styles import game_title
 from jaxmoral.reporting.thoughts import thought_blocks, thought_rows
+from jaxmoral.reporting.transcripts import transcript_blocks
 from jaxmoral.world import rewards
 from jaxmoral.world.games import CELLS, Game
 
@@ -239,6 +240,8 @@ def number_parts(
         caption += f" 50. {WHY_THEY_DIFFER}"
         body.append("<h2>Tournament in numbers</h2>")
         body.append(html_table(*tournament_rows(result), caption))
+    if episodes := transcript_blocks([*series, *tabular]):
+        body.append("<h2>Episodes in words</h2>" + episodes)
     if answers := answer_blocks(series):
         body.append("<h2>What agents say about their answers (Fig. 27)</h2>" + answers)
     body.append("<h2>Rewards, parameters, games</h2>")

@@ -29,6 +29,7 @@ TITLES = (
 _NOT_TOLD = (
     "seed",
     "checkpoint_every",
+    "tracker",
     "mesh.",
     "mixture.kept",
     "model.remat",
