@@ -80,9 +80,8 @@ def vocabulary() -> tokenizers.Vocabulary:
     )
 
 
-def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
-    """Writes the model, its configuration changed by `sizes`; two calls write the same."""
-    words = vocabulary()
+def sizes_with(words: tokenizers.Vocabulary, **sizes: Any) -> DecoderConfig:
+    """The configuration of a model of so many words, changed by `sizes`."""
     config = DecoderConfig(
         family="gemma3",
         vocab_size=-(-len(words.pieces) // 8) * 8,
@@ -97,7 +96,13 @@ def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
         query_scale=0.25,
         qk_norm=True,
     )
-    config = dataclasses.replace(config, **sizes)
+    return dataclasses.replace(config, **sizes)
+
+
+def make(seed: int = 0, **sizes: Any) -> LoadedModel:
+    """The model, its configuration changed by `sizes`; two calls make the same."""
+    words = vocabulary()
+    config = sizes_with(words, **sizes)
     random = np.random.default_rng(seed)
     _, abstract = Decoder.abstract(config)
     parts = []
@@ -115,9 +120,13 @@ def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
         shape = config.vocab_size, config.num_layers * config.per_layer_dim
         beside = RowTable(random.standard_normal(shape, np.float32))
     tokenizer = tokenizers.build(words)
-    model = LoadedModel("tiny", "", config, definition, weights, tokenizer, beside=beside)
+    return LoadedModel("tiny", "", config, definition, weights, tokenizer, beside=beside)
+
+
+def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
+    """Writes the model of `make`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_merged(folder, model, {}, Lora(1, 1.0, 0.0, ()))
+    save_merged(folder, make(seed, **sizes), {}, Lora(1, 1.0, 0.0, ()))
 
 
 if __name__ == "__main__":

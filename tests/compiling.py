@@ -7,7 +7,9 @@ emitters of fused operations, which take most of the time that is left, give way
 import jax
 from jax._src import compiler
 
-PLAIN = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+PLAIN: dict[str, bool | int] = {"xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__[:2] == (0, 10):  # later versions have but one kind of emitters
+    PLAIN["xla_cpu_use_fusion_emitters"] = False
 _get_compile_options = compiler.get_compile_options
 
 

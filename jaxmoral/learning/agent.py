@@ -219,7 +219,11 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
 
 
 def make_agent(
-    config: Config, units: int | None = 1, warn: Callable[[str], None] | None = None
+    config: Config,
+    units: int | None = 1,
+    warn: Callable[[str], None] | None = None,
+    *,
+    read: Callable[..., LoadedModel] = load,
 ) -> Agent:
     """Builds the agent a configuration asks for; `config.model.dtype` must be resolved.
 
@@ -229,6 +233,7 @@ def make_agent(
         side; 1 for a single agent in training, None for any number.
       warn: where a line goes, before the weights are read, if training needs more memory than is
         free.
+      read: what makes the model of its source, as `models.load.load` does.
 
     Raises:
       UserError: the model, the labels or the mesh cannot be used.
@@ -236,22 +241,7 @@ def make_agent(
     if config.model.source == "tabular":
         if config.lora.adapter is not None:
             raise UserError("lora.adapter: a tabular policy has no adapter")
-        presentation = make_presentation(config, None)
-        histories = presentation.remembers(training_game(config)).histories
-        tabular = TabularPolicy(len(histories) * NUM_ORDERS)
-        summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
-        layout = make_layout(config.mesh, units)
-        rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
-        if warn and (line := shortage(rounds, free_bytes(), config)):
-            warn(line)
-        return Agent(
-            policy=tabular,
-            frozen=(),
-            prompter=TablePrompter(),
-            presentation=presentation,
-            summary=summary,
-            layout=layout,
-        )
+        return _tabular(config, units, warn)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
     plans: list[_Plan] = []
@@ -263,7 +253,7 @@ def make_agent(
             warn(line)
         return plan.layout
 
-    model = load(_source_of(config), base.dtype, base.sha256, quantisation, layout_for)
+    model = read(_source_of(config), base.dtype, base.sha256, quantisation, layout_for)
     (plan,) = plans
     policy = LanguagePolicy(
         config=model.config,
@@ -287,6 +277,26 @@ def make_agent(
         model=model,
         lora=plan.lora,
         adapter=plan.adapter,
+    )
+
+
+def _tabular(config: Config, units: int | None, warn: Callable[[str], None] | None) -> Agent:
+    """An agent of free logits."""
+    presentation = make_presentation(config, None)
+    histories = presentation.remembers(training_game(config)).histories
+    tabular = TabularPolicy(len(histories) * NUM_ORDERS)
+    summary = [f"policy     tabular: {tabular.num_prompts} prompts x 3 outcomes, all trained"]
+    layout = make_layout(config.mesh, units)
+    rounds = Footprint(0, 0, 0, round_bytes(config, units or 1))
+    if warn and (line := shortage(rounds, free_bytes(), config)):
+        warn(line)
+    return Agent(
+        policy=tabular,
+        frozen=(),
+        prompter=TablePrompter(),
+        presentation=presentation,
+        summary=summary,
+        layout=layout,
     )
 
 

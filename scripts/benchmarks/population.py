@@ -85,25 +85,34 @@ def measure_tables(flags: list[str]) -> None:
         )
 
 
+def optimum(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The histories after which one move earns more in the round, and the better move of each.
+
+    Of a game of two with one remembered round against a machine that knows the last round too.
+    """
+    arena = environment(config)
+    opponent = arena.opponent
+    assert opponent is not None
+    moves = np.asarray(opponent.moves)[np.asarray(opponent.next_state)[int(opponent.start)].T]
+    values = np.einsum("cob,cb->co", np.asarray(arena.rewards)[0, :4, :2], moves.reshape(4, 2))
+    return np.flatnonzero(values[:, 0] != values[:, 1]), values.argmax(-1)
+
+
 def measure_exact() -> None:
     """From a uniform table to each reward's one-step optimum, without compilation."""
     for reward in ("game", "deontological", "utilitarian", "game+deontological"):
         flags = ["--ppo.estimator", "exact", "--reward.name", reward, "--updates", "1000"]
         (config,) = members_of([*TABULAR, *flags, "--ppo.entropy_coef", "0.3"], 1)
         state, step = compiled([config])
-        arena = environment(config)
-        opponent = arena.opponent
-        assert opponent is not None
-        moves = np.asarray(opponent.moves)[np.asarray(opponent.next_state)[int(opponent.start)].T]
-        values = np.einsum("cob,cb->co", np.asarray(arena.rewards)[0, :4, :2], moves.reshape(4, 2))
-        judged = np.flatnonzero(values[:, 0] != values[:, 1])
-        best = values.argmax(-1)
+        judged, best = optimum(config)
         state, _ = step(state, 0)
         start, update = time.perf_counter(), 1
         while update < 1000:
             state, _ = step(state, update)
             update += 1
-            table = np.asarray(jax.nn.softmax(state.trainable["logits"][0])).reshape(4, 4, 3)
+            table = np.asarray(jax.nn.softmax(state.players.trainable["logits"][0])).reshape(
+                4, 4, 3
+            )
             if (table.mean(1)[judged, best[judged]] > 0.95).all():
                 break
         taken = time.perf_counter() - start

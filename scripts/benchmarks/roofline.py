@@ -11,7 +11,7 @@ docs/benchmarks/roofline.json.
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ from jaxmoral.world.rollout import rollout
 REPEATS = 7
 
 
-def matmul_rate() -> float:
-    """The best float32 matrix-product rate of a few large shapes, FLOP/s."""
+def matmul_rate(dtype: str = "float32", sizes: Sequence[int] = (1024, 2048)) -> float:
+    """The best matrix-product rate of a few large shapes, FLOP/s."""
     rates = []
-    for size in (1024, 2048):
-        matrix = jax.random.normal(jax.random.key(0), (size, size))
+    for size in sizes:
+        matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
         rates.append(2 * size**3 / min(timed(partial(jax.jit(jnp.matmul), matrix, matrix))))
     return max(rates)
 
