@@ -162,9 +162,9 @@ def _measure(
         output = _file_of(run, update)
     elif output is not None and output.is_file():
         read_evaluation(output)
-    source = run
-    if source is None:
-        source = configs.load(None, ["--model.source", arguments.model, *flags])
+    source: Path | configs.Config = (
+        configs.load(None, ["--model.source", arguments.model, *flags]) if run is None else run
+    )
     evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return

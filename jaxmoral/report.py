@@ -30,7 +30,7 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     with ExitStack() as stack:
-        folders = []
+        folders: list[Path] = []
         for name in arguments.folders:
             writes = arguments.output is None and not folders
             folders.append(stack.enter_context(at_hand(name, writes=writes)).folder)

@@ -84,7 +84,7 @@ def test_an_adapter_on_its_base_is_the_run(first):
 def test_what_cannot_be_started_from_is_refused(first, base, tmp_path):
     folder, flags = first
     other = tmp_path / "other"
-    runpy.run_path(str(TINY))["write"](other, seed=1)
+    runpy.run_path(str(TINY))["write"](other, mlp_dim=96)
     table = tmp_path / "table"
     tabular = ["--model.source", "tabular", "--updates", "1", "--tracker", "none"]
     train_agent(configs.load(None, tabular), table, say=quiet)

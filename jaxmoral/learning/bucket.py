@@ -143,7 +143,8 @@ class _Bucket:
         if not changed and not gone:
             return
         remote = lambda paths: [f"{self._root}/{path}" for path in paths]
-        content = {"id": secrets.token_hex(8), "files": {path: now[path][0] for path in now}}
+        identity = secrets.token_hex(8)
+        content = {"id": identity, "files": {path: now[path][0] for path in now}}
         try:
             if changed:
                 here = [str(self._folder / path) for path in changed]
@@ -156,7 +157,7 @@ class _Bucket:
         except Exception as error:
             line = f"{self._failure('write to', error)}; the run is in {self._folder}, and the same"
             raise UserError(f"{line} command, with --resume, copies it") from None
-        self._keep(content["id"], now)
+        self._keep(identity, now)
 
     def push_if_possible(self) -> None:
         """Copies what has changed, or says once that it cannot now; it is tried again later."""

@@ -178,7 +178,7 @@ class _Service:
         title = folder.resolve().name
         told = {key: to_dict(config) for key, config in members.items()}
         config = told[ALONE] if list(told) == [ALONE] else {"members": told}
-        begin = {"project": PROJECT, "config": config, "resume": "allow"}
+        begin: dict[str, Any] = {"project": PROJECT, "config": config, "resume": "allow"}
         if name == "wandb":
             settings = self._module.Settings(console="off", silent=True)
             begin |= {"id": own, "name": title, "dir": str(folder), "settings": settings}
