@@ -44,7 +44,8 @@ MUCH = 3 * 2**30  # bytes of a process
 # What takes longest begins first, so that no worker waits at the end.
 SLOWEST = ("real", "test_mesh", "test_faults", "test_ppo", "test_token_ppo", "test_population")
 REAL = {"real", "gguf_file", "smol"}  # fixtures
-SLOW = {"shallow"}  # a language model's updates take seconds to compile, however small it is
+# What takes seconds: updates of a language model, however small it is; matches of another library.
+SLOW = {"shallow", "play"}
 
 
 def pytest_collection_modifyitems(items):

@@ -1,8 +1,6 @@
 """Prompt sets that are several trees: more rounds, drawn payoffs, the real tokenizer."""
 
 import itertools
-import runpy
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,17 +18,6 @@ from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.world.games import corner_payoffs, get_game
 
-write_tiny = runpy.run_path(str(Path(__file__).parent.parent / "scripts" / "tiny_model.py"))[
-    "write"
-]
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny(folder)
-    return folder
-
 
 def agent_of(folder, **env):
     tree = {"model": {"source": str(folder)}, "prompt": {"labels": ["X", "Y"]}}
@@ -38,9 +25,9 @@ def agent_of(folder, **env):
     return config, make_agent(config)
 
 
-def test_chunks_have_the_numbers_of_one_tree(tiny_folder):
+def test_chunks_have_the_numbers_of_one_tree(shallow):
     """Two remembered rounds, an adapter that is not zero: one tree and several, one table."""
-    config, agent = agent_of(tiny_folder, memory=2)
+    config, agent = agent_of(shallow, memory=2)
     condition = Condition(player_games(config)[0][0], agent.presentation)
     whole = agent.prompter.inputs([[condition]])
     parts = Prompter(agent.model, "plain", max_nodes=1000).inputs([[condition]])
@@ -61,8 +48,8 @@ def test_chunks_have_the_numbers_of_one_tree(tiny_folder):
     assert len({row.tobytes() for row in found[0]}) == 64
 
 
-def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(tiny_folder):
-    config, agent = agent_of(tiny_folder, payoff_draws=2, payoff_range=(1, 12), episodes=64)
+def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(shallow):
+    config, agent = agent_of(shallow, payoff_draws=2, payoff_range=(1, 12), episodes=64)
     members = [(config, agent)]
     conditions = Conditions(members, Met(members))
     first, later = (conditions.prompts(conditions.shown(update)) for update in (0, 1))
@@ -84,9 +71,9 @@ def test_drawn_payoffs_are_in_the_prompts_and_keep_their_shape(tiny_folder):
     assert np.isfinite(metrics["loss"]).all()
 
 
-def test_too_many_prompts_are_refused_with_three_ways_out(tiny_folder):
+def test_too_many_prompts_are_refused_with_three_ways_out(shallow):
     with pytest.raises(UserError, match="256 prompts.*fewer rounds.*payoff_draws.*max_prompts"):
-        agent_of(tiny_folder, memory=3, max_prompts=255)
+        agent_of(shallow, memory=3, max_prompts=255)
 
 
 def test_a_prompt_that_no_tree_holds_is_refused(real):
@@ -143,11 +130,10 @@ def test_means_of_several_others_have_room_too(real):
     assert all(shapes == found[0] for shapes in found)
 
 
-def test_room_for_other_payoffs_changes_no_number(tmp_path):
+def test_room_for_other_payoffs_changes_no_number(shallow):
     """A tiny model with a noisy adapter: padded for what may be drawn, and not."""
-    write_tiny(tmp_path)
     env = {"payoff_draws": 2, "payoff_range": (-99, 120), "episodes": 64}
-    tree = {"model": {"source": str(tmp_path)}, "prompt": {"labels": ["X", "Y"]}, "env": env}
+    tree = {"model": {"source": str(shallow)}, "prompt": {"labels": ["X", "Y"]}, "env": env}
     config = resolve(parse(tree))
     agent = make_agent(config)
     group = [Condition(game, agent.presentation) for game in player_games(config)[0]]

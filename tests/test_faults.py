@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from test_mesh import finish, start_cluster
 from jaxmoral import config as configs
 from jaxmoral import train_agent
 from jaxmoral.errors import UserError
-from jaxmoral.learning import metrics
+from jaxmoral.learning import first_state, metrics
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.damage import checksum, seal_of
 from jaxmoral.learning.tabular_policy import TabularPolicy
@@ -44,7 +45,7 @@ def lines(folder):
 
 @pytest.mark.slow
 def test_kills_at_random_moments(tmp_path):
-    enough = ["--kills", "3", "--updates", "240"]
+    enough = ["--kills", "3", "--updates", "150"]
     done = Running("crash_test", tmp_path / "runs", *enough).finish(timeout=500)
     assert done.returncode == 0, done.stderr
     assert "equal to the last bit" in done.stdout
@@ -79,7 +80,7 @@ def test_a_second_writer_is_refused(tmp_path):
         done = command("train", "--output-dir", folder, "--resume")
     assert done.returncode == 2
     assert f"error: another process is training in {folder}" in done.stderr
-    evaluate_agent(folder)  # reading is no writing
+    evaluate_agent(folder, protocols=["exact"])  # reading is no writing
     train_agent(configs.load(folder / "config.yaml"), folder, resume=True, say=quiet)
 
 
@@ -142,9 +143,8 @@ def test_the_best_checkpoint_is_kept(tmp_path):
     assert kept == [best, 26, 28, 30]
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.best() == best
-    assert evaluate_agent(tmp_path / "run", update="best") == evaluate_agent(
-        tmp_path / "run", update=best
-    )
+    measure = partial(evaluate_agent, tmp_path / "run", protocols=["exact"])
+    assert measure(update="best") == measure(update=best)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def refused(folder, message, config=None):
         train_agent(config or configs.load(folder / "config.yaml"), folder, True, quiet)
     assert content(folder) == before
     with pytest.raises(UserError, match=message):
-        evaluate_agent(folder, ["ipd"])
+        evaluate_agent(folder, ["ipd"], protocols=["exact"])
     assert content(folder) == before
 
 
@@ -199,8 +199,12 @@ def test_arrays_of_another_version_are_no_damage(finished, tmp_path, monkeypatch
     folder = shutil.copytree(finished[0], tmp_path / "run")
     known = TabularPolicy.reference_parameters
     other = lambda self: known(self) | {"more": jnp.zeros(2)}
-    monkeypatch.setattr(TabularPolicy, "reference_parameters", other)
-    refused(folder, r"6 holds other arrays than this version trains \(.*more\)")
+    kept = first_state._jit_initial
+    kept.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(TabularPolicy, "reference_parameters", other)
+        refused(folder, r"6 holds other arrays than this version trains \(.*more\)")
+    kept.cache_clear()
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE])
@@ -231,7 +235,7 @@ def test_what_the_storage_library_cannot_open_is_no_damage(finished, tmp_path):
     refused(folder, "cannot read the checkpoint .*/6 .*Too many levels of symbolic links")
     path.unlink()
     path.write_bytes(whole)
-    evaluate_agent(folder, ["ipd"])
+    evaluate_agent(folder, ["ipd"], protocols=["exact"])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -268,8 +272,8 @@ def test_lost_metrics_are_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXMORAL_PATIENCE", "10")
-    flags = [*FLAGS, "--updates", "200"]
+    monkeypatch.setenv("JAXMORAL_PATIENCE", "7")
+    flags = [*FLAGS, "--updates", "100"]
     job = {"name": "run", "flags": flags, "folder": str(tmp_path / "run")}
     output = tmp_path / "found.npz"
     first, second = start_cluster(output, [job], 2, 1)
@@ -285,8 +289,8 @@ def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
     assert second.finish().returncode == -signal.SIGKILL
 
     found = finish(start_cluster(output, [job | {"resume": True}], 2, 1), output)
-    assert len(found["run||losses"]) < 200
+    assert len(found["run||losses"]) < 100
     whole = train_agent(configs.load(None, flags), say=quiet)
-    assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 201))
+    assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 101))
     expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.trainable)])
     np.testing.assert_allclose(found["run||parameters"], expected, rtol=1e-5, atol=1e-6)

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import runpy
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -45,11 +44,9 @@ quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")
-def tiny_flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    script = Path(__file__).parents[1] / "scripts" / "tiny_model.py"
-    runpy.run_path(str(script))["write"](folder)
-    return ["--model.source", str(folder), "--updates", "4", "--env.episodes", "96"]
+def tiny_flags(shallow):
+    few = ["--lora.targets", "[q, down]", "--updates", "4", "--env.episodes", "96"]
+    return ["--model.source", str(shallow), *few]
 
 
 def settings(*flags):

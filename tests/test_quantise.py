@@ -1,5 +1,7 @@
 """Quantised bases: codes and scales against independent computations, and training through them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,48 +56,67 @@ def test_round_trip_is_the_nearest_level_of_each_block(kind):
     np.testing.assert_allclose(restored, by_hand(weights, kind), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llama-biased", "gemma4-sharing", "gemma4-experts"])
+FAMILIES = ["gemma3", "llama-biased", "gemma4-sharing", "gemma4-experts"]
+LORA = Lora(2, 4.0, 0.0, ("q", "down"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def whole(request, tmp_path_factory):
+    """A family's folder, its model with all bits, and what that computes of given weights."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_tiny(request.param, folder)
+    full = load_tiny(folder)
+    return folder, full, computes(full)
+
+
+dequantise = jax.jit(q.dequantise)
+
+
+def computes(model):
+    """Logits of a few tokens, and the gradient of their squares with respect to an adapter."""
+    tokens = jnp.array([1, 5, 9, 2, 7, 7, 3])
+    rows = model.rows(tokens)
+    causal = jnp.tril(jnp.ones((1, 7, 7), bool))
+    seen = Sight(jnp.arange(7)[None], jnp.stack([causal, causal]))
+
+    def squares(adapter, weights):
+        module = nnx.merge(model.definition, weights)
+        layers = prepare(adapter, model.config, LORA, None)
+        hidden = module.hidden(tokens, jnp.arange(7), seen, layers, "elementwise", rows)
+        logits = module.logits(hidden)
+        return jnp.sum(logits**2), logits
+
+    def compute(adapter, weights):
+        (_, logits), gradient = jax.value_and_grad(squares, has_aux=True)(adapter, weights)
+        return logits, gradient
+
+    return jax.jit(compute)
+
+
 @pytest.mark.parametrize("kind", q.KINDS)
-def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, family, tmp_path):
+def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind, whole):
     """Norms and biases stay as they are, an output head of its own does not."""
-    save_tiny(family, tmp_path)
-    config, definition, weights, beside = load_tiny(tmp_path, quantisation=kind)
-    full, full_definition, full_weights, _ = load_tiny(tmp_path)
-    params = nnx.to_pure_dict(full_weights)
+    folder, full, compute = whole
+    quantised = load_tiny(folder, quantisation=kind)
 
     def restore(path, leaf):
         name = path[-1].key
         if name in ("scale", "layer_scalar", "expert_scale") or name.endswith("_bias"):
             return leaf
         matrix = np.asarray(leaf)
-        rounded = q.dequantise(*map(jnp.asarray, q.quantise(matrix, kind)))
-        assert not np.array_equal(rounded, matrix)
-        return rounded
+        nearest = np.asarray(dequantise(*q.quantise(matrix, kind)))
+        assert not np.array_equal(nearest, matrix)
+        return nearest
 
-    params = jax.tree_util.tree_map_with_path(restore, params)
-    nnx.replace_by_pure_dict(full_weights, params)
-    lora = Lora(2, 4.0, 0.0, ("q", "down"))
-    adapter = init_adapter(jax.random.key(0), config, lora)
+    restored = jax.tree.map(lambda leaf: leaf, full.weights)
+    params = jax.tree_util.tree_map_with_path(restore, nnx.to_pure_dict(full.weights))
+    nnx.replace_by_pure_dict(restored, params)
+    adapter = init_adapter(jax.random.key(0), full.config, LORA)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
-    tokens = jnp.array([1, 5, 9, 2, 7, 7, 3])
-    rows = None if beside is None else beside.read(tokens)
-    causal = jnp.tril(jnp.ones((1, 7, 7), bool))
-    seen = Sight(jnp.arange(7)[None], jnp.stack([causal, causal]))
-
-    def logits(definition, weights, adapter):
-        model = nnx.merge(definition, weights)
-        layers = prepare(adapter, config, lora, None)
-        hidden = model.hidden(tokens, jnp.arange(7), seen, layers, "elementwise", rows)
-        return model.logits(hidden)
-
-    ours = logits(definition, weights, adapter)
-    np.testing.assert_allclose(ours, logits(full_definition, full_weights, adapter), atol=1e-4)
-    square = lambda *a: jnp.sum(logits(*a) ** 2)
-    gradients = [
-        jax.grad(square, argnums=2)(d, w, adapter)
-        for d, w in ((definition, weights), (full_definition, full_weights))
-    ]
-    for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
+    ours, gradient = computes(quantised)(adapter, quantised.weights)
+    expected, expected_gradient = compute(adapter, restored)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    for one, other in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * float(jnp.abs(other).max()))
 
 
@@ -109,19 +130,29 @@ def test_memory_of_the_real_model(kind, limit, real):
     assert num_parameters(agent.model.config) == num_parameters(real.config)
 
 
-@pytest.mark.parametrize(("kind", "gap"), [("nf4", 0.2), ("int8", 0.1)])
-def test_training_works_through_it(kind, gap, tmp_path):
-    """It earns nearly what training through the whole weights does, at every update."""
-    tiny_model.write(tmp_path)
-    tree = {"model": {"source": str(tmp_path)}, "prompt": {"labels": ["X", "Y"]}, "updates": 8}
+@pytest.fixture(scope="module")
+def history_of(tmp_path_factory):
+    """The records of a training on a tiny model, by quantisation; each trained once."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model.write(folder)
+    tree = {"model": {"source": str(folder)}, "prompt": {"labels": ["X", "Y"]}, "updates": 8}
     tree |= {"ppo": {"learning_rate": 0.01}, "env": {"episodes": 1024}}
-    histories = []
-    for quantisation in ("none", kind):
-        tree["model"]["quantisation"] = quantisation
-        histories.append(train_agent(configs.parse(tree), say=lambda line: None).history)
+
+    @functools.cache
+    def train(quantisation):
+        model = tree["model"] | {"quantisation": quantisation}
+        return train_agent(configs.parse(tree | {"model": model}), say=lambda line: None).history
+
+    return train
+
+
+@pytest.mark.parametrize(("kind", "gap"), [("nf4", 0.2), ("int8", 0.1)])
+def test_training_works_through_it(kind, gap, history_of):
+    """It earns nearly what training through the whole weights does, at every update."""
+    histories = history_of(kind), history_of("none")
     earned, expected = ([record["reward_mean"] for record in history] for history in histories)
     assert earned[-1] > earned[0] + 1
-    assert histories[1][-1]["p_illegal"] < 0.1
+    assert histories[0][-1]["p_illegal"] < 0.1
     np.testing.assert_allclose(earned, expected, atol=gap)
 
 

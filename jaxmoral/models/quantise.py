@@ -59,7 +59,8 @@ def quantise(weights: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     codes, scales = [], []
     for start in range(0, len(blocks), _CHUNK):
         part = blocks[start : start + _CHUNK]
-        padded = np.pad(part, ((0, _CHUNK - len(part)), (0, 0)))  # one shape, one compiled program
+        size = 1 << (len(part) - 1).bit_length()  # few shapes, few compiled programs
+        padded = np.pad(part, ((0, size - len(part)), (0, 0)))
         chunk = jax.device_get(_round(padded, kind))
         codes.append(chunk[0][: len(part)])
         scales.append(chunk[1][: len(part)])
