@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -19,10 +18,8 @@ quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_model.write(folder, num_layers=2, global_layers=(False, True))
-    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--env.episodes", "64"]
+def flags(shallow):
+    given = ["--model.source", str(shallow), "--prompt.labels", "[X, Y]", "--env.episodes", "64"]
     given += ["--updates", "4", "--checkpoint_every", "2", "--ppo.learning_rate", "1e-2"]
     given += ["--ppo.entropy_coef", "0.1"]  # as at the end, so that no schedule has a length
     return [*given, "--lora.targets", "[q, v]", "--anchor.tokens", "70", "--anchor.at_once", "40"]

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -18,10 +17,8 @@ quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_model.write(folder, num_layers=2, global_layers=(False, True))
-    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--objective", "distil"]
+def flags(shallow):
+    given = ["--model.source", str(shallow), "--prompt.labels", "[X, Y]", "--objective", "distil"]
     given += ["--distil.persona", PERSONA, "--ppo.estimator", "exact", "--updates", "60"]
     return [*given, "--ppo.learning_rate", "1e-3", "--ppo.learning_rate_schedule", "cosine"]
 
