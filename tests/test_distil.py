@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -18,10 +17,8 @@ quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_model.write(folder, num_layers=2, global_layers=(False, True))
-    given = ["--model.source", str(folder), "--prompt.labels", "[X, Y]", "--objective", "distil"]
+def flags(shallow):
+    given = ["--model.source", str(shallow), "--prompt.labels", "[X, Y]", "--objective", "distil"]
     given += ["--distil.persona", PERSONA, "--ppo.estimator", "exact", "--updates", "60"]
     return [*given, "--ppo.learning_rate", "1e-3", "--ppo.learning_rate_schedule", "cosine"]
 
@@ -56,13 +53,10 @@ def test_the_agent_becomes_like_its_teacher(trained):
     assert trained.history[-1]["kl"] > 0.5 * losses[0]  # from the base, measured as ever
 
 
-def test_what_is_lost_is_the_mean_divergence_of_the_tables(trained, flags):
+def test_what_is_lost_is_the_mean_divergence_of_the_tables(trained):
     teacher, base, _ = tables(trained)
-    again = ["--ppo.epochs", "2", "--updates", "1"]
-    once = train_agent(configs.load(None, [*flags, *again]), say=quiet)
     first = trained.history[0]
     assert first["loss"] == first["distil_kl"] == pytest.approx(apart(teacher, base), rel=1e-3)
-    assert 0 < once.history[0]["distil_kl"] < first["distil_kl"]  # the mean of two steps
 
 
 def test_its_gradient_is_that_of_finite_differences(trained):
