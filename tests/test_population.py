@@ -93,10 +93,11 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
     kinds = ["game", "deontological", "utilitarian", "game+deontological"]
     tables = [reward_table(game, get_reward(kind), 3.0, -6.0)[None] for kind in kinds]
     rates = [1e-2, 3e-3, 1e-2, 2e-2]
-    reference = jax.vmap(lambda one: reference_table(policy, weights, one))(inputs)
+    reference = jax.jit(jax.vmap(lambda one: reference_table(policy, weights, one)))(inputs)
     keys = jax.random.split(jax.random.key(0), 4)
     adjusted = [adjustable(settings) | {"learning_rate": np.float32(rate)} for rate in rates]
 
+    @jax.jit
     def start(key):
         return init_state(key, policy, optimiser=optimiser, kl_coef=0.02, num_players=1)
 

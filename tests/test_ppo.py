@@ -1,6 +1,7 @@
 """PPO's parts against loops and closed forms, and its update against a slow copy."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -197,7 +198,7 @@ def inputs_of(config, arena, policy=TABLE, frozen=(), prompts=NONE):
         key=jax.random.key(1),
         frozen=frozen,
         prompts=jax.tree.map(lambda leaf: leaf[None], prompts),
-        reference=reference_table(policy, frozen, prompts)[None],
+        reference=jax.jit(reference_table, static_argnums=0)(policy, frozen, prompts)[None],
         environment=arena,
         settings=adjustable(config),
     )
@@ -205,9 +206,8 @@ def inputs_of(config, arena, policy=TABLE, frozen=(), prompts=NONE):
 
 def run(policy, config, arena, num_updates, frozen=(), inputs=NONE, episodes=64):
     optimiser = make_optimiser(config, num_updates)
-    state = init_state(
-        jax.random.key(0), policy, optimiser=optimiser, kl_coef=config.kl_coef, num_players=1
-    )
+    start = partial(init_state, optimiser=optimiser, kl_coef=config.kl_coef, num_players=1)
+    state = jax.jit(start, static_argnums=1)(jax.random.key(0), policy)
     given = inputs_of(config, arena, policy, frozen, inputs)
     update = jax.jit(make_update(policy, config, num_updates, episodes))
     for _ in range(num_updates):
@@ -385,8 +385,9 @@ def test_two_gemmas_are_two_gemmas(tiny):
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)
     players = [jax.tree.map(noise, policy.init(keys[0])), policy.init(keys[1])]
     stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    one = lambda inputs, p: policy.bind(weights, inputs).table(p)
-    together = per_player(one, stack([inputs, inputs]), stack(players))
+    one = jax.jit(lambda inputs, p: policy.bind(weights, inputs).table(p))
+    two = jax.jit(lambda inputs, p: per_player(one, inputs, p))
+    together = two(stack([inputs, inputs]), stack(players))
     for player, alone_ in enumerate(players):
         expected = one(inputs, alone_)
         np.testing.assert_allclose(together.log_probs[player], expected.log_probs, atol=1e-5)
@@ -434,10 +435,8 @@ def test_the_table_without_logits_equals_the_one_with(tiny):
             table, _ = each.bind(weights, inputs).table_and_logits(trainable)
             return jnp.sum(signs * table.log_probs)
 
-        ours, expected = map(jax.value_and_grad, (from_table, from_logits))
-        for one, other in zip(
-            *(jax.tree.leaves(f(trainable)) for f in (ours, expected)), strict=True
-        ):
+        both = [jax.jit(jax.value_and_grad(total)) for total in (from_table, from_logits)]
+        for one, other in zip(*(jax.tree.leaves(f(trainable)) for f in both), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -519,7 +518,7 @@ def test_gemma_gradient_equals_a_finite_difference(tiny):
             config=PPOConfig(clip=5.0),
         )[0]
 
-    gradient = jax.grad(loss)(trainable)
+    gradient = jax.jit(jax.grad(loss))(trainable)
     for name in ("adapter", "value_head"):
         direction = jax.tree.map(jnp.zeros_like, trainable)
         direction[name] = gradient[name]
