@@ -303,7 +303,7 @@ def test_a_terminated_command_saves_and_resumes(tmp_path):
 def test_an_unwritable_output_is_refused_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").write_text("")
     new = tmp_path / "file" / "run"
-    done = in_a_shell("train", "--output-dir", new, "--model.source", "no/hub")
+    done = command("train", "--output-dir", new, "--model.source", "no/hub")
     assert done.returncode == 2
     assert done.stderr.startswith("error: --output-dir: cannot write to")
 

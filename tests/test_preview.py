@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral import train
@@ -19,10 +18,8 @@ SHOWN = Presentation(labels=("X", "Y"))
 
 
 @pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model.write(folder)
-    return ["--model.source", str(folder), "--prompt.labels", "[X,Y]", "--env.episodes", "64"]
+def flags(shallow):
+    return ["--model.source", str(shallow), "--prompt.labels", "[X,Y]", "--env.episodes", "64"]
 
 
 def test_the_prompts_the_answers_and_the_untrained_policy(flags):

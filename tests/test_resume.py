@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import runpy
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +21,6 @@ from jaxmoral.measuring.runs import read_run
 FLAGS = ["--model.source", "tabular", "--env.episodes", "64", "--ppo.learning_rate", "0.2"]
 FLAGS += ["--checkpoint_every", "5", "--ppo.epochs", "2"]
 STEADY = ["--ppo.final_entropy_coef", "1.0"]  # what does not depend on the number of updates
-TINY = Path(__file__).parent.parent / "scripts" / "tiny_model.py"
 
 
 def quiet(line):
@@ -217,12 +214,11 @@ def write_adapter(folder, sizes):
     (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
-def test_the_folder_of_the_first_adapter_is_not_needed(tmp_path):
+def test_the_folder_of_the_first_adapter_is_not_needed(shallow, tmp_path):
     """Neither by the stored configuration, nor by the flags that began the run."""
-    base, adapter = tmp_path / "tiny", tmp_path / "adapter"
-    runpy.run_path(str(TINY))["write"](base)
-    write_adapter(adapter, json.loads((base / "config.json").read_text()))
-    flags = [*("--model.source", str(base), "--prompt.labels", "[X, Y]"), *STEADY]
+    adapter = tmp_path / "adapter"
+    write_adapter(adapter, json.loads((shallow / "config.json").read_text()))
+    flags = [*("--model.source", str(shallow), "--prompt.labels", "[X, Y]"), *STEADY]
     flags += ["--ppo.learning_rate", "0.01", "--checkpoint_every", "1"]
     flags += ["--ppo.estimator", "exact", "--lora.adapter", str(adapter)]
     longer = configs.load(None, [*flags, "--updates", "2"])

@@ -7,7 +7,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import huggingface_hub
 import pytest
-import tiny_model
 import yaml
 
 import jaxmoral
@@ -22,10 +21,8 @@ from jaxmoral.models.upload import check_push, push
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model.write(folder)
-    flags = ["--model.source", str(folder), "--prompt.labels", "[X,Y]", "--env.episodes", "64"]
+def run(shallow, tmp_path_factory):
+    flags = ["--model.source", str(shallow), "--prompt.labels", "[X,Y]", "--env.episodes", "64"]
     flags += ["--updates", "2", "--lora.rank", "2", "--reward.name", "utilitarian"]
     output = tmp_path_factory.mktemp("runs") / "run"
     trained = train_agent(configs.load(None, flags), output, say=lambda line: None)
