@@ -122,6 +122,7 @@ def test_activations_are_what_the_compiler_reserves(real):
 
 
 RANK = ["--lora.rank", "2048"]
+FEW = ["--lora.targets", "[q, v, down]"]  # of many kinds of layers
 
 
 # Biases and an output head of its own, larger than what is made of it; layers of several shapes.
@@ -143,11 +144,11 @@ def folders(tmp_path_factory, tiny_folder):
     "flags",
     [
         ["biased"],
-        ["sharing", *RANK],
-        ["sharing", "--lora.rank", "16", "--env.memory", "2", "--model.remat", "none"],
-        ["sharing", "--lora.rank", "16", "--env.memory", "2"],
-        ["experts", *RANK],
-        ["experts", "--lora.rank", "16", "--env.memory", "2"],
+        ["sharing", *FEW, *RANK],
+        ["sharing", *FEW, "--lora.rank", "16", "--env.memory", "2", "--model.remat", "none"],
+        ["sharing", *FEW, "--lora.rank", "16", "--env.memory", "2"],
+        ["experts", *FEW, *RANK],
+        ["experts", *FEW, "--lora.rank", "16", "--env.memory", "2"],
         RANK,
         [*RANK, "--model.max_nodes", "300"],
         [*RANK, "--ppo.epochs", "2"],
