@@ -1,19 +1,17 @@
 """SmolLM2 135M, instruction-tuned, against transformers on the same file, and end to end."""
 
 import sys
-from pathlib import Path
 
-import golden_real_model
+import golden_smollm2
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
+from golden_real_model import STEP, TEXTS, split
+from golden_smollm2 import SOURCE
 from test_gemma import in_one_tree
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.training import train_agent
 from jaxmoral.measuring.choices import choose
@@ -22,91 +20,54 @@ from jaxmoral.measuring.questions import follow_up
 from jaxmoral.models import load as loading
 from jaxmoral.models import packaged
 from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.world.games import GAMES
-
-SOURCE = "smollm2-135m"
-ODD = [
-    *("\t \t\n \n\n  x", "\r\n\r\n x \r", "a\u00a0b\u2003c\u3000d", " " * 50, "x" * 100),
-    *("12345 3.1415 1,000,000 2024-11-28", "0x1F4A9 1e-5 10% $5.00", "don't I'll we've 'S"),
-    *(
-        "😀👍🏽👨‍👩‍👧 🇩🇪",
-        "def f(x):\n\tif x >= 10:\n\t\treturn {'a': [1, 2]}\n",
-        "한국어 العربية हिन्दी",
-    ),
-    *(
-        "<|im_start|>user\nhi<|im_end|>\n",
-        "e\u0301 é ﬁ Å",
-        "for (int i = 0; i < n; ++i) { s += a[i]; }",
-    ),
-]
 
 
 @pytest.fixture(scope="module")
-def theirs():
-    """transformers' tokenizer and model of the packaged file."""
-    path = packaged.find(SOURCE, Path())
-    given = {"gguf_file": path.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
-    auto = transformers.AutoModelForCausalLM
-    return tokenizer, auto.from_pretrained(path.parent, **given, dtype=torch.float32).eval()
+def golden():
+    """What transformers computed of the same file, unless something has changed since."""
+    return golden_smollm2.read()
 
 
-def test_the_tokenizer_is_transformers_of_the_same_file(smol, theirs):
-    shown = [all_prompts(game, Presentation())[0] for game in GAMES.values()]
-    texts = [*golden_real_model.spellings(), *ODD, *shown]
+def test_the_tokenizer_is_transformers_of_the_same_file(smol, golden):
     prompter = Prompter(smol, "plain")
-    for text in texts:
-        assert prompter.tokens(text) == theirs[0].encode(text), text
-    turns = [{"role": "user", "content": "Hello"}]
-    rendered = theirs[0].apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    chat = Prompter(smol, "chat").tokens("Hello")
-    assert smol.tokenizer.decode(chat) == rendered
+    expected = split(golden["spelled"], golden["spelled_lengths"])
+    for text, tokens in zip(golden_smollm2.texts(), expected, strict=True):
+        assert prompter.tokens(text) == tokens, text
+    rendered = str(golden["chat"])
+    assert smol.tokenizer.decode(Prompter(smol, "chat").tokens("Hello")) == rendered
     assert rendered.endswith("user\nHello<|im_end|>\n<|im_start|>assistant\n")
     assert smol.tokenizer.convert_ids_to_tokens(smol.stop_tokens()) == [
         *("<|endoftext|>", "<|im_end|>")
     ]
 
 
-def test_log_probabilities_and_answers_equal_transformers(smol, theirs):
+def test_log_probabilities_and_answers_equal_transformers(smol, golden):
     """Within 1e-3 over 200 positions and more, with the same top tokens; and with a cache."""
-    tokenizer, twin = theirs
-    encoded = [tokenizer.encode(text * 2) for text in golden_real_model.TEXTS]
-    with torch.no_grad():
-        every = [twin(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in encoded]
-    expected = torch.cat(every).numpy()
+    encoded = split(golden["tokens"], golden["lengths"])
+    assert [smol.tokenizer.encode(text * 2) for text in TEXTS] == encoded
     ours = in_one_tree((smol.config, smol.definition, smol.weights), encoded)
-    assert len(ours) >= 200
-    assert np.abs(ours - expected).max() <= 1e-3
-    np.testing.assert_array_equal(ours.argmax(-1), expected.argmax(-1))
-    chat = Prompter(smol, "chat").tokens("Name three colours.")
+    assert len(ours) == len(golden["tokens"]) >= 200
+    np.testing.assert_array_equal(ours.argmax(-1), golden["best"])
+    vocabulary = np.arange(smol.config.vocab_size)
+    seen = ours[vocabulary % len(ours), vocabulary]
+    assert np.abs(seen - golden["log_probs"]).max() <= 1e-3 - STEP
+    chat = Prompter(smol, "chat").tokens(golden_smollm2.REQUEST)
     said = generate(smol, [chat], 24, jax.random.key(0), Sampling(temperature=0.0))[0]
-    given = torch.tensor([chat])
-    with torch.no_grad():
-        made = twin.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=24, do_sample=False
-        )
-    assert said == [token for token in made[0, len(chat) :].tolist() if token not in (0, 2)]
+    expected = golden["said"][:24]
+    assert said == expected[expected >= 0].tolist()
 
 
-@pytest.mark.parametrize("options", [("A", "B"), ("1", "2", "3"), ("keep it", "give it back")])
-def test_options_are_as_likely_as_transformers_says(smol, theirs, options):
+@pytest.mark.parametrize("options", golden_smollm2.OPTIONS)
+def test_options_are_as_likely_as_transformers_says(smol, golden, options):
     """Every way to write one, each token's log-likelihood from torch: within 1e-3 in the log."""
-    text = "You found a purse in the street, and nobody saw you. What do you do?"
-    answers = choose(configs.parse({"model": {"source": SOURCE}}), text, options)["base"]
-    prompter = Prompter(smol, "plain")
-    ids, trie = prompter.tokens(text), prompter.options(options).trie
+    config = configs.parse({"model": {"source": SOURCE}})
+    answers = choose(config, golden_smollm2.QUESTION, options)["base"]
+    likelihood = golden_smollm2.likelihoods(golden)
     expected = np.full(len(options), -np.inf)
-    for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
-        tokens = [int(trie.edge_token[edge]) for edge in edges if edge < trie.no_edge]
-        with torch.no_grad():
-            log_probs = theirs[1](torch.tensor([ids + tokens])).logits[0].log_softmax(-1)
-        places = range(len(ids) - 1, len(ids) + len(tokens) - 1)
-        likelihood = sum(
-            float(log_probs[at, token]) for at, token in zip(places, tokens, strict=True)
-        )
-        expected[action] = np.logaddexp(expected[action], likelihood)
+    for action, way in golden_smollm2.ways_of(Prompter(smol, "plain"), options):
+        expected[action] = np.logaddexp(expected[action], likelihood[tuple(way)])
     found = np.log([answers[option] for option in options])
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-3 - STEP)
 
 
 def test_it_learns_in_its_chat_template(smol):
