@@ -17,7 +17,6 @@ from unittest.mock import patch
 import pytest
 import size_table
 import yaml
-from tiny_model import write
 
 import jaxmoral
 from jaxmoral.language import scenarios
@@ -61,8 +60,8 @@ SHORTER = {  # what a page says, and what is run instead
     "configs/distil.yaml": "configs/distil.yaml --prompt.template plain",
     "--anchor.coef 1": "--anchor.coef 1 --anchor.tokens 20",
     "--checkpoint_every 5": "--checkpoint_every 1",
-    "--update 5 --retention": "--update 1 --retention",
-    "--update 20 --retention": "--update 2 --retention",
+    "--update 5 --retention builtin": "--update 1 --retention prose.txt",
+    "--update 20 --retention builtin": "--update 2 --retention prose.txt",
     'parse({"updates": 20})': 'parse({"updates": 2, "model": {"source": "tiny"},'
     ' "prompt": {"labels": ["X", "Y"]}})',
     "--prompt.random_labels 7": "--prompt.random_labels 0",
@@ -97,18 +96,12 @@ def test_every_block_runs_or_says_why_not():
     assert {page: count for page, count in skipped.items() if count} == NOT_RUN
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write(folder)
-    return folder
-
-
 @pytest.fixture
-def here(tmp_path, tiny_folder, monkeypatch):
-    """An empty folder with this repository's configurations and the tiny model."""
+def here(tmp_path, shallow, monkeypatch):
+    """A folder with this repository's configurations, the tiny model and a short text."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "tiny").symlink_to(tiny_folder)
+    (tmp_path / "tiny").symlink_to(shallow)
+    (tmp_path / "prose.txt").write_text("She had said that she would call. She did, at noon.\n")
     monkeypatch.chdir(tmp_path)
     registries = (jaxmoral.GAMES, jaxmoral.OPPONENTS, jaxmoral.REWARDS)
     with patch.dict(registries[0]), patch.dict(registries[1]), patch.dict(registries[2]):
