@@ -139,7 +139,7 @@ def test_what_is_only_here_is_set_aside(machine, files):
     said = []
     with at_hand(URL, say=said.append) as place:
         assert len(metrics.read(place.folder)) == 2
-        aside = place.folder.with_name("ut-earlier0")
+        aside = place.folder.with_name("ut-earlier")
         assert (aside / "notes.txt").read_text() == "mine"
     assert str(aside) in said[-1]
 
