@@ -62,7 +62,17 @@ def listed(files):
     return json.loads(files.cat_file(f"/bucket/runs/ut/{LISTED}"))["files"]
 
 
-def test_a_run_goes_on_elsewhere_and_is_evaluated_and_shown(machine, files, tmp_path, capsys):
+def written(folders, output):
+    """Stands for a report."""
+    assert (folders[0] / "evaluation.json").is_file()
+    output.mkdir()
+    (output / "index.html").write_text("")
+    return []
+
+
+def test_a_run_goes_on_elsewhere_and_is_evaluated_and_shown(
+    machine, files, tmp_path, capsys, monkeypatch
+):
     command(train, "--output-dir", URL, *FLAGS, "--updates", 3)
     assert f"evaluate --run {URL}" in capsys.readouterr().out
     assert {"config.yaml", "metrics.jsonl", "metrics.csv", "action_types.png"} <= listed(
@@ -80,6 +90,7 @@ def test_a_run_goes_on_elsewhere_and_is_evaluated_and_shown(machine, files, tmp_
     inside = [path for path in files.find("/bucket/runs/ut") if not path.endswith(LISTED)]
     assert {path.removeprefix("/bucket/runs/ut/") for path in inside} == listed(files).keys()
     command(evaluate, "--run", URL, "--games", "ipd", "--protocols", "exact")
+    monkeypatch.setattr(report, "write_report", written)
     command(report, URL)
     machine("first")  # which has an older copy
     with at_hand(URL, say=quiet) as place:
@@ -139,7 +150,7 @@ def test_what_is_only_here_is_set_aside(machine, files):
     said = []
     with at_hand(URL, say=said.append) as place:
         assert len(metrics.read(place.folder)) == 2
-        aside = place.folder.with_name("ut-earlier0")
+        aside = place.folder.with_name("ut-earlier")
         assert (aside / "notes.txt").read_text() == "mine"
     assert str(aside) in said[-1]
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_started_from_is_refused(first, base, tmp_path):
     many.mkdir()
     (many / "members.yaml").write_text("[seed=0, seed=1]")
     for source, adapter, message in (
-        (other, folder, f"lora.adapter: the run in {folder} trained {base}, with the digest"),
+        (other, folder, f"lora.adapter: the run in {folder}@2 trained {base}, with the digest"),
         (base, table, "trained a table"),
         (base, many, "holds a population; name a member: seed=0, seed=1"),
         (base, f"{folder}@7", "no checkpoint of update 7 in .*; there are 0, 1, 2"),

@@ -125,6 +125,15 @@ def lora_of(config: Config) -> Lora:
     return Lora(**{f.name: getattr(config.lora, f.name) for f in dataclasses.fields(Lora)})
 
 
+def _started_from(given: str) -> Config | None:
+    """The configuration of the run whose adapter is given; None if it is no run's."""
+    folder, _ = named_checkpoint(given)
+    if is_population(folder):
+        some = ", ".join(member_names(folder)[:3])
+        raise UserError(f"lora.adapter: {folder} holds a population; name a member: {some}, ...")
+    return read_config(folder) if is_run(folder) else None
+
+
 def _given_adapter(config: Config, model: LoadedModel) -> tuple[Any, Lora]:
     """The weights of a PEFT adapter, or none of a run's, and how it adapts the model.
 
@@ -132,18 +141,14 @@ def _given_adapter(config: Config, model: LoadedModel) -> tuple[Any, Lora]:
       UserError: there is no adapter, or it is of another model.
     """
     given: Any = config.lora.adapter
-    folder, _ = named_checkpoint(given)
-    if is_population(folder):
-        some = ", ".join(member_names(folder)[:3])
-        raise UserError(f"lora.adapter: {folder} holds a population; name a member: {some}, ...")
-    if not is_run(folder):
+    theirs = _started_from(given)
+    if theirs is None:
         return load_peft(Path(given), model.config, config.lora.dropout)
-    theirs = read_config(folder)
     if theirs.model.source == "tabular":
-        raise UserError(f"lora.adapter: the run in {folder} trained a table, which is no adapter")
+        raise UserError(f"lora.adapter: the run in {given} trained a table, which is no adapter")
     if theirs.model.sha256 != model.sha256:
         raise UserError(
-            f"lora.adapter: the run in {folder} trained {theirs.model.source}, with the digest"
+            f"lora.adapter: the run in {given} trained {theirs.model.source}, with the digest"
             f" {theirs.model.sha256}; that of {config.model.source} is {model.sha256}"
         )
     return None, dataclasses.replace(lora_of(theirs), dropout=config.lora.dropout)
@@ -154,11 +159,10 @@ def _source_of(config: Config) -> str:
     source, given = config.model.source, config.lora.adapter
     if given is None:
         return source
-    folder, _ = named_checkpoint(given)
-    if not is_run(folder):
+    theirs = _started_from(given)
+    if theirs is None:
         return at_revision(source, Path(given))
-    theirs = read_config(folder).model.source
-    return theirs if same_base(source, theirs) else source
+    return theirs.model.source if same_base(source, theirs.model.source) else source
 
 
 class _Plan(NamedTuple):

@@ -16,11 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxmoral.errors import UserError
 from jaxmoral.learning.run_folder import Place
-from jaxmoral.models.load import cache_folder
 
 LISTED = ".jaxmoral-files.json"  # in the bucket
 _SYNCED = "synced.json"  # beside the folder here
@@ -65,6 +62,8 @@ def at_hand(
     if isinstance(name, Place) or not is_bucket(name):
         yield name if isinstance(name, Place) else Place(Path(name))
         return
+    import jax  # commands start faster without it
+
     if jax.process_count() > 1:
         raise UserError(f"{name}: several processes need a folder that all of them see")
     bucket = _Bucket(str(name).rstrip("/"), say)
@@ -96,6 +95,8 @@ class _Bucket:
             raise self._failure("use", error) from None
 
     def _told(self, url: str) -> None:
+        from jaxmoral.models.load import cache_folder
+
         self._url = url
         self._home = cache_folder() / "buckets" / hashlib.sha256(url.encode()).hexdigest()[:16]
         self._folder = self._home / url.rpartition("/")[2]
