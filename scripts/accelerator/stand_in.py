@@ -23,7 +23,7 @@ REAL = "gemma3-270m"
 
 @functools.cache
 def tokenizer(tiny: bool) -> tuple["transformers.PreTrainedTokenizerFast", bool]:
-    """The real model's if its package is installed, else of the prompts' words; whether it is that."""
+    """The real model's (true) if its package is installed, else of the prompts' words (false)."""
     if not tiny:
         try:
             folder = converted_folder(packaged.digest(REAL))
