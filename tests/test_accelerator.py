@@ -83,10 +83,12 @@ def test_the_prediction_grows_with_members_and_ends_where_memory_does():
     assert speed.on_paper(name, found["bytes"] - 1, tiny=True)["largest_population"] == 19
 
 
-def test_a_tiny_model_learns():
-    found = learning.measure(tiny=True, updates=3)
-    assert found["model"] == "tiny"
-    assert 0 <= found["better_move"] <= 1
+def test_a_run_to_the_optimum_says_whether_it_is_there():
+    found = learning.measure(tiny=True)
+    assert found["model"] == "tabular"
+    assert found["at_optimum"]
+    assert min(found["better_move"], found["legal"]) > 0.95
+    assert not learning.measure(tiny=True, updates=1)["at_optimum"]
 
 
 def test_a_command_measures_in_a_process_and_goes_on_past_a_failure(monkeypatch, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import ast
 import re
 
+import jax
 import nbformat
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ def texts(cell):
     return "".join(found)
 
 
-def test_the_tabular_part_says_what_it_said(notebook):
+def test_the_tabular_part_says_what_it_said(notebook, monkeypatch):
+    folder = jax.config.values["jax_compilation_cache_dir"]  # the kernel compiles as tests do
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     fresh = tutorial.tagged(notebook, "tabular")
     tutorial.run(fresh)
     kept = [cell for cell in code_cells(notebook) if "tabular" in cell.metadata.tags]

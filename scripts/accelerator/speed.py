@@ -115,7 +115,7 @@ def measure(name: str, tiny: bool = False, repeats: int = 10) -> dict[str, Any]:
     if not stats:
         del told["largest_population"]
     seconds = float(np.median(times[1:]))
-    rate = peak_rate(config.model.dtype) * len(jax.devices())
+    rate = peak_rate(config.model.dtype, tiny) * len(jax.devices())
     return {
         "dtype": config.model.dtype,
         "seconds": seconds,
@@ -128,7 +128,7 @@ def measure(name: str, tiny: bool = False, repeats: int = 10) -> dict[str, Any]:
     }
 
 
-def peak_rate(dtype: str) -> float:
+def peak_rate(dtype: str, tiny: bool = False) -> float:
     """The device's matrix-product rate, FLOP/s; on a CPU of products that take no time."""
     sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192)
-    return matmul_rate(dtype, sizes)
+    return matmul_rate(dtype, (512,) if tiny else sizes)

@@ -22,17 +22,17 @@ REAL = "gemma3-270m"
 
 
 @functools.cache
-def tokenizer(tiny: bool) -> tuple["transformers.PreTrainedTokenizerFast", tuple[str, ...]]:
-    """The real model's if its package is installed, else of the prompts' words; and its name."""
+def tokenizer(tiny: bool) -> tuple["transformers.PreTrainedTokenizerFast", bool]:
+    """The real model's (true) if its package is installed, else of the prompts' words (false)."""
     if not tiny:
         try:
             folder = converted_folder(packaged.digest(REAL))
             if not folder.is_dir():
                 load(REAL)
-            return tokenizers.load(folder / "tokenizer"), (REAL,)
+            return tokenizers.load(folder / "tokenizer"), True
         except UserError:
             pass
-    return tokenizers.build(tiny_model.vocabulary()), ()
+    return tokenizers.build(tiny_model.vocabulary()), False
 
 
 def reader(config: DecoderConfig, words: Any, *, empty: bool = False) -> Callable[..., LoadedModel]:
