@@ -1,12 +1,12 @@
 """Starting from another run: its adapter is trained further, or measured on its base."""
 
-import runpy
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.api import train_agent
@@ -16,7 +16,6 @@ from jaxmoral.learning.saved import load_state, load_trained
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.source import load_source
 
-TINY = Path(__file__).parent.parent / "scripts" / "tiny_model.py"
 FLAGS = ["--prompt.labels", "[X, Y]", "--ppo.estimator", "exact", "--ppo.learning_rate", "0.01"]
 FLAGS += ["--checkpoint_every", "1", "--ppo.final_entropy_coef", "1.0", "--tracker", "none"]
 LORA = ["--lora.rank", "3", "--lora.alpha", "6", "--lora.targets", "[q]"]
@@ -33,16 +32,12 @@ def assert_equal(one, other):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    runpy.run_path(str(TINY))["write"](folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def first(base, tmp_path_factory):
+def first(shallow, tmp_path_factory):
     """A run of two updates, and flags for another one on the same base."""
-    folder, flags = tmp_path_factory.mktemp("runs") / "first", ["--model.source", str(base), *FLAGS]
+    folder, flags = (
+        tmp_path_factory.mktemp("runs") / "first",
+        ["--model.source", str(shallow), *FLAGS],
+    )
     train_agent(configs.load(None, [*flags, *LORA, "--updates", "2"]), folder, say=quiet)
     return folder, flags
 
@@ -81,10 +76,10 @@ def test_an_adapter_on_its_base_is_the_run(first):
     assert ours == theirs
 
 
-def test_what_cannot_be_started_from_is_refused(first, base, tmp_path):
+def test_what_cannot_be_started_from_is_refused(first, shallow, tmp_path):
     folder, flags = first
     other = tmp_path / "other"
-    runpy.run_path(str(TINY))["write"](other, mlp_dim=96)
+    tiny_model.write(other, **tiny_model.SHALLOW | {"mlp_dim": 96})
     table = tmp_path / "table"
     tabular = ["--model.source", "tabular", "--updates", "1", "--tracker", "none"]
     train_agent(configs.load(None, tabular), table, say=quiet)
@@ -92,11 +87,11 @@ def test_what_cannot_be_started_from_is_refused(first, base, tmp_path):
     many.mkdir()
     (many / "members.yaml").write_text("[seed=0, seed=1]")
     for source, adapter, message in (
-        (other, folder, f"lora.adapter: the run in {folder}@2 trained {base}, with the digest"),
-        (base, table, "trained a table"),
-        (base, many, "holds a population; name a member: seed=0, seed=1"),
-        (base, f"{folder}@7", "no checkpoint of update 7 in .*; there are 0, 1, 2"),
-        (base, tmp_path / "none", "lora.adapter: there is no folder"),
+        (other, folder, f"lora.adapter: the run in {folder}@2 trained {shallow}, with the digest"),
+        (shallow, table, "trained a table"),
+        (shallow, many, "holds a population; name a member: seed=0, seed=1"),
+        (shallow, f"{folder}@7", "no checkpoint of update 7 in .*; there are 0, 1, 2"),
+        (shallow, tmp_path / "none", "lora.adapter: there is no folder"),
     ):
         config = configs.load(
             None, [*flags, "--model.source", str(source), "--lora.adapter", str(adapter)]
