@@ -38,14 +38,16 @@ def ancestors(tree, node):
     return np.flatnonzero(node < tree.subtree_end[: node + 1])
 
 
-def reader(model):
-    """Logits at every node of a tree of some sequences, and each sequence's nodes.
+def logits(model, sequences):
+    """Logits at every node of the packed tree, and each sequence's nodes."""
+    return reader(model, sequences)(sequences)
 
-    All trees have the size of the one of all sequences, for which the model is compiled once.
-    """
+
+def reader(model, largest):
+    """`logits` of some sequences, compiled once for trees as large as that of the largest."""
     config, definition, weights, _ = model
     adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
-    size = len(pack(SEQUENCES)[0].tokens)
+    size = len(pack(largest)[0].tokens)
 
     @jax.jit
     def compute(weights, tree, rows):
@@ -56,7 +58,7 @@ def reader(model):
 
     def read(sequences):
         tree, last = pack(sequences)
-        padded = pad(tree, size, max(map(len, SEQUENCES)))
+        padded = pad(tree, size, max(map(len, largest)))
         found = compute(weights, jax.tree.map(jnp.asarray, padded), model.rows(padded.tokens))
         return np.asarray(found), [ancestors(tree, node) for node in last]
 
@@ -67,7 +69,7 @@ def reader(model):
 def test_logits_equal_torch_flat_and_in_the_tree(checkpoints, kind):
     """Longer than the window; soft caps, post-norms, rope scaling and query scaling all matter."""
     folder, twin = checkpoints[kind]
-    read = reader(load_tiny(folder))
+    read = reader(load_tiny(folder), SEQUENCES)
     packed, nodes = read(SEQUENCES)
     for sequence, path in zip(SEQUENCES, nodes, strict=True):
         with torch.no_grad():

@@ -47,7 +47,7 @@ def test_deontological_training_works_within_five_updates(trained):
     assert first["p_illegal"] > 0.5
     assert last["p_illegal"] < 0.05
     assert last["reward_mean"] > -0.5
-    result = evaluate_agent(trained, ["ipd", "bos"])
+    result = evaluate_agent(trained, ["ipd"], protocols=["exact", "sampled"])
     tuned, base = (result["suites"]["trained"]["ipd"]["policies"][p] for p in ("tuned", "base"))
     assert tuned["remembered"]["CC"]["D"] < 0.1
     assert base["remembered"]["CC"]["illegal"] > 0.5
