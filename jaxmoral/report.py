@@ -7,8 +7,7 @@ cover them, with that paper's own numbers beside ours.
 import argparse
 from pathlib import Path
 
-from jaxmoral.errors import run_command
-from jaxmoral.reporting.page import write_report
+from jaxmoral.errors import UserError, run_command
 
 
 def main() -> None:
@@ -24,6 +23,11 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    for folder in arguments.folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder")
+    from jaxmoral.reporting.page import write_report  # slow to import
+
     output = arguments.output or arguments.folders[0] / "report"
     skipped = write_report(arguments.folders, output)
     for line in skipped:

@@ -7,11 +7,8 @@ import sys
 from pathlib import Path
 
 from jaxmoral import config as configs
-from jaxmoral.api import train_population
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning import metrics
 from jaxmoral.learning.run_folder import (
     CONFIG,
     check_run_folder,
@@ -19,9 +16,6 @@ from jaxmoral.learning.run_folder import (
     member_names,
     read_config,
 )
-from jaxmoral.measuring.preview import FIRST, preview
-from jaxmoral.measuring.runs import read_run
-from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.reporting.catalogue import add_list
 
 
@@ -38,7 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--dry-run",
         nargs="?",
-        const=FIRST,
+        const="first",
         metavar="HISTORY",
         help="show prompts (the first; all; or those after CC, CD, ...), what is a legal answer,"
         " the untrained policy, memory and time, and write nothing",
@@ -65,6 +59,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         return
     if folder is None:
         raise UserError("--output-dir: is needed, or --dry-run")
+    from jaxmoral.devices import cluster  # slow to import, as what is imported below
+
     cluster.start()
     if arguments.extend and not arguments.resume:
         raise UserError("--extend: needs --resume, and more --updates than before")
@@ -81,6 +77,9 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         if path is None and arguments.resume:
             path = folder / CONFIG
         members = configs.load_members(path, flags)
+    from jaxmoral.api import train_population
+    from jaxmoral.models.load import use_compilation_cache
+
     use_compilation_cache()
     everyone = train_population(members, folder, arguments.resume, extend=arguments.extend)
     trained = next(iter(everyone.values()))
@@ -88,11 +87,17 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         name = signal.Signals(trained.interrupted).name
         print(f"{name}: saved after update {int(trained.state.update)}; --resume goes on from here")
         sys.exit(128 + trained.interrupted)
-    if not cluster.is_first():
-        return
-    if len(everyone) > 1:
-        print(f"trained {len(everyone)} members, each a run folder in {folder}")
-        for name in everyone:
+    if cluster.is_first():
+        _say_trained(list(everyone), folder)
+
+
+def _say_trained(names: list[str], folder: Path) -> None:
+    from jaxmoral.learning import metrics
+    from jaxmoral.measuring.runs import read_run
+
+    if len(names) > 1:
+        print(f"trained {len(names)} members, each a run folder in {folder}")
+        for name in names:
             print(f"{name}: {metrics.last_line(read_run(folder / name).history[-1])}")
     else:
         print(f"trained; metrics, checkpoints and action_types.png are in {folder}")
@@ -100,6 +105,9 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _preview(members: dict[str, configs.Config], which: str) -> None:
+    from jaxmoral.measuring.preview import preview
+    from jaxmoral.models.load import use_compilation_cache
+
     use_compilation_cache()
     if len(members) > 1:
         print(f"population {len(members)} members; this is {next(iter(members))}")

@@ -2,15 +2,11 @@
 
 import json
 import os
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 
 from jaxmoral.errors import UserError
 from jaxmoral.learning.run_folder import METRICS, TENSORBOARD, run_folders
@@ -111,16 +107,16 @@ class MetricsLog:
             )
         save(run_folder, kept)
         self._file = self._path.open("a")
-        self._events = _open_events(run_folder / TENSORBOARD, start)
+        from jaxmoral.learning.events import Events  # slow to import
+
+        self._events = Events(run_folder / TENSORBOARD, start)
 
     def append(self, record: dict) -> None:
         """Writes one update's record; raises UserError if it cannot."""
-        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in _scalars(record)]
         try:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
-            # One event for all scalars: an event each would take longer than a small update.
-            _write_event(self._events, step=record["update"], summary=Summary(value=values))
+            self._events.append(record)
         except OSError as error:
             raise self._unwritten(error) from error
 
@@ -166,34 +162,6 @@ def share(folder: Path, names: Sequence[str]) -> None:
     history = read(folder)
     for index, own in enumerate(run_folders(folder, names).values()):
         save(own, [of_member(record, index) for record in history])
-
-
-def _open_events(folder: Path, start: int) -> RecordWriter:
-    """A TensorBoard file for the updates after `start`; later ones that are there do not count."""
-    folder.mkdir(exist_ok=True)
-    for path in folder.glob("events.out.tfevents.*"):
-        number = path.name.rpartition(".")[2]
-        if number.isdecimal() and int(number) >= start:
-            path.unlink()
-    # tensorboardX's own writer is a thread, which would die unheard on a full disk.
-    writer = RecordWriter(str(folder / f"events.out.tfevents.{start:010d}"))
-    _write_event(writer, file_version="brain.Event:2")
-    _write_event(writer, step=start + 1, session_log=SessionLog(status=SessionLog.START))
-    return writer
-
-
-def _write_event(writer: RecordWriter, **content: Any) -> None:
-    writer.write(Event(wall_time=time.time(), **content).SerializeToString())
-
-
-def _scalars(record: dict, group: str = "") -> Iterator[tuple[str, float]]:
-    """What TensorBoard shows: every number, of a population the members' mean."""
-    for name, value in record.items():
-        tag = group + name.replace("|", "_after_")
-        if isinstance(value, dict):
-            yield from _scalars(value, tag + "/")
-        elif name != "conditions":
-            yield tag, float(np.mean(value))
 
 
 def read(run_folder: Path) -> list[dict]:
