@@ -6,14 +6,8 @@ After the prompt and the trained agent's answer, that agent and its base are ask
 import argparse
 from pathlib import Path
 
-import jax
-
 from jaxmoral.errors import run_command
-from jaxmoral.learning.saved import load_run
-from jaxmoral.measuring.keeping import set_aside, write_json
-from jaxmoral.measuring.questions import ask
-from jaxmoral.measuring.runs import read_json
-from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.learning.run_folder import check_alone
 
 
 def main() -> None:
@@ -30,6 +24,15 @@ def main() -> None:
 
 
 def _run(folder: Path, seed: int) -> None:
+    check_alone(folder)
+    import jax  # slow, as the others; what can be refused is before
+
+    from jaxmoral.learning.saved import load_run
+    from jaxmoral.measuring.keeping import set_aside, write_json
+    from jaxmoral.measuring.questions import ask
+    from jaxmoral.measuring.runs import read_json
+    from jaxmoral.models.load import use_compilation_cache
+
     path = folder / "answers.json"
     earlier = read_json(path) if path.is_file() else None  # damage is found now
     use_compilation_cache()

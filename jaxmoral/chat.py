@@ -4,7 +4,7 @@ import argparse
 import itertools
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -13,14 +13,11 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.language.prompts import QUESTIONS, Condition
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.prompter import Prompter
-from jaxmoral.learning.saved import load_trained
-from jaxmoral.learning.trained import TrainedAgent
-from jaxmoral.measuring.aloud import think_aloud
-from jaxmoral.measuring.questions import follow_up
-from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.learning.run_folder import check_alone
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, History, Memory
+
+if TYPE_CHECKING:
+    from jaxmoral.learning.trained import TrainedAgent
 
 _THOUGHTS = 2**31  # folded into the key, whose other uses have small numbers
 
@@ -108,6 +105,11 @@ def main() -> None:
 
 
 def _chat(folder: Path, seed: int) -> None:
+    check_alone(folder)
+    from jaxmoral.learning.saved import load_trained  # slow to import, as the others
+    from jaxmoral.measuring.aloud import think_aloud
+    from jaxmoral.models.load import use_compilation_cache
+
     use_compilation_cache()
     run = load_trained(folder)
     config, agent = run.config, run.agent
@@ -164,7 +166,7 @@ def _chat(folder: Path, seed: int) -> None:
 
 
 def explain(
-    run: TrainedAgent, match: Match, last: Round, *, before: str, question: str, key: jax.Array
+    run: "TrainedAgent", match: Match, last: Round, *, before: str, question: str, key: jax.Array
 ) -> str:
     """What the agent says about its last answer, at most 60 sampled tokens.
 
@@ -175,6 +177,10 @@ def explain(
       question: a text.
       key: PRNG key.
     """
+    from jaxmoral.learning.prompter import Prompter
+    from jaxmoral.measuring.questions import follow_up
+    from jaxmoral.models.generate import Sampling, generate
+
     model, lora = run.agent.model, run.agent.lora
     assert model is not None
     assert lora is not None

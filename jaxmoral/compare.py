@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, choose, run_command
-from jaxmoral.measuring.comparing import FEW, compare, in_words
-from jaxmoral.measuring.runs import Run, find_runs
+
+if TYPE_CHECKING:
+    from jaxmoral.measuring.runs import Run
 
 
 def main() -> None:
@@ -29,6 +31,11 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    for path in (*arguments.runs, *arguments.others):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder")
+    from jaxmoral.measuring.comparing import FEW, compare, in_words  # slow to import
+
     ours, others = (_read(folders) for folders in (arguments.runs, arguments.others))
     found = compare(ours, others)
     choose("--suite", arguments.suite, dict.fromkeys(found.table["suite"].unique()))
@@ -51,7 +58,9 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"wrote {folder / 'comparison.csv'} and {folder / 'comparison.png'}")
 
 
-def _read(folders: Sequence[Path]) -> list[Run]:
+def _read(folders: Sequence[Path]) -> "list[Run]":
+    from jaxmoral.measuring.runs import find_runs
+
     runs, skipped = find_runs(folders)
     for line in skipped:
         print(f"left out: {line}")

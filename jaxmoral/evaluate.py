@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command, split_outside
 from jaxmoral.language.prompts import PERSONAS
 from jaxmoral.language.scenarios import LABEL_SETS, read_suite
@@ -17,17 +16,14 @@ from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
 from jaxmoral.language.texts import BUILTIN
 from jaxmoral.learning.bucket import at_hand, place_of
-from jaxmoral.learning.run_folder import Which, is_population, member_names
-from jaxmoral.learning.saved import load_population, update_of
-from jaxmoral.measuring.beyond import Asked, check, measure_beyond
-from jaxmoral.measuring.evaluation import evaluate_agent
-from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation
-from jaxmoral.measuring.results import summary, table
-from jaxmoral.measuring.source import Loaded, load_source
-from jaxmoral.models.load import use_compilation_cache
-from jaxmoral.reporting.evaluated import keep_and_draw
+from jaxmoral.learning.run_folder import is_population, member_names, read_config
 from jaxmoral.world.games import GAMES, SETS
 from jaxmoral.world.opponents import OPPONENTS
+
+if TYPE_CHECKING:
+    from jaxmoral.learning.saved import Which
+    from jaxmoral.measuring.beyond import Asked
+    from jaxmoral.measuring.source import Loaded
 
 
 def main() -> None:
@@ -134,7 +130,12 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError("--update: an untrained model has no checkpoints; leave it out")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
+    if isinstance(run, Path) and not is_population(run):
+        read_config(run)  # what can be refused is, before the slow imports
     asked = _beyond(arguments)
+    from jaxmoral.devices import cluster
+    from jaxmoral.models.load import use_compilation_cache
+
     cluster.start()
     use_compilation_cache()
     with ExitStack() as stack:
@@ -145,8 +146,12 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 def _measure(
-    run: Path | None, arguments: argparse.Namespace, flags: list[str], asked: Asked
+    run: Path | None, arguments: argparse.Namespace, flags: list[str], asked: "Asked"
 ) -> None:
+    from jaxmoral.devices import cluster
+    from jaxmoral.measuring.results import table
+    from jaxmoral.measuring.source import load_source
+
     output, update = arguments.output, arguments.update
     chosen: dict[str, Any] = {
         name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
@@ -161,6 +166,8 @@ def _measure(
     if output is None and run is not None:
         output = _file_of(run, update)
     elif output is not None and output.is_file():
+        from jaxmoral.measuring.keeping import read_evaluation
+
         read_evaluation(output)
     source: Path | configs.Config = (
         configs.load(None, ["--model.source", arguments.model, *flags]) if run is None else run
@@ -168,14 +175,20 @@ def _measure(
     evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return
-    picture = None if output is None else keep_and_draw(evaluation, output)
+    picture = None
+    if output is not None:
+        from jaxmoral.reporting.evaluated import keep_and_draw
+
+        picture = keep_and_draw(evaluation, output)
     print(table(evaluation))
     if picture is not None:
         print(f"wrote {output} and {picture}")
 
 
-def _beyond(arguments: argparse.Namespace) -> Asked:
+def _beyond(arguments: argparse.Namespace) -> "Asked":
     """What is asked for beyond games; files are read now."""
+    from jaxmoral.measuring.beyond import Asked, check
+
     listed = lambda text: None if text is None else split_outside(text, ",")
     suites = []
     for source in listed(arguments.scenarios) or ():
@@ -199,15 +212,21 @@ def _say_lost(lost: Sequence[str]) -> None:
         print(f"left out: {line}", file=sys.stderr)
 
 
-def _evaluate(loaded: Loaded, chosen: dict[str, Any], asked: Asked) -> dict[str, Any]:
+def _evaluate(loaded: "Loaded", chosen: dict[str, Any], asked: "Asked") -> dict[str, Any]:
+    from jaxmoral.measuring.beyond import measure_beyond
+    from jaxmoral.measuring.evaluation import evaluate_agent
+
     evaluation = evaluate_agent(loaded, **chosen)
     beyond, lost = measure_beyond(loaded, asked)
     _say_lost(lost)
     return evaluation | beyond
 
 
-def _file_of(folder: Path, update: Which) -> Path:
+def _file_of(folder: Path, update: "Which") -> Path:
     """Where a run's evaluation goes; raises UserError if there is anything but an evaluation."""
+    from jaxmoral.learning.saved import update_of
+    from jaxmoral.measuring.keeping import EVALUATION, of_update, read_evaluation
+
     number = None if update is None else update_of(folder, update)
     path = folder / (EVALUATION if number is None else of_update(number))
     if path.is_file():
@@ -215,7 +234,15 @@ def _file_of(folder: Path, update: Which) -> Path:
     return path
 
 
-def _evaluate_members(home: Path, chosen: dict[str, Any], asked: Asked, *, update: Which) -> None:
+def _evaluate_members(
+    home: Path, chosen: dict[str, Any], asked: "Asked", *, update: "Which"
+) -> None:
+    from jaxmoral.devices import cluster
+    from jaxmoral.learning.saved import load_population
+    from jaxmoral.measuring.results import summary, table
+    from jaxmoral.measuring.source import load_source
+    from jaxmoral.reporting.evaluated import keep_and_draw
+
     lines = []
     files = {name: _file_of(home / name, update) for name in member_names(home)}
     for folder, member in load_population(home, update):

@@ -11,25 +11,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-import orbax.checkpoint as ocp
-import safetensors.numpy
+from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.measuring.opened import open_run
-from jaxmoral.measuring.runs import read_run
-from jaxmoral.models.load import LoadedModel, load
-from jaxmoral.models.lora import Lora
-from jaxmoral.models.merged import save_merged
-from jaxmoral.models.peft import named_base, save_peft
-from jaxmoral.models.upload import check_push, push
-from jaxmoral.reporting.card import card
+from jaxmoral.learning.run_folder import check_alone
+
+if TYPE_CHECKING:
+    from jaxmoral.measuring.opened import OpenRun
+    from jaxmoral.models.load import LoadedModel
 
 FORMATS = ("peft", "merged", "orbax")  # of a run; of a model nobody tuned only merged
 
 
-def export(run: Path, kind: str, output: Path, *, with_card: bool = False) -> LoadedModel:
+def export(run: Path, kind: str, output: Path, *, with_card: bool = False) -> "LoadedModel":
     """Writes a run's newest parameters to a new folder, all of it or nothing.
 
     Args:
@@ -48,38 +42,61 @@ def export(run: Path, kind: str, output: Path, *, with_card: bool = False) -> Lo
         raise UserError(f"--format: unknown {kind!r}; choose from {', '.join(FORMATS)}")
     if output.exists():  # said before a model is loaded
         raise UserError(f"{output} exists; choose another --output")
+    check_alone(run)
+    from jaxmoral.measuring.opened import open_run  # slow to import, as the others
+    from jaxmoral.models.merged import save_merged
+
     opened = open_run(run)
-    agent, trainable = opened.trained.agent, opened.trained.trainable
-    model, lora = agent.model, agent.lora
+    model, lora = opened.trained.agent.model, opened.trained.agent.lora
     if model is None or lora is None:
         raise UserError(f"{run} holds a tabular policy; only a model can be exported")
+    trainable = opened.trained.trainable
     with new_folder(output) as scratch:
         if kind == "orbax":
+            import orbax.checkpoint as ocp
+
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save((scratch / "params").resolve(), trainable)
         elif kind == "peft":
-            save_peft(
-                scratch,
-                model.config,
-                trainable["adapter"],
-                lora,
-                model.source,
-                module=model.module,
-            )
-            head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
-            safetensors.numpy.save_file(head, scratch / "value_head.safetensors")
+            _write_peft(scratch, opened)
             if with_card:
-                command = f"python -m jaxmoral.export --run {shlex.quote(run.name)} --card"
-                update = int(opened.trained.state.update)
-                text = card(read_run(run), opened.policy(), update=update, command=command)
-                (scratch / "README.md").write_text(text, encoding="utf-8")
+                (scratch / "README.md").write_text(_card(run, opened), encoding="utf-8")
         else:
             save_merged(scratch, model, trainable["adapter"], lora)
     return model
 
 
+def _write_peft(folder: Path, opened: "OpenRun") -> None:
+    import numpy as np
+    import safetensors.numpy
+
+    from jaxmoral.models.peft import save_peft
+
+    agent, trainable = opened.trained.agent, opened.trained.trainable
+    model, lora = agent.model, agent.lora
+    assert model is not None
+    assert lora is not None
+    adapter = trainable["adapter"]
+    save_peft(folder, model.config, adapter, lora, model.source, module=model.module)
+    head = {name: np.asarray(x) for name, x in trainable["value_head"].items()}
+    safetensors.numpy.save_file(head, folder / "value_head.safetensors")
+
+
+def _card(run: Path, opened: "OpenRun") -> str:
+    from jaxmoral.measuring.runs import read_run
+    from jaxmoral.reporting.card import card
+
+    command = f"python -m jaxmoral.export --run {shlex.quote(run.name)} --card"
+    update = int(opened.trained.state.update)
+    return card(read_run(run), opened.policy(), update=update, command=command)
+
+
 def export_base(source: str, output: Path) -> None:
     """Writes an untuned model as a Hugging Face model, on which exported adapters can be loaded."""
+    from jaxmoral.models.load import load  # slow to import
+    from jaxmoral.models.lora import Lora
+    from jaxmoral.models.merged import save_merged
+
     with new_folder(output) as scratch:
         save_merged(scratch, load(source), {}, Lora(1, 1.0, 0.0, ()))
 
@@ -121,36 +138,39 @@ def main() -> None:
         " none; needs a token (hf auth login, or HF_TOKEN)",
     )
     arguments = parser.parse_args()
+    run_command(lambda: _run(arguments))
 
-    def run() -> None:
-        if (arguments.run is None) == (arguments.model is None):
-            raise UserError("give either --run FOLDER or --model NAME")
-        output = arguments.output
-        shares = arguments.card or arguments.push
-        if shares and (arguments.run is None or arguments.format not in (None, "peft")):
-            raise UserError("--card, --push: are for a run's adapter in the format peft")
-        if arguments.model is not None:
-            if arguments.format not in (None, "merged"):
-                raise UserError(
-                    f"--format: {arguments.format} is for runs; a model is exported merged"
-                )
-            export_base(arguments.model, output)
-            print(f"wrote {arguments.model} to {output}")
-            return
-        kind = arguments.format or "peft"
-        if arguments.push:
-            check_push(arguments.push)
-        source = export(arguments.run, kind, output, with_card=bool(shares)).source
-        print(f"wrote {kind} to {output}")
-        if arguments.push:
-            print(f"uploaded to {push(output, arguments.push)}")
-        if kind == "peft" and named_base(source) is None:
+
+def _run(arguments: argparse.Namespace) -> None:
+    if (arguments.run is None) == (arguments.model is None):
+        raise UserError("give either --run FOLDER or --model NAME")
+    output = arguments.output
+    shares = arguments.card or arguments.push
+    if shares and (arguments.run is None or arguments.format not in (None, "peft")):
+        raise UserError("--card, --push: are for a run's adapter in the format peft")
+    if arguments.model is not None:
+        if arguments.format not in (None, "merged"):
+            raise UserError(f"--format: {arguments.format} is for runs; a model is exported merged")
+        export_base(arguments.model, output)
+        print(f"wrote {arguments.model} to {output}")
+        return
+    kind = arguments.format or "peft"
+    if arguments.push:
+        from jaxmoral.models.upload import check_push, push
+
+        check_push(arguments.push)
+    source = export(arguments.run, kind, output, with_card=bool(shares)).source
+    print(f"wrote {kind} to {output}")
+    if arguments.push:
+        print(f"uploaded to {push(output, arguments.push)}")
+    if kind == "peft":
+        from jaxmoral.models.peft import named_base
+
+        if named_base(source) is None:
             print(
                 "its base, for PEFT: python -m jaxmoral.export"
                 f" --model {shlex.quote(source)} --output base"
             )
-
-    run_command(run)
 
 
 if __name__ == "__main__":

@@ -2,27 +2,20 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.lookup import find_games, find_opponent
-from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.run_folder import is_run, read_config
-from jaxmoral.learning.saved import load_trained
-from jaxmoral.measuring.transcripts import (
-    Side,
-    agent_side,
-    in_words,
-    machine_side,
-    play_episode,
-    write_episodes,
-)
-from jaxmoral.models.load import use_compilation_cache
+from jaxmoral.learning.run_folder import check_alone, is_run
 from jaxmoral.world.games import Game, mirror
 from jaxmoral.world.opponents import OPPONENTS
 from jaxmoral.world.rewards import PAPER_REWARDS, get_reward, reward_table
+
+if TYPE_CHECKING:
+    from jaxmoral.measuring.transcripts import Side
 
 
 def main() -> None:
@@ -57,7 +50,11 @@ def _run(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
-    config = resolve(read_config(arguments.run))
+    config = check_alone(arguments.run)
+    from jaxmoral.learning.resolve import resolve  # slow to import, as the others
+    from jaxmoral.measuring.transcripts import in_words, play_episode, write_episodes
+
+    config = resolve(config)
     (game,) = find_games(config, [arguments.game or config.env.game])[:1]
     if game.num_players > 2:
         raise UserError(f"--game: {game.name} has {game.num_players} players; episodes have two")
@@ -74,8 +71,12 @@ def _run(arguments: argparse.Namespace) -> None:
         print(f"wrote {output}")
 
 
-def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> tuple[Side, Side]:
+def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> "tuple[Side, Side]":
     """The agent and whom it meets; what can be refused is, before a model is read."""
+    from jaxmoral.learning.saved import load_trained
+    from jaxmoral.measuring.transcripts import agent_side, machine_side
+    from jaxmoral.models.load import use_compilation_cache
+
     other = Path(arguments.against)
     machine = None
     if not is_run(other):

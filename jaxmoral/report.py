@@ -8,9 +8,8 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from jaxmoral.errors import run_command
+from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.bucket import at_hand, place_of
-from jaxmoral.reporting.page import write_report
 
 
 def main() -> None:
@@ -34,6 +33,11 @@ def _run(arguments: argparse.Namespace) -> None:
         for name in arguments.folders:
             writes = arguments.output is None and not folders
             folders.append(stack.enter_context(at_hand(name, writes=writes)).folder)
+        for folder in folders:
+            if not folder.is_dir():
+                raise UserError(f"{folder} is not a folder")
+        from jaxmoral.reporting.page import write_report  # slow to import
+
         output = arguments.output or folders[0] / "report"
         skipped = write_report(folders, output)
     for line in skipped:

@@ -16,21 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxmoral import config as configs
-from jaxmoral.api import train_agent
 from jaxmoral.config import Config
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning import metrics
-from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.bucket import local_path
-from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.resume import as_begun, changed_before
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
-from jaxmoral.measuring.evaluation import chosen_conditions, described, evaluate_agent, xi_of
-from jaxmoral.measuring.keeping import EVALUATION, read_evaluation
-from jaxmoral.measuring.runs import find_runs, tidy
-from jaxmoral.models.load import use_compilation_cache
-from jaxmoral.reporting.evaluated import keep_and_draw
 
 
 def run_name(path: Path, seed: int) -> str:
@@ -47,6 +37,12 @@ def run_one(config: Config, folder: Path) -> int | None:
     Raises:
       UserError: the folder holds a run that was trained otherwise; it is left as it is.
     """
+    from jaxmoral.api import train_agent  # slow to import, as all the others here
+    from jaxmoral.learning.resolve import resolve
+    from jaxmoral.measuring.evaluation import evaluate_agent
+    from jaxmoral.measuring.keeping import EVALUATION, read_evaluation
+    from jaxmoral.reporting.evaluated import keep_and_draw
+
     asked = resolve(config)
     evaluation = folder / EVALUATION
     if is_run(folder):
@@ -77,6 +73,8 @@ def run_one(config: Config, folder: Path) -> int | None:
 
 
 def _updates_made(folder: Path) -> int:
+    from jaxmoral.learning import metrics
+
     history = metrics.read(folder)
     return history[-1]["update"] if history else 0
 
@@ -87,6 +85,8 @@ def trained_otherwise(asked: Config, made: Config) -> list[str]:
     What only the model's and the adapter's files could tell is taken from the run. The number of
     updates is left out: whether a run can go on is for training to say.
     """
+    from jaxmoral.learning.resume import as_begun, changed_before
+
     changed = changed_before(as_begun(asked, made), made)
     return [key for key in changed if not key.startswith("evaluation.")]
 
@@ -97,6 +97,9 @@ def missing(evaluation: dict[str, Any], config: Config) -> list[str]:
     An evaluation of an earlier version does not say of which checkpoint it is; it counts as one of
     the last.
     """
+    from jaxmoral.learning.agent import presentation_with
+    from jaxmoral.measuring.evaluation import chosen_conditions, described, xi_of
+
     settings = config.evaluation
     wanted = {"update": config.updates, "rounds": settings.rounds, "xi": xi_of(config)}
     if "sampled" in settings.protocols:
@@ -157,6 +160,8 @@ def sweep(
             if folder.name in failed:
                 print(f"{folder.name}: failed ({failed[folder.name]})", file=sys.stderr)
     if done:  # with the runs of earlier sweeps, whose table this replaces
+        from jaxmoral.measuring.runs import find_runs, tidy
+
         table = tidy(find_runs([output])[0])
         table.to_csv(output / "results.csv", index=False)
         table.to_parquet(output / "results.parquet", index=False)
@@ -208,13 +213,15 @@ def split_flags(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # between two runs
-    use_compilation_cache()
     for path in arguments.configs:
         if not path.is_file():  # said once, not for every seed
             raise UserError(f"config: there is no file {path}")
     names = [path.stem for path in arguments.configs]
     if len(set(names)) < len(names):
         raise UserError("two configurations have the same file name, so their runs would too")
+    from jaxmoral.models.load import use_compilation_cache  # slow to import
+
+    use_compilation_cache()
     output = arguments.output_dir
     failed = sweep(arguments.configs, arguments.seeds, output, flags)
     total = len(arguments.configs) * len(arguments.seeds)

@@ -7,24 +7,12 @@ most that anyone can get from each, and which of them would spread in a populati
 import argparse
 from pathlib import Path
 
-from jaxmoral.errors import UserError, check_number, run_command, split_outside
+from jaxmoral.errors import UserError, check_number, choose, run_command, split_outside
 from jaxmoral.learning.bucket import local_path
-from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import is_run, read_config
-from jaxmoral.measuring.keeping import write_json
-from jaxmoral.measuring.tournaments import (
-    FILE,
-    check_same,
-    hold,
-    members_in,
-    read_entrants,
-    sources_of,
-    standings,
-    together,
-)
-from jaxmoral.models.load import use_compilation_cache
-from jaxmoral.world.games import GAMES, SETS, choose_games, make_games
-from jaxmoral.world.opponents import OPPONENTS, make_opponents
+from jaxmoral.world.games import GAMES, SETS, Game, choose_games, make_games
+from jaxmoral.world.machines import Opponent
+from jaxmoral.world.opponents import FAMILIES, OPPONENTS, make_opponents
 from jaxmoral.world.rewards import REWARDS, get_reward
 
 
@@ -40,7 +28,10 @@ def main() -> None:
         f" strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",
     )
     parser.add_argument(
-        "--output-dir", type=local_path, required=True, help=f"the folder that {FILE} goes to"
+        "--output-dir",
+        type=local_path,
+        required=True,
+        help="the folder that tournament.json goes to",
     )
     parser.add_argument(
         "--games",
@@ -77,27 +68,21 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1:
         raise UserError("--rounds: needs a whole number from 1")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
-    wanted = _split(arguments.games)
-    runs = {  # may bring games and opponents of their own
-        folder: resolve(read_config(folder))
-        for path in map(Path, arguments.agents)
-        for folder in [path, *(path / name for name in members_in(path))]
-        if is_run(folder)
-    }
-    brought = {folder: make_games(config.games) for folder, config in runs.items()}
-    known = together("games", brought, wanted)
-    machines = {folder: make_opponents(config.opponents) for folder, config in runs.items()}
-    strategies = together("opponents", machines, arguments.agents)
-    games = []
-    for name in wanted:
-        for game in choose_games([name], known):
-            if game.num_players == 2:
-                games.append(game)
-            elif name not in SETS:
-                raise UserError(f"--games: {name} has more than two players; they meet in pairs")
-    games = list({game.name: game for game in games}.values())
-    if not games:
-        raise UserError("--games: names no game; leave it out, or name one")
+    if not any(Path(name).exists() for name in arguments.agents):  # runs bring names of their own
+        for name in arguments.agents:
+            choose("agents: opponent", name.partition("(")[0], {**OPPONENTS, **FAMILIES})
+    from jaxmoral.measuring.keeping import write_json  # slow to import, as the others
+    from jaxmoral.measuring.tournaments import (
+        FILE,
+        check_same,
+        hold,
+        read_entrants,
+        sources_of,
+        standings,
+    )
+    from jaxmoral.models.load import use_compilation_cache
+
+    games, strategies = _known(arguments)
     rewards = _split(arguments.rewards)
     for name in rewards:
         get_reward(name, "--rewards")
@@ -131,6 +116,34 @@ def _run(arguments: argparse.Namespace) -> None:
     print(standings(result))
     print(f"{'replaced the same tournament in' if held_before else 'wrote'} {path}")
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
+
+
+def _known(arguments: argparse.Namespace) -> tuple[list[Game], dict[str, Opponent]]:
+    """The games that are played, and the opponents that the runs bring along."""
+    from jaxmoral.learning.resolve import resolve
+    from jaxmoral.measuring.tournaments import members_in, together
+
+    wanted = _split(arguments.games)
+    runs = {  # may bring games and opponents of their own
+        folder: resolve(read_config(folder))
+        for path in map(Path, arguments.agents)
+        for folder in [path, *(path / name for name in members_in(path))]
+        if is_run(folder)
+    }
+    brought = {folder: make_games(config.games) for folder, config in runs.items()}
+    known = together("games", brought, wanted)
+    machines = {folder: make_opponents(config.opponents) for folder, config in runs.items()}
+    games = []
+    for name in wanted:
+        for game in choose_games([name], known):
+            if game.num_players == 2:
+                games.append(game)
+            elif name not in SETS:
+                raise UserError(f"--games: {name} has more than two players; they meet in pairs")
+    games = list({game.name: game for game in games}.values())
+    if not games:
+        raise UserError("--games: names no game; leave it out, or name one")
+    return games, together("opponents", machines, arguments.agents)
 
 
 def _split(text: str) -> list[str]:

@@ -5,13 +5,11 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxmoral import config as configs
-from jaxmoral.api import train_population
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.devices import cluster
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning import metrics
 from jaxmoral.learning.bucket import at_hand, place_of
 from jaxmoral.learning.run_folder import (
     CONFIG,
@@ -20,11 +18,10 @@ from jaxmoral.learning.run_folder import (
     member_names,
     read_config,
 )
-from jaxmoral.learning.trained import TrainedAgent
-from jaxmoral.measuring.preview import FIRST, preview
-from jaxmoral.measuring.runs import read_run
-from jaxmoral.models.load import use_compilation_cache
 from jaxmoral.reporting.catalogue import add_list
+
+if TYPE_CHECKING:
+    from jaxmoral.learning.trained import TrainedAgent
 
 
 def main() -> None:
@@ -44,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--dry-run",
         nargs="?",
-        const=FIRST,
+        const="first",
         metavar="HISTORY",
         help="show prompts (the first; all; or those after CC, CD, ...), what is a legal answer,"
         " the untrained policy, memory and time, and write nothing",
@@ -70,12 +67,17 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         return
     if arguments.output_dir is None:
         raise UserError("--output-dir: is needed, or --dry-run")
+    from jaxmoral.devices import cluster  # slow to import, as what is imported below
+
     cluster.start()
     if arguments.extend and not arguments.resume:
         raise UserError("--extend: needs --resume, and more --updates than before")
     with at_hand(arguments.output_dir, writes=True) as place:
         cluster.on_first(lambda: check_run_folder(place.folder, arguments.resume))
         members = _members(arguments, flags, place.folder)
+        from jaxmoral.api import train_population
+        from jaxmoral.models.load import use_compilation_cache
+
         use_compilation_cache()
         everyone = train_population(members, place, arguments.resume, extend=arguments.extend)
     _tell(everyone, place.folder, arguments.output_dir)
@@ -99,8 +101,12 @@ def _members(
     return members
 
 
-def _tell(everyone: dict[str, TrainedAgent], folder: Path, shown: Path | str) -> None:
+def _tell(everyone: "dict[str, TrainedAgent]", folder: Path, shown: Path | str) -> None:
     """What to know when training has ended, of a folder that users call something."""
+    from jaxmoral.devices import cluster
+    from jaxmoral.learning import metrics
+    from jaxmoral.measuring.runs import read_run
+
     trained = next(iter(everyone.values()))
     if trained.interrupted is not None:
         name = signal.Signals(trained.interrupted).name
@@ -118,6 +124,9 @@ def _tell(everyone: dict[str, TrainedAgent], folder: Path, shown: Path | str) ->
 
 
 def _preview(members: dict[str, configs.Config], which: str) -> None:
+    from jaxmoral.measuring.preview import preview
+    from jaxmoral.models.load import use_compilation_cache
+
     use_compilation_cache()
     if len(members) > 1:
         print(f"population {len(members)} members; this is {next(iter(members))}")

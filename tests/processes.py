@@ -21,8 +21,9 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *(f"jaxmoral.{name}" for name in ("train", "evaluate", "export", "chat", "tournament")),
-        *("jaxmoral.report", "jaxmoral.sweep", "jaxmoral.learning.training"),
-        *("jaxmoral.measuring.evaluation", "jaxmoral.reporting.page"),
+        *("jaxmoral.report", "jaxmoral.sweep", "jaxmoral.api", "jaxmoral.learning.events"),
+        *("jaxmoral.measuring.opened", "jaxmoral.measuring.tournaments", "transformers"),
+        *("jaxmoral.models.merged", "jaxmoral.reporting.page", "jaxmoral.reporting.evaluated"),
     ]
 )
 

@@ -16,11 +16,13 @@ import pytest
 from processes import Running, command
 
 import jaxmoral
-from jaxmoral import ask, evaluate
 from jaxmoral import config as configs
+from jaxmoral import evaluate
 from jaxmoral.language.suites import SUITES
+from jaxmoral.learning import saved
 from jaxmoral.learning.saved import update_of
 from jaxmoral.learning.training import train_agent
+from jaxmoral.measuring import evaluation, questions, results
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import merge, unlike
 from jaxmoral.world.games import SETS
@@ -152,7 +154,7 @@ def test_damage_is_found_before_the_work(run_folder, tmp_path, monkeypatch, caps
     number = update_of(folder, "best") if update == "best" else update
     file = folder / (f"evaluation-{number}.json" if update else "evaluation.json")
     file.write_text("{")
-    monkeypatch.setattr(evaluate, "evaluate_agent", None)
+    monkeypatch.setattr(evaluation, "evaluate_agent", None)
     flags = ["--update", update] if update else []
     with pytest.raises(SystemExit):
         in_process(monkeypatch, "evaluate", "--run", folder, *flags)
@@ -161,8 +163,9 @@ def test_damage_is_found_before_the_work(run_folder, tmp_path, monkeypatch, caps
 
 
 def test_damaged_answers_are_found_before_the_work(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text("{}")
     (tmp_path / "answers.json").write_text("{")
-    monkeypatch.setattr(ask, "load_run", None)
+    monkeypatch.setattr(saved, "load_run", None)
     with pytest.raises(SystemExit):
         in_process(monkeypatch, "ask", "--run", tmp_path)
     assert f"error: {tmp_path / 'answers.json'} is damaged" in capsys.readouterr().err
@@ -173,7 +176,7 @@ def test_an_evaluation_is_written_before_it_is_printed(run_folder, tmp_path, mon
     def fails(evaluation):
         raise RuntimeError
 
-    monkeypatch.setattr(evaluate, "table", fails)
+    monkeypatch.setattr(results, "table", fails)
     output = tmp_path / "out.json"
     with pytest.raises(RuntimeError):
         in_process(monkeypatch, "evaluate", "--run", run_folder, "--output", output, *EXACT)
@@ -207,8 +210,9 @@ def test_other_answers_are_kept(tmp_path, monkeypatch, capsys):
             for word in ("one", "one", "two")
         ]
     )
-    monkeypatch.setattr(ask, "load_run", lambda folder: (None, None, None))
-    monkeypatch.setattr(ask, "ask", lambda *_: next(said))
+    (tmp_path / "config.yaml").write_text("{}")
+    monkeypatch.setattr(saved, "load_run", lambda folder: (None, None, None))
+    monkeypatch.setattr(questions, "ask", lambda *_: next(said))
     for seed in (0, 0, 1):
         in_process(monkeypatch, "ask", "--run", tmp_path, "--seed", seed)
     assert capsys.readouterr().out.count("held other answers") == 1

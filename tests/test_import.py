@@ -26,6 +26,44 @@ def test_an_import_loads_what_it_needs(code, unwanted):
     assert not done.stderr.strip()
 
 
+@pytest.mark.parametrize(
+    ("commands", "unwanted"),
+    [
+        (
+            """train --help; sweep --help; export --help; report --help; compare --help; ask --help
+            train --list games; train --list opponents
+            sweep no.yaml --output-dir no; export --run no --output no; ask --run no
+            report no; compare no --with no""",
+            HEAVY,
+        ),
+        (
+            """evaluate --help; tournament --help; play --help; chat --help
+            train --output-dir no --zzz 1; train --output-dir no --resume; evaluate
+            evaluate --run no; play --run no; chat --run no; tournament nobody --output-dir no""",
+            HEAVY - {"jax"},
+        ),
+    ],
+)
+def test_what_a_command_refuses_or_explains_costs_no_model(tmp_path, commands, unwanted):
+    code = f"""
+import importlib, sys
+for command in {commands.replace(chr(10), ";").split(";")!r}:
+    name, *sys.argv[1:] = command.split()
+    try:
+        importlib.import_module(f"jaxmoral.{{name}}").main()
+    except SystemExit as end:
+        said = {unwanted!r} & set(sys.modules)
+        assert end.code in (0, 2, None), (command, end.code)
+        assert not said, (command, said)
+    else:
+        raise AssertionError(command)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_name_of_the_package_is_there():
     assert {*jaxmoral.__all__} <= {*dir(jaxmoral)}
     for name in jaxmoral.__all__:

@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 from processes import command
 
+from jaxmoral import api
 from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import rows
 from jaxmoral.measuring.runs import find_runs, read_run, summarise, tidy
@@ -95,9 +97,9 @@ def test_what_is_finished_is_left_and_what_was_cut_is_resumed(swept, experiments
     before = (output / "selfish-seed1" / "metrics.jsonl").stat().st_mtime_ns
     (output / "mended-seed1" / "evaluation.json").unlink()
     trained = []
-    train_agent = sweeps.train_agent
+    train_agent = api.train_agent
     monkeypatch.setattr(
-        sweeps, "train_agent", lambda *a, **k: trained.append(k) or train_agent(*a, **k)
+        api, "train_agent", lambda *a, **k: trained.append(k) or train_agent(*a, **k)
     )
     assert sweeps.sweep(experiments[:3], [1, 2], output, FLAGS) == {}
     assert trained == [{"resume": True}]
@@ -108,10 +110,10 @@ def test_what_is_finished_is_left_and_what_was_cut_is_resumed(swept, experiments
 def again(monkeypatch, experiments, output, *flags):
     """A sweep of one experiment: what failed, and what it trained and evaluated."""
     done = []
-    for name in ("train_agent", "evaluate_agent"):
-        real = getattr(sweeps, name)
+    for module, name in ((api, "train_agent"), (evaluation, "evaluate_agent")):
+        real = getattr(module, name)
         spy = lambda *a, name=name, real=real, **k: done.append(name) or real(*a, **k)
-        monkeypatch.setattr(sweeps, name, spy)
+        monkeypatch.setattr(module, name, spy)
     failed = sweeps.sweep(experiments[:1], [1], output, [*FLAGS, *flags])
     monkeypatch.undo()
     return failed, done
@@ -280,7 +282,7 @@ def test_a_crash_is_one_failed_run(experiments, tmp_path, monkeypatch):
     def crash(*arguments, **keywords):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sweeps, "evaluate_agent", crash)
+    monkeypatch.setattr(evaluation, "evaluate_agent", crash)
     failed = sweeps.sweep(experiments[:1], [1], tmp_path / "out", FLAGS)
     assert failed == {"selfish-seed1": "RuntimeError: out of memory"}
 

@@ -13,6 +13,7 @@ from jaxmoral import config as configs
 from jaxmoral import tournament
 from jaxmoral.errors import UserError
 from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.measuring import tournaments
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.tournaments import entrant, hold, read_entrants, strategy
 from jaxmoral.reporting.meetings import find_tournaments
@@ -218,7 +219,7 @@ def test_agents_of_one_name_are_told_by_their_folders_and_checkpoints(
     path = str((tmp_path / "many" / "seed=1").resolve())
     assert first["sources"]["seed=1"] == {"path": path, "update": 2}
     assert "replaced the same" in meet("many")[1]
-    monkeypatch.setattr(tournament, "read_entrants", None)  # known before a model is loaded
+    monkeypatch.setattr(tournaments, "read_entrants", None)  # known before a model is loaded
     assert meet("many2")[0] == 2
     assert "with other sources; choose" in meet("many2")[1]
     assert "takes part twice" in named(monkeypatch, capsys, *[tmp_path / "many"] * 2, *output)[1]

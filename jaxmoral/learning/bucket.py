@@ -95,7 +95,7 @@ class _Bucket:
             raise self._failure("use", error) from None
 
     def _told(self, url: str) -> None:
-        from jaxmoral.models.load import cache_folder
+        from jaxmoral.models.load import cache_folder  # slow to import
 
         self._url = url
         self._home = cache_folder() / "buckets" / hashlib.sha256(url.encode()).hexdigest()[:16]

@@ -28,7 +28,6 @@ import yaml
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
-from jaxmoral.devices.cluster import on_first
 from jaxmoral.errors import UserError
 
 CONFIG = "config.yaml"
@@ -138,6 +137,14 @@ def read_config(folder: Path, flags: Sequence[str] = ()) -> Config:
     return configs.load(folder / CONFIG, flags)
 
 
+def check_alone(folder: Path) -> Config:
+    """A run's configuration; raises UserError if there is none, or a population's."""
+    if is_population(folder):
+        some = ", ".join(member_names(folder)[:3])
+        raise UserError(f"{folder} holds a population; name a member's folder in it: {some}, ...")
+    return read_config(folder)
+
+
 def write_configs(members: Mapping[str, Config], folder: Path) -> None:
     """Writes the configuration of a run, or of every member and then their names."""
     for name, own in run_folders(folder, list(members)).items():
@@ -175,6 +182,8 @@ def locked(folder: Path, resume: bool) -> Iterator[None]:
     Raises:
       UserError: another process is writing to it, or wrote a run since it was checked.
     """
+    from jaxmoral.devices.cluster import on_first  # slow to import
+
     held: list[TextIO] = []
 
     def take() -> None:

@@ -18,8 +18,8 @@ from jaxmoral.learning.population import member_state
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import (
     Which,
+    check_alone,
     has_checkpoints,
-    is_population,
     member_names,
     population_of,
     read_config,
@@ -40,10 +40,7 @@ def load_run(folder: Path, update: Which = None) -> tuple[Config, Agent, Any]:
 
 def load_trained(folder: Path, update: Which = None) -> TrainedAgent:
     """Reads a run folder as `load_run` does, with a checkpoint's whole state."""
-    if is_population(folder):
-        some = ", ".join(member_names(folder)[:3])
-        raise UserError(f"{folder} holds a population; name a member's folder in it: {some}, ...")
-    config = resolve(read_config(folder))
+    config = resolve(check_alone(folder))
     agent = _agent_of(config)
     return TrainedAgent(config, agent, load_state(folder, config, agent=agent, update=update), [])
 

@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-import transformers
-
 from jaxmoral.errors import UserError
 from jaxmoral.models.config import (
     MAX_LAYERS,
@@ -34,15 +32,15 @@ FAMILIES = {
     "qwen2": "qwen2",
     "qwen3": "qwen3",
 }
-CLASSES = {
-    "gemma": transformers.GemmaConfig,
-    "gemma2": transformers.Gemma2Config,
-    "gemma3": transformers.Gemma3TextConfig,
-    "gemma4": transformers.Gemma4TextConfig,
-    "llama": transformers.LlamaConfig,
-    "mistral": transformers.MistralConfig,
-    "qwen2": transformers.Qwen2Config,
-    "qwen3": transformers.Qwen3Config,
+_CLASSES = {
+    "gemma": "GemmaConfig",
+    "gemma2": "Gemma2Config",
+    "gemma3": "Gemma3TextConfig",
+    "gemma4": "Gemma4TextConfig",
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
 }
 # What is read from a file, in its newer and its older spelling.
 _SIZES = (
@@ -150,6 +148,13 @@ def read_config(folder: Path) -> DecoderConfig:
     return describe(folder).config
 
 
+def class_of(family: str) -> Any:
+    """transformers' class of a family's settings."""
+    import transformers  # slow: torch comes along where it is installed
+
+    return getattr(transformers, _CLASSES[family])
+
+
 def describe(folder: Path) -> Described:
     """Reads `config.json`; raises UserError if it is damaged or describes another kind of model."""
     path = folder / "config.json"
@@ -173,7 +178,7 @@ def describe(folder: Path) -> Described:
     own = _READ[family]
     # Another family's key changes nothing, unless transformers' class of this one has it too.
     keys = {key for other, keys in _READ.items() if other != "gemma4" for key in keys}
-    others = keys - {*inspect.signature(CLASSES[family]).parameters}
+    others = keys - {*inspect.signature(class_of(family)).parameters}
     check_keys(f"model: {path}", settings, (*own, *others, *_HARMLESS))
     chosen = {name: settings[name] for name in own if name in settings}
     if outer and outer.get("tie_word_embeddings") is not None:
@@ -183,7 +188,7 @@ def describe(folder: Path) -> Described:
             raise ValueError(f"num_hidden_layers: {shown(chosen['num_hidden_layers'])}")
         if kind == "gemma4_unified_text":  # whose defaults differ
             chosen = {"sliding_window": 1024, "hidden_size_per_layer_input": 0} | chosen
-        config = _translate(CLASSES[family](**chosen), family, path)
+        config = _translate(class_of(family)(**chosen), family, path)
     except UserError:
         raise
     except Exception as error:  # transformers refuses values with exceptions of many kinds

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxmoral.models.config import DecoderConfig, Ramp
-from jaxmoral.models.hf_config import CLASSES
+from jaxmoral.models.hf_config import class_of
 
 
 def huggingface_config(sizes: DecoderConfig, tokens: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def huggingface_config(sizes: DecoderConfig, tokens: dict[str, Any]) -> dict[str
         settings["attention_bias"] = "q" in sizes.biases
     if sizes.family == "llama":
         settings["mlp_bias"] = "gate" in sizes.biases
-    stored = CLASSES[sizes.family](**settings, **tokens)
+    stored = class_of(sizes.family)(**settings, **tokens)
     architecture = type(stored).__name__.removesuffix("Config").removesuffix("Text")
     # What these are earlier versions read from keys of their own.
     named = ("global_head_dim", "num_global_key_value_heads")

@@ -13,12 +13,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
-import transformers
 from tokenizers import Tokenizer
 
 from jaxmoral.errors import UserError
@@ -35,6 +34,9 @@ from jaxmoral.models.tensor_names import (
     stored_shapes,
     unused,
 )
+
+if TYPE_CHECKING:
+    import transformers
 
 # The special tokens that have a role, and what Gemma calls them if the folder does not say.
 _ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -318,7 +320,9 @@ def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrai
         if not config.needs_bos:
             _check_begins(backend, roles, settings.get("add_bos_token"))
         template = read_text(jinja) if jinja.is_file() else _template(settings)
-        tokenizer = transformers.PreTrainedTokenizerFast(
+        from transformers import PreTrainedTokenizerFast  # slow to import
+
+        tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=backend,
             chat_template=template,
             clean_up_tokenization_spaces=False,

@@ -15,14 +15,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-import transformers
 from flax import nnx
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -39,6 +38,9 @@ from jaxmoral.models.model import Decoder
 from jaxmoral.models.packaged import PACKAGED
 from jaxmoral.models.peft import is_adapter
 from jaxmoral.models.rows import RowTable
+
+if TYPE_CHECKING:
+    import transformers
 
 # How vocabularies write the end of a turn, and of a text.
 _ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")

@@ -8,16 +8,18 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from jaxmoral.errors import UserError
 from jaxmoral.models import byte_level
 from jaxmoral.models.foreign import bare, shown
+
+if TYPE_CHECKING:
+    import transformers
 
 SPACE = "\u2581"  # how SentencePiece writes a space
 _CONTROL, _USER_DEFINED = 3, 4  # token types of GGUF
@@ -119,7 +121,9 @@ def _build(pieces: list[str], vocabulary: Vocabulary) -> "transformers.PreTraine
         tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary.bos)]
         )
-    return transformers.PreTrainedTokenizerFast(
+    from transformers import PreTrainedTokenizerFast  # slow to import
+
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=pieces[vocabulary.eos],
         chat_template=vocabulary.template,
@@ -155,7 +159,9 @@ def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> Non
 
 def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
     """Reads what `save` wrote."""
-    return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import PreTrainedTokenizerFast  # slow to import
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes | None]:

@@ -8,8 +8,6 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from jaxmoral.language.prompts import WORDINGS
-from jaxmoral.language.suites import SUITES
 from jaxmoral.world.games import BUILT_IN
 
 # In games of two players and of more.
@@ -124,10 +122,14 @@ def _games() -> dict[str, str]:
 
 
 def _suites() -> dict[str, str]:
+    from jaxmoral.language.suites import SUITES  # slow to import
+
     return {name: (suite.__doc__ or "").strip() for name, suite in SUITES.items()}
 
 
 def _wordings() -> dict[str, str]:
+    from jaxmoral.language.prompts import WORDINGS  # slow to import
+
     return {name: " ".join(text.split()) for name, text in WORDINGS.items()}
 
 
