@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from jaxmoral.errors import run_command
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
 
 
@@ -17,13 +18,15 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="a run folder")
     parser.add_argument("--seed", type=int, default=0, help="of the words")
+    add_plugins(parser)
     arguments = parser.parse_args()
     if arguments.seed < 0:
         parser.error("--seed must not be negative")
-    run_command(lambda: _run(arguments.run, arguments.seed))
+    run_command(lambda: _run(arguments.run, arguments.seed, arguments.plugin))
 
 
-def _run(folder: Path, seed: int) -> None:
+def _run(folder: Path, seed: int, plugins: list[str]) -> None:
+    name_plugins(plugins)
     check_alone(folder)
     import jax  # slow, as the others; what can be refused is before
 

@@ -13,6 +13,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.language.prompts import QUESTIONS, Condition
 from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, History, Memory
 
@@ -98,13 +99,15 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="a run folder")
     parser.add_argument("--seed", type=int, default=0, help="of the agent's choices and words")
+    add_plugins(parser)
     arguments = parser.parse_args()
     if arguments.seed < 0:
         parser.error("--seed must not be negative")
-    run_command(lambda: _chat(arguments.run, arguments.seed))
+    run_command(lambda: _chat(arguments.run, arguments.seed, arguments.plugin))
 
 
-def _chat(folder: Path, seed: int) -> None:
+def _chat(folder: Path, seed: int, plugins: list[str]) -> None:
+    name_plugins(plugins)
     check_alone(folder)
     from jaxmoral.learning.saved import load_trained  # slow to import, as the others
     from jaxmoral.measuring.aloud import think_aloud

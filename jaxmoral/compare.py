@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, choose, run_command
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 
 if TYPE_CHECKING:
     from jaxmoral.measuring.runs import Run
@@ -26,11 +27,13 @@ def main() -> None:
     parser.add_argument(
         "--output-dir", type=Path, help="gets comparison.csv, of all suites, and comparison.png"
     )
+    add_plugins(parser)
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    name_plugins(arguments.plugin)
     for path in (*arguments.runs, *arguments.others):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder")

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 MAX_MESSAGE = 1_000  # characters that a command shows of what was wrong
 MAX_BRACKETS = 8  # in what a name stands for
+own_files: set[str] = set()  # of users' own code, whose failures are told by their line
 
 
 class UserError(ValueError):
@@ -155,15 +157,27 @@ def check_whole(name: str, value: Any, low: int, high: int) -> int:
 def run_command(command: Callable[[], None]) -> None:
     """Runs a command line: what a user can mend becomes one line on stderr and exit code 2.
 
-    That is a UserError, or the operating system's refusal (no space, no permission).
+    That is a UserError, the operating system's refusal (no space, no permission), or whatever the
+    user's own code raises.
     """
     try:
         command()
-    except (UserError, OSError) as error:
-        text = " ".join(str(error).split())
-        shown = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
-        print("error:", shown, file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        text = str(error)
+        if place := _own_line(error):
+            text = f"{place}: {type(error).__name__}: {text}"
+        elif not isinstance(error, UserError | OSError):
+            raise
+        text = " ".join(text.split())
+        shown = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+        print("error:", shown, file=sys.stderr)
+        sys.exit(2)
+
+
+def _own_line(error: BaseException) -> str | None:
+    """The last line of the user's own code on the way to an error; None if there is none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in own_files]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None

@@ -16,6 +16,7 @@ from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
 from jaxmoral.language.texts import BUILTIN
 from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import is_population, member_names, read_config
 from jaxmoral.world.games import GAMES, SETS
 from jaxmoral.world.opponents import OPPONENTS
@@ -104,6 +105,7 @@ def main() -> None:
         help="the JSON file; evaluation.json in the run's folder without it. What the file holds of"
         " the same checkpoint is kept and added to",
     )
+    add_plugins(parser)
     arguments, flags = parser.parse_known_args()
     run_command(lambda: _run(arguments, flags))
 
@@ -121,6 +123,7 @@ def _checkpoint(text: str) -> int | str:
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
+    name_plugins(arguments.plugin)
     run, output, update = arguments.run, arguments.output, arguments.update
     if (run is None) == (arguments.model is None):
         raise UserError("give either --run FOLDER or --model NAME")

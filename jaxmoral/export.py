@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, run_command
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
 
 if TYPE_CHECKING:
@@ -137,11 +138,13 @@ def main() -> None:
         help="of a run, peft: upload the folder to this hub repository, made private if there is"
         " none; needs a token (hf auth login, or HF_TOKEN)",
     )
+    add_plugins(parser)
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    name_plugins(arguments.plugin)
     if (arguments.run is None) == (arguments.model is None):
         raise UserError("give either --run FOLDER or --model NAME")
     output = arguments.output

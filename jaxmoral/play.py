@@ -9,6 +9,7 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.lookup import find_games, find_opponent
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone, is_run
 from jaxmoral.world.games import Game, mirror
 from jaxmoral.world.opponents import OPPONENTS
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out")
     parser.add_argument("--output", type=Path, help="a file that gets an episode a line, as JSON")
+    add_plugins(parser)
     arguments = parser.parse_args()
     for name in ("episodes", "rounds"):
         if getattr(arguments, name) < 1:
@@ -47,6 +49,7 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    name_plugins(arguments.plugin)
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")

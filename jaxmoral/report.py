@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 
 
 def main() -> None:
@@ -23,11 +24,13 @@ def main() -> None:
         help="folders of runs, of run folders, of tournaments; also in a bucket",
     )
     parser.add_argument("--output", type=Path, help="the report's folder; FOLDER/report by default")
+    add_plugins(parser)
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    name_plugins(arguments.plugin)
     with ExitStack() as stack:
         folders: list[Path] = []
         for name in arguments.folders:

@@ -20,6 +20,7 @@ from jaxmoral.config import Config
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.bucket import local_path
+from jaxmoral.learning.plugins import add_plugins, as_flags
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
 
 
@@ -190,9 +191,10 @@ def main() -> None:
         required=True,
         help="the folder of run folders; what is in it already is gone on with, not overwritten",
     )
+    add_plugins(parser)
     flags, rest = split_flags(sys.argv[1:])
     arguments, unknown = parser.parse_known_intermixed_args(rest)
-    run_command(lambda: _run(arguments, [*flags, *unknown]))
+    run_command(lambda: _run(arguments, [*flags, *unknown, *as_flags(arguments.plugin)]))
 
 
 def split_flags(texts: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxmoral.errors import UserError, check_number, choose, run_command, split_outside
 from jaxmoral.learning.bucket import local_path
+from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import is_run, read_config
 from jaxmoral.world.games import GAMES, SETS, Game, choose_games, make_games
 from jaxmoral.world.machines import Opponent
@@ -60,11 +61,13 @@ def main() -> None:
     parser.add_argument(
         "--illegal", type=float, default=-6.0, help="what illegal answers earn (default: -6)"
     )
+    add_plugins(parser)
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    name_plugins(arguments.plugin)
     if arguments.rounds < 1:
         raise UserError("--rounds: needs a whole number from 1")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)

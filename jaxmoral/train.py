@@ -11,6 +11,7 @@ from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.plugins import add_plugins, as_flags
 from jaxmoral.learning.run_folder import (
     CONFIG,
     check_run_folder,
@@ -56,9 +57,10 @@ def main() -> None:
         action="store_true",
         help="with --resume and a larger --updates: also where a schedule depends on their number",
     )
+    add_plugins(parser)
     add_list(parser)
     arguments, flags = parser.parse_known_args()
-    run_command(lambda: _run(arguments, flags))
+    run_command(lambda: _run(arguments, [*flags, *as_flags(arguments.plugin)]))
 
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
@@ -96,6 +98,7 @@ def _members(
         }
     else:
         if path is None and arguments.resume:
+            read_config(folder)  # and run what it was made with
             path = folder / CONFIG
         members = configs.load_members(path, flags)
     return members

@@ -21,7 +21,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *(f"jaxmoral.{name}" for name in ("train", "evaluate", "export", "chat", "tournament")),
-        *("jaxmoral.report", "jaxmoral.sweep", "jaxmoral.api", "jaxmoral.learning.events"),
+        *("jaxmoral.report", "jaxmoral.sweep", "jaxmoral.api", "tensorboardX.record_writer"),
         *("jaxmoral.measuring.opened", "jaxmoral.measuring.tournaments", "transformers"),
         *("jaxmoral.models.merged", "jaxmoral.reporting.page", "jaxmoral.reporting.evaluated"),
     ]

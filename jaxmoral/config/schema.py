@@ -303,6 +303,8 @@ class Config:
         or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
       opponents: further opponents, name to `{cooperate, transitions, start}`; see
         `jaxmoral.world.machines.machine`.
+      plugins: Python files that are run first and register rewards, opponents, games, ... of your
+        own; see `jaxmoral.learning.plugins`.
       objective: what training is for: the reward, or that the agent does what its base does behind
         a persona ("distil"), for which there is no reward, only a measure of it.
       seed: of everything that is drawn.
@@ -330,6 +332,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)
     opponents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    plugins: tuple[str, ...] = ()
     objective: Literal["reward", "distil"] = "reward"
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     updates: Positive = 40

@@ -15,6 +15,7 @@ from jaxmoral.language.suites import check_suites
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import axes, label_pairs, num_choices
+from jaxmoral.learning.plugins import settle_plugins
 from jaxmoral.learning.run_folder import is_run
 from jaxmoral.learning.whom import PAST, key_of_met, met_by, parse
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
@@ -24,7 +25,8 @@ from jaxmoral.world.rewards import Reward, get_reward, reward_table
 
 
 def resolve(config: Config) -> Config:
-    """Checks the configuration's own games and opponents and all names, settles "auto"."""
+    """Runs plugins, checks own games and opponents and all names, settles "auto"."""
+    config = dataclasses.replace(config, plugins=settle_plugins(config.plugins))
     make_games(config.games)
     for name in make_opponents(config.opponents):
         if name == LEARNER or PAST.fullmatch(name):

@@ -2,6 +2,7 @@
 
     RUN/
       config.yaml       the resolved configuration
+      plugins/          copies of the user's own code that it was made with; see `plugins`
       anchor.json       what the base said, if the run is kept at it; see `anchor`
       checkpoints/      a folder each, by the number of updates; see `checkpoint`
       damaged/          checkpoints that could not be read, out of the way of new ones
@@ -29,6 +30,7 @@ import yaml
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
+from jaxmoral.learning.plugins import run_stored, write_plugins
 
 CONFIG = "config.yaml"
 MEMBERS = "members.yaml"
@@ -131,10 +133,16 @@ def member_names(folder: Path) -> list[str]:
 
 
 def read_config(folder: Path, flags: Sequence[str] = ()) -> Config:
-    """A run's configuration with flags over it; raises UserError if there is none to read."""
+    """A run's configuration with flags over it; runs its plugins, if they are the user's own.
+
+    Raises:
+      UserError: there is none to read, or a plugin may not be run.
+    """
     if not is_run(folder):
         raise UserError(f"{folder} holds no run (there is no {CONFIG} in it)")
-    return configs.load(folder / CONFIG, flags)
+    config = configs.load(folder / CONFIG)
+    run_stored(config.plugins, folder)
+    return configs.load(folder / CONFIG, flags) if flags else config
 
 
 def check_alone(folder: Path) -> Config:
@@ -152,6 +160,7 @@ def write_configs(members: Mapping[str, Config], folder: Path) -> None:
         scratch = own / f"{CONFIG}.part"
         configs.save(members[name], scratch)
         os.replace(scratch, own / CONFIG)
+        write_plugins(members[name].plugins, own)
     if len(members) > 1:
         scratch = folder / f"{MEMBERS}.part"
         scratch.write_text(yaml.safe_dump(list(members), sort_keys=False))

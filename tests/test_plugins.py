@@ -1,0 +1,148 @@
+"""Users' own code from the shell: what it registers, whose it is, what a run keeps of it.
+
+Every command is a process of its own, so that one knows nothing of what another has run.
+"""
+
+import json
+import shutil
+
+import pytest
+from processes import command
+
+ENVY = """
+import jaxmoral
+
+def envy(cell, xi):
+    return -xi * (cell.other_payoff > cell.own_payoff)
+
+jaxmoral.REWARDS["envy"] = envy
+jaxmoral.OPPONENTS["sulker"] = jaxmoral.memoryless(0.25)
+"""
+TRAIN = ["--model.source", "tabular", "--updates", "2", "--env.episodes", "64"]
+TRAIN += ["--reward.name", "envy", "--env.opponent", "sulker"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a plugin and a run made with it, and a cache that knows it."""
+    home = tmp_path_factory.mktemp("plugins")
+    (home / "envy.py").write_text(ENVY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXMORAL_CACHE", str(home / "cache"))
+        plugin = ["--plugin", home / "envy.py"]
+        done = command("train", "--output-dir", home / "run", *TRAIN, *plugin)
+        assert done.returncode == 0, done.stderr
+        assert "envy" in done.stdout
+    return home
+
+
+@pytest.fixture
+def home(made, monkeypatch):
+    monkeypatch.setenv("JAXMORAL_CACHE", str(made / "cache"))
+    return made
+
+
+def refused(*arguments):
+    done = command(*arguments)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    return line
+
+
+def test_a_run_works_without_the_file_it_was_made_with(home, tmp_path):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    assert (run / "plugins" / "envy.py").read_text() == ENVY
+    (home / "envy.py").rename(home / "gone.py")
+    try:
+        done = command("evaluate", "--run", run, "--games", "ipd", "--opponents", "sulker")
+        assert done.returncode == 0, done.stderr
+        done = command("train", "--output-dir", run, "--resume", "--updates", "3", "--extend")
+        assert done.returncode == 0, done.stderr
+        for arguments in (
+            ["play", "--run", run, "--against", "sulker", "--episodes", "1"],
+            ["report", run, "--output", tmp_path / "page"],
+            ["tournament", run, "tit-for-tat", "--output-dir", tmp_path / "meet", "--games", "ipd"],
+        ):
+            done = command(*arguments)
+            assert done.returncode == 0, done.stderr
+    finally:
+        (home / "gone.py").rename(home / "envy.py")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    tuned = evaluation["suites"]["trained"]["ipd"]["policies"]["tuned"]
+    # Own points are below the sulker's only after C and its D; three points each time.
+    cells = tuned["opponents"]["sulker"]["exact"]
+    assert cells["rewards"]["envy"] <= 0
+
+
+def test_what_comes_with_a_run_is_not_run_for_that_alone(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "elsewhere"))
+    stored = home / "run" / "plugins" / "envy.py"
+    line = refused("evaluate", "--run", home / "run")
+    assert f"--plugin {stored}" in line
+    ask = ["evaluate", "--run", home / "run", "--games", "ipd"]
+    assert command(*ask, "--plugin", stored, "--output", tmp_path / "e.json").returncode == 0
+    assert command(*ask, "--output", tmp_path / "f.json").returncode == 0  # it has been named
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [("plugins:\n- envy.py\n", "does not say which envy.py"), (None, "was changed since")],
+)
+def test_a_run_that_was_tampered_with(home, tmp_path, written, says):
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    stored = run / "plugins" / "envy.py"
+    stored.write_text(f"{ENVY}\nraise SystemExit('it ran')\n")
+    if written:
+        text = (run / "config.yaml").read_text()
+        start = text.index("plugins:")
+        end = text.index("objective:")
+        (run / "config.yaml").write_text(text[:start] + written + text[end:])
+        shutil.copy(stored, tmp_path / "envy.py")
+    assert says in refused("evaluate", "--run", run)
+
+
+def test_a_file_that_changed_is_refused(home, tmp_path):
+    changed = tmp_path / "envy.py"
+    changed.write_text(ENVY.replace("-xi", "-2 * xi"))
+    line = refused("evaluate", "--run", home / "run", "--plugin", changed)
+    assert "not the one" in line
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    line = refused("train", "--output-dir", run, "--resume", "--plugin", changed)
+    assert "differs in plugins" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x = 1\nnonsense\n", "line 2: NameError: name 'nonsense' is not defined"),
+        ("x = 1\ndef (:\n", "line 2: invalid syntax"),
+        (ENVY.replace("return -xi", "raise KeyError('cell')  # "), "line 5: KeyError: 'cell'"),
+    ],
+)
+def test_a_plugin_that_fails_is_told_by_its_own_line(home, tmp_path, source, says):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    line = refused("train", "--output-dir", tmp_path / "run", *TRAIN, "--plugin", path)
+    assert f"{path}, {says}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_and_files(home, tmp_path):
+    assert "cannot read no.py" in refused("train", "--output-dir", tmp_path, "--plugin", "no.py")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "envy.py").write_text("")
+    both = ["--plugin", home / "envy.py", "--plugin", other / "envy.py"]
+    line = refused("train", "--output-dir", tmp_path / "run", *TRAIN, *both)
+    assert "two files are called envy.py" in line
+
+
+def test_a_sweep_hands_them_on(home, tmp_path):
+    (tmp_path / "one.yaml").write_text(f"plugins: [{home / 'envy.py'}]\nreward: {{name: envy}}\n")
+    flags = ["--model.source", "tabular", "--updates", "1", "--evaluation.suites", "[trained]"]
+    done = command(
+        "sweep", tmp_path / "one.yaml", "--seeds", "1", "--output-dir", tmp_path / "all", *flags
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "all" / "one-seed1" / "plugins" / "envy.py").is_file()
