@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from jaxmoral.errors import run_command
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
 
@@ -16,7 +17,7 @@ def main() -> None:
         prog="python -m jaxmoral.ask",
         description="Asks a trained agent and its base why; the answers go to answers.json.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument("--run", type=local_path, required=True, help="a run folder")
     parser.add_argument("--seed", type=int, default=0, help="of the words")
     add_plugins(parser)
     arguments = parser.parse_args()

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.language.prompts import QUESTIONS, Condition
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
@@ -97,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m jaxmoral.chat", description="Play against a trained agent and question it."
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument("--run", type=local_path, required=True, help="a run folder")
     parser.add_argument("--seed", type=int, default=0, help="of the agent's choices and words")
     add_plugins(parser)
     arguments = parser.parse_args()

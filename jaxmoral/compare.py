@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, choose, run_command
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 
 if TYPE_CHECKING:
@@ -19,13 +20,20 @@ def main() -> None:
         " seeds, differences (paired where both groups have the same seeds) with 95 % bootstrap"
         " intervals, and effect sizes.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders, or folders of them")
+    parser.add_argument("runs", type=local_path, nargs="+", help="run folders or folders of them")
     parser.add_argument(
-        "--with", type=Path, nargs="+", required=True, dest="others", help="those compared with"
+        "--with",
+        type=local_path,
+        nargs="+",
+        required=True,
+        dest="others",
+        help="those compared with",
     )
     parser.add_argument("--suite", default="trained", help="what is shown (default: trained)")
     parser.add_argument(
-        "--output-dir", type=Path, help="gets comparison.csv, of all suites, and comparison.png"
+        "--output-dir",
+        type=local_path,
+        help="gets comparison.csv (all suites), comparison.png",
     )
     add_plugins(parser)
     arguments = parser.parse_args()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, run_command
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
 
@@ -121,14 +122,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m jaxmoral.export", description="Writes a trained agent for other tools."
     )
-    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--run", type=local_path, help="a run folder")
     parser.add_argument("--model", help="instead: a model's name, file, folder or hub id, untuned")
     parser.add_argument(
         "--format",
         choices=FORMATS,
         help="of a run: peft (default), merged, orbax; of a model: merged",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the folder to create")
+    parser.add_argument("--output", type=local_path, required=True, help="the folder to create")
     parser.add_argument(
         "--card", action="store_true", help="of a run, peft: with a model card (README.md)"
     )

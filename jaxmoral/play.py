@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
+from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.lookup import find_games, find_opponent
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone, is_run
@@ -25,7 +26,7 @@ def main() -> None:
         description="Plays episodes between a trained agent and another agent or a strategy, and"
         " prints what each was shown, answered, how surely, and what it got.",
     )
-    parser.add_argument("--run", type=Path, required=True, help="a run folder")
+    parser.add_argument("--run", type=local_path, required=True, help="a run folder")
     parser.add_argument(
         "--against",
         default="tit-for-tat",
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of an episode (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("--no-prompts", action="store_true", help="leave the prompts out")
-    parser.add_argument("--output", type=Path, help="a file that gets an episode a line, as JSON")
+    parser.add_argument("--output", type=local_path, help="a file: an episode a line, as JSON")
     add_plugins(parser)
     arguments = parser.parse_args()
     for name in ("episodes", "rounds"):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.bucket import at_hand, local_path, place_of
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         nargs="+",
         help="folders of runs, of run folders, of tournaments; also in a bucket",
     )
-    parser.add_argument("--output", type=Path, help="the report's folder; FOLDER/report by default")
+    parser.add_argument("--output", type=local_path, help="the report's folder (FOLDER/report)")
     add_plugins(parser)
     arguments = parser.parse_args()
     run_command(lambda: _run(arguments))

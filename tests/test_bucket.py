@@ -90,7 +90,7 @@ def test_a_run_goes_on_elsewhere_and_is_evaluated_and_shown(
     inside = [path for path in files.find("/bucket/runs/ut") if not path.endswith(LISTED)]
     assert {path.removeprefix("/bucket/runs/ut/") for path in inside} == listed(files).keys()
     command(evaluate, "--run", URL, "--games", "ipd", "--protocols", "exact")
-    monkeypatch.setattr(report, "write_report", written)
+    monkeypatch.setattr("jaxmoral.reporting.page.write_report", written)
     command(report, URL)
     machine("first")  # which has an older copy
     with at_hand(URL, say=quiet) as place:

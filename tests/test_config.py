@@ -46,6 +46,13 @@ def test_saved_configurations_come_back_equal(tmp_path):
     ]
 
 
+def test_what_an_older_configuration_lacks_has_its_default():
+    whole = configs.to_dict(configs.load(None, ["--ppo.barrier_coef", "0.5"]))
+    older = configs.to_dict(configs.Config())
+    del older["plugins"], older["ppo"]["barrier_coef"]
+    assert configs.tree_differences(older, whole) == ["ppo.barrier_coef"]
+
+
 def test_every_shipped_configuration_loads():
     from pathlib import Path
 

@@ -19,6 +19,7 @@ import size_table
 import yaml
 
 import jaxmoral
+from jaxmoral.learning import plugins
 from jaxmoral.language import scenarios
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, WORDINGS
 from jaxmoral.language.suites import SUITES
@@ -103,6 +104,7 @@ def here(tmp_path, shallow, monkeypatch):
     (tmp_path / "tiny").symlink_to(shallow)
     (tmp_path / "prose.txt").write_text("She had said that she would call. She did, at noon.\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plugins, "_memory", lambda: tmp_path / "plugins.json")
     registries = (jaxmoral.GAMES, jaxmoral.OPPONENTS, jaxmoral.REWARDS)
     with patch.dict(registries[0]), patch.dict(registries[1]), patch.dict(registries[2]):
         yield tmp_path

@@ -34,6 +34,10 @@ def differences(one: Config, other: Config) -> list[str]:
 
 
 def tree_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The dotted keys in which two nested dictionaries differ."""
-    a, b = flatten(one), flatten(other)
+    """The dotted keys in which two configurations as dictionaries differ.
+
+    A key that one of them does not have, because it is older, has its default there.
+    """
+    usual = flatten(to_dict(Config()))
+    a, b = usual | flatten(one), usual | flatten(other)
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
