@@ -19,10 +19,10 @@ import size_table
 import yaml
 
 import jaxmoral
-from jaxmoral.learning import plugins
 from jaxmoral.language import scenarios
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, WORDINGS
 from jaxmoral.language.suites import SUITES
+from jaxmoral.learning import plugins
 from jaxmoral.learning.lookup import LEARNER
 from jaxmoral.models import gguf_file, hf_config
 from jaxmoral.models.byte_level import CUTTINGS
