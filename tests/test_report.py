@@ -361,7 +361,7 @@ def test_an_evaluation_of_another_checkpoint_is_not_drawn_as_the_runs(tmp_path, 
     assert set(rows["update"].dropna()) == {4}
 
 
-def test_bases_that_play_two_games_of_one_name_are_two(tmp_path):
+def test_bases_that_play_two_games_of_one_name_or_think_are_two(tmp_path):
     own = "{{mine: {{CC: [3, 3], CD: [0, {0}], DC: [{0}, 0], DD: [1, 1]}}}}"
     runs = [
         make_run(
@@ -376,6 +376,10 @@ def test_bases_that_play_two_games_of_one_name_are_two(tmp_path):
     evaluation = evaluated("labels", {"ipd": 1.0})
     runs += [make_run(tmp_path, "b", "--games", more, evaluation=evaluation)]
     runs += [make_run(tmp_path, "c", evaluation=evaluation)]
+    thinks = ["--thinking.tokens", "8", "--thinking.baseline"]
+    for baseline, value in (("group", 3.0), ("value", 4.0)):
+        evaluation = evaluated("labels", {"ipd": value})
+        runs += [make_run(tmp_path, baseline, *thinks, baseline, evaluation=evaluation)]
 
     def bases(*chosen):
         series, _ = group_runs(chosen)
@@ -384,7 +388,8 @@ def test_bases_that_play_two_games_of_one_name_are_two(tmp_path):
         return dict(zip(rows["agent"], rows["value"], strict=True))
 
     assert sorted(bases(*runs[:2]).values()) == [5.0, 6.0]
-    assert bases(*runs[2:]) == {figures.BASE: 2.0}  # what one alone has is no difference
+    assert bases(*runs[2:4]) == {figures.BASE: 2.0}  # what one alone has is no difference
+    assert sorted(bases(*runs[2:]).values()) == [2.0, 4.0]  # a base that thinks is another one
 
 
 def test_the_papers_crosses_are_of_tests_against_random(tmp_path):

@@ -213,6 +213,10 @@ def test_what_to_lower_is_what_takes_most():
     )
     assert "lora.rank (8)" in advice(1, 4, 2, 0)
     assert "model.remat to block or lower model.max_nodes (4,096)" in advice(1, 2, 4, 0)
+    thinks = configs.load(None, ["--thinking.tokens", "24"])
+    assert "lower thinking.thoughts (8) or thinking.tokens (24)" in shortage(
+        Footprint(1, 2, 4, 0), 5, thinks
+    )
     free = free_bytes()
     assert free is None or 2**20 < free < 2**50
 

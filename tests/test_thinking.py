@@ -1,6 +1,7 @@
 """Thinking: trees against flat texts, samples and gradients against every thought enumerated."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.language.prompt_tree import pack, pad, sight
 from jaxmoral.language.responses import outcome_log_probs
 from jaxmoral.language.thought_tree import Thoughts
+from jaxmoral.learning import thinking_policy
 from jaxmoral.learning.batches import Batch
 from jaxmoral.learning.losses import exact_entropy, ppo_loss
 from jaxmoral.learning.policy import PolicyTable
@@ -30,6 +32,7 @@ from jaxmoral.learning.thinking import (
 )
 from jaxmoral.models.lora import prepare
 from jaxmoral.models.sample import draw
+from jaxmoral.models.vocabulary import block_sums, cut
 
 PLAIN = PPOConfig(kl_coef=0.0, entropy_coef=0.0, value_coef=0.0)
 GENERATOR = np.random.default_rng(0)
@@ -63,9 +66,10 @@ def whole():
     return policy, read, trainable
 
 
-@pytest.mark.parametrize("chunks", [1, 3])
-def test_a_tree_of_thoughts_equals_the_texts_one_by_one(chunks):
+@pytest.mark.parametrize(("chunks", "at_once"), [(1, 4), (3, 512)])
+def test_a_tree_of_thoughts_equals_the_texts_one_by_one(chunks, at_once, monkeypatch):
     """Answers, tokens and values of thoughts of every length, in one tree or in three."""
+    monkeypatch.setattr(thinking_policy, "NORMALISED_AT_ONCE", at_once)
     policy, weights, inputs, trainable = thinker(thoughts=4, chunks=chunks)
     tokens, lengths = every_thought()
     some = np.array([[0, 9, 7, 40], [3, 0, 22, 11], [30, 8, 1, 0]])  # with each length
@@ -161,11 +165,15 @@ def test_layers_that_differ_sample_what_their_tree_says():
 
 
 def test_draws_follow_their_distribution():
-    """Of 1,000 tokens in blocks of 500, some of them impossible."""
+    """Of 1,000 tokens in blocks of 100, some of them impossible."""
     logits = np.random.default_rng(1).normal(size=(2, 1000)) * 2
     logits[:, ::3] = -np.inf
+    logits = jnp.asarray(logits, jnp.float32)
     uniforms = jax.random.uniform(jax.random.key(0), (2, 60_000, 2))
-    drawn = np.asarray(jax.jit(draw)(uniforms, jnp.asarray(logits, jnp.float32)))
+    sums = jax.nn.logsumexp(logits.reshape(2, 10, 100), axis=-1)
+    logits_of = partial(jnp.take_along_axis, logits, axis=-1)
+    drawn = np.asarray(jax.jit(lambda uniforms: draw(uniforms, sums, 100, logits_of))(uniforms))
+    logits = np.asarray(logits, np.float64)
     for row, tokens in zip(logits, drawn, strict=True):
         expected = np.exp(row) / np.exp(row).sum() * len(tokens)
         found = np.bincount(tokens, minlength=1000)
@@ -173,6 +181,18 @@ def test_draws_follow_their_distribution():
         often = expected > 5
         chi = ((found - expected)[often] ** 2 / expected[often]).sum()
         assert abs(chi - often.sum()) < 5 * np.sqrt(2 * often.sum())
+
+
+@pytest.mark.parametrize(("cap", "at_once", "splits", "width"), [(None, 24, 1, 8), (2.0, 4, 2, 2)])
+def test_sums_of_blocks_are_those_of_all_logits(cap, at_once, splits, width):
+    random = np.random.default_rng(0)
+    table, hidden = random.normal(size=(24, 5)), random.normal(size=(3, 5))
+    logits = hidden @ table.T
+    logits = logits if cap is None else cap * np.tanh(logits / cap)
+    expected = np.log(np.exp(logits).reshape(3, -1, width).sum(-1))
+    cut_up = cut(table.astype(np.float32), np.zeros((1, 24), bool), at_once, splits)
+    own = block_sums(lambda rows: rows, cap, cut_up.table, jnp.asarray(hidden, jnp.float32), width)
+    np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 
 def answers_batch(table):
@@ -262,8 +282,9 @@ def test_the_estimators_mean_is_the_gradient_by_finite_differences(baseline, rat
                 assert float(mean[name][index]) == pytest.approx(slope, abs=1e-8), (name, index)
 
 
-def test_on_a_decoder_the_estimators_mean_is_the_enumerated_gradient():
+def test_on_a_decoder_the_estimators_mean_is_the_enumerated_gradient(monkeypatch):
     """Sampled thoughts, the real tree, LoRA's parameters: five standard errors in every number."""
+    monkeypatch.setattr(thinking_policy, "NORMALISED_AT_ONCE", 4)
     policy, weights, inputs, trainable = thinker(thoughts=3)
     everything = thinker(thoughts=every_thought()[1].size)[2]
     thinking = ThinkingConfig(tokens=2, kl_coef=0.0)

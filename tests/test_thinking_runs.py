@@ -201,6 +201,8 @@ def test_an_agent_may_be_evaluated_without_its_thoughts(run):
     thinking = evaluate_agent(path, games=["ipd"], protocols=["exact"])
     other = thinking["suites"]["trained"]["ipd"]["policies"]["tuned"]
     assert result["remembered"] != other["remembered"]
+    with pytest.raises(UserError, match="--thoughts-of: only the suite thoughts exchanges"):
+        evaluate_agent(path, games=["ipd"], thoughts_of=path)
 
 
 def test_the_suite_thoughts_exchanges_them(run, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout
 from jaxmoral.learning.language_policy import PromptInputs
 from jaxmoral.learning.lookup import num_learners
+from jaxmoral.learning.thinking_policy import NORMALISED_AT_ONCE
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import tokens_at_once
@@ -79,12 +80,9 @@ def footprint(
         if inputs.branches is not None:
             *_, num_thoughts, _ = inputs.branches.slots.shape
             thoughts = inputs.lengths.shape[-1] * num_thoughts
-            sampled = thoughts * config.thinking.tokens
-            logits = max(
-                logits,
-                sampled * tokens_at_once(model, layout, sampled, max_logits),
-                min(thoughts * model.vocab_size, max(max_logits, model.vocab_size)),
-            )
+            sampled = min(thoughts * config.thinking.tokens, NORMALISED_AT_ONCE)
+            for rows in (sampled, thoughts):  # that are learned, that are drawn at once
+                logits = max(logits, rows * tokens_at_once(model, layout, rows, max_logits))
     steps = config.ppo.epochs * config.ppo.minibatches
     kept, made = adapter_bytes(model, lora, num_chunks > 1 or steps > 1 or num_players > 1)
     activations = activation_bytes(model, lora, tree, logits, itemsize, config.model.remat)
@@ -142,7 +140,8 @@ def shortage(needed: Footprint, free: int | None, config: Config, members: int =
     if config.ppo.level == "token":
         trees = f"lower env.episodes ({config.env.episodes:,})"
     if config.thinking.tokens:
-        trees = f"lower thinking.thoughts ({config.thinking.thoughts}) or thinking.tokens"
+        thoughts, tokens = config.thinking.thoughts, config.thinking.tokens
+        trees = f"lower thinking.thoughts ({thoughts}) or thinking.tokens ({tokens})"
     if config.model.remat != "block":
         trees = f"set model.remat to block or {trees}"
     rank = f"lower lora.rank ({config.lora.rank:,})"

@@ -25,6 +25,7 @@ from jaxmoral.models.lora import prepare
 from jaxmoral.models.sample import Branching, sample
 
 _KEY = 0  # of thoughts where nobody gives a key
+NORMALISED_AT_ONCE = 512  # tokens of thoughts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +101,38 @@ class ThinkingModel(PromptedModel):
         logits = model.chosen_logits(before, thoughts.tokens.ravel())
         # A prompt's last node is the same for all of its thoughts.
         each = jnp.concatenate([at[:, 0, :1], at[..., 1:].reshape(num_prompts, -1)], axis=1)
-        everything = jnp.zeros((1, config.vocab_size), bool)
-        normaliser = model.log_sum_exp(
-            hidden[each.ravel()][:, None], everything, self.policy.max_logits
-        ).reshape(num_prompts, -1)
+        later = thoughts.sampled[..., 1:].reshape(num_prompts, -1)
+        used = jnp.concatenate([jnp.ones((num_prompts, 1), bool), later], axis=1)
+        normaliser = self._normalisers(hidden[each.ravel()], used.ravel()).reshape(each.shape)
         first = jnp.broadcast_to(normaliser[:, :1, None], (num_prompts, num_thoughts, 1))
         rest = normaliser[:, 1:].reshape(num_prompts, num_thoughts, room - 1)
         log_probs = logits.reshape(thoughts.tokens.shape) - jnp.concatenate([first, rest], axis=-1)
         return jnp.where(thoughts.sampled, log_probs, 0)
+
+    def _normalisers(self, hidden: jax.Array, used: jax.Array) -> jax.Array:
+        """Logs of the summed exponentials of all logits, `[num_rows]`, 0 where they are not used.
+
+        Thoughts often end early, so what is used is put first and done in parts until there is no
+        more.
+
+        Args:
+          hidden: `[num_rows, embed_dim]`.
+          used: `[num_rows]` bool.
+        """
+        model, num_rows = self.model(), len(hidden)
+        size = min(NORMALISED_AT_ONCE, num_rows)
+        order, count = jnp.argsort(~used), used.sum()
+        padded = jnp.pad(hidden[order], ((0, -num_rows % size), (0, 0)))
+        parts = padded.reshape(-1, size, 1, hidden.shape[-1])
+        everything = jnp.zeros((1, self.policy.config.vocab_size), bool)
+
+        def sums(rows):
+            return model.log_sum_exp(rows, everything, self.policy.max_logits)[:, 0]
+
+        def part(numbered):
+            first, rows = numbered
+            return jax.lax.cond(first < count, sums, lambda rows: jnp.zeros(size), rows)
+
+        firsts = jnp.arange(0, num_rows, size)
+        found = jax.lax.map(part, (firsts, parts)).ravel()[:num_rows]
+        return jnp.zeros_like(found).at[order].set(found)

@@ -100,14 +100,19 @@ def evaluate_agent(
     if SUITE in chosen:
         config = _with_met(config, [c.game for c in chosen[SUITE].values()])
     _check_fit(agent, config, chosen=chosen)
+    policies = {"base": agent.policy.reference_parameters()}
+    policies |= {} if trained is None else {"tuned": trained}
+    if thoughts_of is not None:
+        if thoughts.SUITE not in chosen:
+            raise UserError(
+                f"--thoughts-of: only the suite {thoughts.SUITE} exchanges thoughts; add it to"
+                " --suites"
+            )
+        policies["swapped"] = thoughts.other_thinker(Path(thoughts_of), agent)
     unique = {c.key: c for suite in chosen.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
     evaluation = {"update": made} | describe(config, chosen, measured=measured)
     for name, condition in chosen.get(thoughts.SUITE, {}).items():
-        policies = {"base": agent.policy.reference_parameters()}
-        policies |= {} if trained is None else {"tuned": trained}
-        if thoughts_of is not None:
-            policies["swapped"] = thoughts.other_thinker(Path(thoughts_of), agent)
         key = jax.random.fold_in(jax.random.key(config.seed), KEY_TAG)
         studied = thoughts.study(agent, condition, policies, key)
         evaluation["suites"][thoughts.SUITE][name]["thoughts"] = studied

@@ -25,6 +25,7 @@ from jaxmoral.models.quantise import Quantised, dequantise, matrix, read_matrix
 from jaxmoral.models.vocabulary import (
     Known,
     Vocabulary,
+    block_sums,
     cut,
     divergence,
     know,
@@ -240,6 +241,12 @@ class Decoder(nnx.Module):
         logits = jnp.einsum("...nd,nd->...n", hidden, rows, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.final_softcap)
 
+    def logits_of(self, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Logits of some tokens in each row, `[num_rows, embed_dim]` and `[num_rows, n]`."""
+        rows = constrain(self.head[tokens], self.layout, None, None, None)
+        logits = jnp.einsum("rd,rnd->rn", hidden, rows, preferred_element_type=jnp.float32)
+        return soft_cap(logits, self.config.final_softcap)
+
     def log_sum_exp(self, hidden: jax.Array, excluded: jax.Array, max_logits: int) -> jax.Array:
         """The log of the summed exponentials of all next-token logits but some.
 
@@ -254,6 +261,22 @@ class Decoder(nnx.Module):
         rows = hidden.shape[0] * hidden.shape[1]
         read, vocabulary = self._vocabulary(excluded, rows, max_logits)
         return log_sum_exp(read, self.config.final_softcap, vocabulary, hidden)
+
+    def block_sums(self, hidden: jax.Array, longest: int, max_logits: int) -> jax.Array:
+        """The logs of the summed exponentials of logits, by blocks of neighbouring tokens.
+
+        Args:
+          hidden: `[num_rows, embed_dim]`.
+          longest: the most tokens of a block; all have as many.
+          max_logits: how many are made at once.
+
+        Returns:
+          `[num_rows, num_blocks]` float32.
+        """
+        read, vocabulary = self._vocabulary(self._nothing(), len(hidden), max_logits)
+        size = vocabulary.excluded.shape[-1]
+        width = next(n for n in range(min(longest, size), 0, -1) if size % n == 0)
+        return block_sums(read, self.config.final_softcap, vocabulary.table, hidden, width)
 
     def know(self, hidden: jax.Array, max_logits: int, *, compared: bool = False) -> Known:
         """See `vocabulary.know`; hidden states are `[num_rows, embed_dim]`."""

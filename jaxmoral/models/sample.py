@@ -4,6 +4,8 @@ The prompts are packed, so what they share is read once too. The keys and values
 kept once for all of its branches; each branch adds its own. All shapes are fixed beforehand.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +23,7 @@ from jaxmoral.models.vocabulary import soft_cap
 
 Adapters = dict[str, LayerAdapter]  # of each stack of layers
 
-_BLOCK = 512  # neighbouring tokens whose probabilities are summed first
+_BLOCK = 512  # the most neighbouring tokens whose probabilities are summed first
 
 
 class Prefixes(NamedTuple):
@@ -55,24 +57,32 @@ class Branching(NamedTuple):
     max_logits: int
 
 
-def draw(uniforms: jax.Array, logits: jax.Array) -> jax.Array:
+def draw(
+    uniforms: jax.Array,
+    block_sums: jax.Array,
+    width: int,
+    logits_of: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
     """Draws tokens by the inverse of their distribution: first a block of them, then one in it.
 
-    Two uniform numbers take the place of one for every token of the vocabulary.
+    Two uniform numbers take the place of one for every token of the vocabulary, and logits are kept
+    of the drawn blocks alone.
 
     Args:
       uniforms: `[num_rows, num_draws, 2]` in [0, 1).
-      logits: `[num_rows, vocab_size]`.
+      block_sums: `[num_rows, num_blocks]` logs of the summed exponentials of their logits.
+      width: neighbouring tokens of a block.
+      logits_of: from tokens `[num_rows, n]` to their logits.
 
     Returns:
       `[num_rows, num_draws]` int32.
     """
-    num_rows, size = logits.shape
-    width = next(n for n in range(min(_BLOCK, size), 0, -1) if size % n == 0)
-    shares = jnp.exp(logits - logits.max(-1, keepdims=True)).reshape(num_rows, -1, width)
-    block = _pick(uniforms[..., 0], shares.sum(-1)[:, None])
-    within = shares[jnp.arange(num_rows)[:, None], block]
-    return (block * width + _pick(uniforms[..., 1], within)).astype(jnp.int32)
+    shares = jnp.exp(block_sums - block_sums.max(-1, keepdims=True))
+    first = _pick(uniforms[..., 0], shares[:, None]) * width
+    tokens = first[..., None] + jnp.arange(width)
+    logits = logits_of(tokens.reshape(len(tokens), -1)).reshape(tokens.shape)
+    shares = jnp.exp(logits - logits.max(-1, keepdims=True))
+    return (first + _pick(uniforms[..., 1], shares)).astype(jnp.int32)
 
 
 def _pick(uniforms: jax.Array, weights: jax.Array) -> jax.Array:
@@ -228,12 +238,6 @@ def _decode(
 
 def _next(model: Decoder, uniforms: jax.Array, hidden: jax.Array, max_logits: int) -> jax.Array:
     """`draw` after hidden states `[num_rows, embed_dim]`, so many logits at once."""
-    num_rows, size = len(hidden), model.config.vocab_size
-    at_once = max(max_logits // size, 1)
-    divisors = (n for n in range(1, num_rows + 1) if num_rows % n == 0)
-    parts = next(n for n in divisors if num_rows // n <= at_once)
-    after = lambda xs: draw(xs[0], model.logits(xs[1]))
-    if parts == 1:
-        return after((uniforms, hidden))
-    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (uniforms, hidden))
-    return jax.lax.map(after, split).reshape(num_rows, -1)
+    sums = model.block_sums(hidden, _BLOCK, max_logits)
+    width = model.config.vocab_size // sums.shape[1]
+    return draw(uniforms, sums, width, partial(model.logits_of, hidden))

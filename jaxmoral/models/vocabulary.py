@@ -147,6 +147,39 @@ def _piece(
     return read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
 
 
+def block_sums(
+    read: Callable[[PyTree], jax.Array],
+    cap: float | None,
+    table: PyTree,
+    hidden: jax.Array,
+    width: int,
+) -> jax.Array:
+    """The logs of the summed exponentials of the logits of blocks of neighbouring tokens.
+
+    Args:
+      read: from leaves `[size, ...]` of the table to `[size, embed_dim]`.
+      cap: of the logits.
+      table: of a `Vocabulary`.
+      hidden: `[num_rows, embed_dim]`.
+      width: tokens of a block, a divisor of a piece's size.
+
+    Returns:
+      `[num_rows, vocab_size / width]` float32.
+    """
+    splits, num_pieces = jax.tree.leaves(table)[0].shape[:2]
+
+    def add(_, index):
+        leaves = jax.tree.map(lambda leaf: leaf[:, index], table)
+        piece = read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
+        logits = jnp.einsum("vd,rd->vr", piece, hidden, preferred_element_type=jnp.float32)
+        blocks = soft_cap(logits, cap).reshape(splits, -1, width, len(hidden))
+        peak = blocks.max(2)
+        return None, peak + jnp.log(jnp.exp(blocks - peak[:, :, None]).sum(2))
+
+    _, sums = jax.lax.scan(add, None, jnp.arange(num_pieces))
+    return jnp.moveaxis(sums, 0, 1).reshape(-1, len(hidden)).T
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def log_sum_exp(
     read: Callable[[PyTree], jax.Array],

@@ -15,7 +15,7 @@ Figure = tuple[str, str, str]  # what, measured, by which script
 
 def rows() -> list[list[str]]:
     found = [*from_trl(), *from_cost(), *from_start(), *from_learning(), *from_tunix()]
-    found += from_mixture()
+    found += [*from_mixture(), *from_thinking()]
     return [
         [what + (" *" if script in OTHER_MACHINE else ""), measured, f"`{script}.py`"]
         for what, measured, script in [*found, *from_rounds(), *from_roofline()]
@@ -71,6 +71,25 @@ def from_mixture() -> list[Figure]:
     one, four = (kinds[f"labels, {n} an update"]["times"] for n in ("1 condition", "4 conditions"))
     figure = "update of a mixture of 400 label pairs against one condition: 1, 4 conditions drawn"
     return [(figure, f"{one:.2f}x, {four:.2f}x", "mixture")]
+
+
+def from_thinking() -> list[Figure]:
+    programs = read("against_grpo")["programs"]
+    theirs, ours = programs["TRL, GRPOTrainer"], programs["ours"]
+    slow, fast = (one["seconds_per_update"]["median"] for one in (theirs, ours))
+    big, small = theirs["peak_gib"], ours["peak_gib"]
+    return [
+        (
+            "update with 128 thoughts of 32 tokens: ours, TRL's GRPOTrainer",
+            f"{fast:.1f} s, {slow:.1f} s: {slow / fast:.1f}x",
+            "against_grpo",
+        ),
+        (
+            "its peak memory: the same",
+            f"{small:.1f} GiB, {big:.1f} GiB: {small / big:.2f}x",
+            "against_grpo",
+        ),
+    ]
 
 
 def from_start() -> list[Figure]:

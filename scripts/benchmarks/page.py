@@ -96,6 +96,33 @@ def against_trl() -> list[str]:
     )
 
 
+def against_grpo() -> list[str]:
+    results = read("against_grpo")
+    programs = results["programs"]
+    base = next(iter(programs.values()))
+    rows = [
+        [
+            name,
+            ranged(one["seconds_per_update"], 1),
+            f"{base['seconds_per_update']['median'] / one['seconds_per_update']['median']:.1f}x",
+            f"{one['peak_gib']:.1f}",
+            f"{one['peak_gib'] / base['peak_gib']:.2f}",
+        ]
+        for name, one in programs.items()
+    ]
+    return section(
+        "Thinking, against TRL's GRPOTrainer",
+        "`python scripts/benchmarks/against_grpo.py`: Gemma 3 270M with the same weights (checked"
+        " by their log-probabilities), the quickstart's sixteen prompts, eight generations of 32"
+        " tokens for each, a KL to the untrained model, LoRA of rank 64 on every linear layer, one"
+        " optimiser step. TRL writes thought and answer in these tokens, and takes the gradient of"
+        " eight generations at a time; ours writes a thought, and the answer after it is exact.",
+        ["program", "seconds an update", "faster", "peak GiB", "share"],
+        rows,
+        f"{machine(results)}; {versions(programs)}.",
+    )
+
+
 def against_tunix() -> list[str]:
     results = read("against_tunix")
     head = ["program", "seconds an update", "samples a second", "more", "start to first update, s"]
@@ -208,6 +235,65 @@ def roofline() -> list[str]:
                     ["nothing recomputed", "", "+4 to +6 %", "no: memory traffic"],
                     ["rotary angles without splitting and joining", "-1 %", "slower steps", "no"],
                     ["512-bit vectors in elementwise work", "", "0", "no"],
+                ],
+            )
+        ),
+        f"{machine(results)}; jax {results['versions']['jax']}.",
+    )
+
+
+def thinking() -> list[str]:
+    results = read("thinking")
+    nodes, copies = results["gradient"]["nodes"], results["gradient"]["seconds"]
+    made, sampled = results["sampling"]["tokens"], results["sampling"]["seconds"]
+    rows = [
+        [
+            "nodes of the tree; tokens of the texts one by one",
+            f"{nodes['tree']:,}",
+            f"{nodes['flat']:,}",
+            f"{nodes['tree'] / nodes['flat']:.2f}x",
+        ],
+        [
+            "gradient of the tree; of the texts, s",
+            ranged(copies["tree"], 1),
+            ranged(copies["flat"], 1),
+            f"{copies['tree']['median'] / copies['flat']['median']:.2f}x",
+        ],
+        [
+            "tokens sampled a second; by `generate` on copies",
+            f"{made / sampled['tree']['median']:.0f}",
+            f"{made / sampled['generate']['median']:.0f}",
+            f"{sampled['generate']['median'] / sampled['tree']['median']:.1f}x",
+        ],
+    ]
+    few, many = results["episodes"]["seconds"].items()
+    rows.append(
+        [
+            f"update of {int(many[0]):,} episodes; of {int(few[0]):,}, s",
+            ranged(many[1]),
+            ranged(few[1]),
+            f"{many[1]['median'] / few[1]['median']:.2f}x",
+        ]
+    )
+    useful = results["stages"]["useful_rate"]
+    return section(
+        "Thinking",
+        "`python scripts/benchmarks/thinking.py`:"
+        f" {results['thoughts']} thoughts of {results['tokens']} tokens for each of the"
+        f" quickstart's {results['prompts']} prompts (shorter and fewer ones where episodes vary)."
+        f" An update takes {ranged(results['update']['seconds'], 1)} s.",
+        ["figure", "this", "the other", "ratio"],
+        rows,
+        "Where the time goes, with thoughts that take all of their tokens, and useful FLOPs at the"
+        f" rate of matrix products ({results['stages']['matmul_gflops']:.0f} GFLOP/s, measured in"
+        f" the same process): sampling at {useful['sampling']:.0%}, learning at"
+        f" {useful['update']:.0%}.",
+        "\n".join(
+            table(
+                ["stage", "s", "GFLOP", "of the rate"],
+                [
+                    [name, f"{one['seconds']:.2f}", f"{one['gflop']:,.0f}", f"{one['share']:.0%}"]
+                    for name, one in results["stages"]["stages"].items()
                 ],
             )
         ),
@@ -390,8 +476,8 @@ def draw() -> None:
 
 def page() -> str:
     """The text of docs/benchmarks.md."""
-    parts = [in_short, against_trl, against_tunix, learning, rounds, estimators, cost]
-    parts += [mixtures, populations, tree, start, roofline]
+    parts = [in_short, against_trl, against_grpo, against_tunix, learning, rounds, estimators, cost]
+    parts += [mixtures, populations, tree, thinking, start, roofline]
     lines = [
         "# Benchmarks",
         "",

@@ -105,7 +105,8 @@ class Work:
         rows = inputs.nodes.size
         head = 2 * rows * config.embed_dim * config.vocab_size
         table = 4 * config.vocab_size * config.embed_dim
-        self.forward = 2 * nodes * (matrices + adapters) + attention, 4 * matrices + made
+        self.of_a_token, self.of_adapters = 2 * (matrices + adapters), 2 * nodes * adapters
+        self.forward = nodes * self.of_a_token + attention, 4 * matrices + made
         self.head = head, table
         backward = 2 * nodes * (matrices + 2 * adapters) + 2 * attention + head
         self.backward = backward, 4 * matrices + 2 * made
