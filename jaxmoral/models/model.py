@@ -265,6 +265,8 @@ class Decoder(nnx.Module):
     def block_sums(self, hidden: jax.Array, longest: int, max_logits: int) -> jax.Array:
         """The logs of the summed exponentials of logits, by blocks of neighbouring tokens.
 
+        Blocks are the same whether the vocabulary lies on one device or on two, four or eight.
+
         Args:
           hidden: `[num_rows, embed_dim]`.
           longest: the most tokens of a block; all have as many.
@@ -273,9 +275,11 @@ class Decoder(nnx.Module):
         Returns:
           `[num_rows, num_blocks]` float32.
         """
-        read, vocabulary = self._vocabulary(self._nothing(), len(hidden), max_logits)
-        size = vocabulary.excluded.shape[-1]
-        width = next(n for n in range(min(longest, size), 0, -1) if size % n == 0)
+        size = self.config.vocab_size
+        part = size // 8 if size % 8 == 0 else size
+        width = next(n for n in range(min(longest, part), 0, -1) if part % n == 0)
+        read, vocabulary = self._vocabulary(self._nothing(), len(hidden), max_logits, width)
+        width = math.gcd(width, vocabulary.excluded.shape[-1])
         return block_sums(read, self.config.final_softcap, vocabulary.table, hidden, width)
 
     def know(self, hidden: jax.Array, max_logits: int, *, compared: bool = False) -> Known:
@@ -295,9 +299,12 @@ class Decoder(nnx.Module):
         return jnp.zeros((1, self.config.vocab_size), bool)
 
     def _vocabulary(
-        self, excluded: jax.Array, num_rows: int, max_logits: int
+        self, excluded: jax.Array, num_rows: int, max_logits: int, width: int = 1
     ) -> tuple[Callable[[Any], jax.Array], Vocabulary]:
-        """The head in pieces of which so many rows' logits fit, and how a piece is read."""
+        """The head in pieces of which so many rows' logits fit, and how a piece is read.
+
+        So many neighbouring tokens as `width` says stay together, if parts of devices allow it.
+        """
         layout = self.layout
         at_once = tokens_at_once(self.config, layout, num_rows, max_logits)
         quantised = isinstance(self.head, Quantised)
@@ -306,7 +313,8 @@ class Decoder(nnx.Module):
         leaves = (stored.codes[...], stored.scales[...]) if quantised else (stored[...],)
         whole = tuple(constrain(leaf, layout, "tensor", None) for leaf in leaves)
         read = (lambda leaves: dequantise(*leaves)) if quantised else (lambda leaves: leaves[0])
-        return read, cut(whole, excluded, at_once, splits)
+        width = math.gcd(width, excluded.shape[1] // splits)
+        return read, cut(whole, excluded, at_once, splits, width)
 
     @staticmethod
     def abstract(

@@ -35,17 +35,21 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def cut(table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1) -> Vocabulary:
-    """Cuts an embedding into as few equal pieces as have at most `at_once` tokens.
+def cut(
+    table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1, width: int = 1
+) -> Vocabulary:
+    """Cuts an embedding into as few equal pieces as have at most `at_once` tokens, if they can.
 
     Args:
       table: leaves `[vocab_size, ...]`.
       excluded: `[num_places, vocab_size]` bool.
       at_once: the most tokens of a piece.
       splits: how many parts of the vocabulary lie side by side.
+      width: neighbouring tokens that stay together, a divisor of a part's size.
     """
     part = excluded.shape[1] // splits
-    counts = (n for n in range(1, part + 1) if part % n == 0)
+    at_once = max(at_once, width * splits)
+    counts = (n for n in range(1, part // width + 1) if part % (n * width) == 0)
     num_pieces = next(n for n in counts if excluded.shape[1] // n <= max(at_once, splits))
     shape = (splits, num_pieces, part // num_pieces)
     return Vocabulary(
