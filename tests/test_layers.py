@@ -167,7 +167,7 @@ def test_rows_of_sampled_tokens_are_looked_up_within_the_program(folders):
     settings = resolve(config.load(None, flags(folders["sharing"])))
     agent = make_agent(settings)
     shown = Condition(get_game("ipd"), agent.presentation)
-    inputs = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[shown]]))
+    inputs = jax.tree.map(lambda x: jnp.asarray(x[0]), agent.prompter.inputs([[shown]]))
     assert inputs.rows.shape == (*inputs.tree.tokens.shape, 12 * 8)
     bound = agent.policy.bind(agent.frozen, inputs)
     trainable = agent.policy.init(jax.random.key(0))
