@@ -276,7 +276,7 @@ class Decoder(nnx.Module):
         read, vocabulary = self._vocabulary(self._nothing(), len(hidden), max_logits)
         size = vocabulary.excluded.shape[-1]
         width = next(n for n in range(min(longest, size), 0, -1) if size % n == 0)
-        return block_sums(read, self.config.final_softcap, vocabulary.table, hidden, width)
+        return block_sums(read, self.config.final_softcap, vocabulary, hidden, width)
 
     def know(self, hidden: jax.Array, max_logits: int, *, compared: bool = False) -> Known:
         """See `vocabulary.know`; hidden states are `[num_rows, embed_dim]`."""
