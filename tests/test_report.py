@@ -376,13 +376,13 @@ def test_bases_that_play_two_games_of_one_name_or_think_are_two(tmp_path):
     evaluation = evaluated("labels", {"ipd": 1.0})
     runs += [make_run(tmp_path, "b", "--games", more, evaluation=evaluation)]
     runs += [make_run(tmp_path, "c", evaluation=evaluation)]
-    source = "gemma3-270m"
-    thinks = ["--thinking.tokens", "8", "--thinking.baseline"]
-    for flags, value in ((["group"], 3.0), (["value"], 4.0), ([], 5.0)):
-        evaluation = evaluated("labels", {"ipd": value})
-        flags = ["--model.source", source, *(thinks + flags if flags else [])]
-        made = make_run(tmp_path, f"d{value}", *flags, evaluation=evaluation, source=source)
-        runs.append(made)
+    ways = {"plain": "0", "thinks": "8", "also": "8"}
+    for value, (name, tokens) in enumerate(ways.items(), start=2):
+        evaluation = evaluated("labels", {"ipd": float(value)})
+        source = "gemma3-270m"
+        flags = ["--model.source", source, "--thinking.tokens", tokens]
+        flags += ["--thinking.baseline", "group" if name == "thinks" else "value"]
+        runs += [make_run(tmp_path, name, *flags, evaluation=evaluation, source=source)]
 
     def bases(*chosen):
         series, _ = group_runs(chosen)
@@ -392,7 +392,7 @@ def test_bases_that_play_two_games_of_one_name_or_think_are_two(tmp_path):
 
     assert sorted(bases(*runs[:2]).values()) == [5.0, 6.0]
     assert bases(*runs[2:4]) == {figures.BASE: 2.0}  # what one alone has is no difference
-    assert sorted(bases(*runs[4:]).values()) == [4.0, 6.0]  # a base that thinks is another one
+    assert sorted(bases(*runs[4:]).values()) == [3.0, 4.0]  # one that thinks is another one
 
 
 def test_the_papers_crosses_are_of_tests_against_random(tmp_path):

@@ -190,8 +190,9 @@ def test_sums_of_blocks_are_those_of_all_logits(cap, at_once, splits, width):
     logits = hidden @ table.T
     logits = logits if cap is None else cap * np.tanh(logits / cap)
     expected = np.log(np.exp(logits).reshape(3, -1, width).sum(-1))
-    cut_up = cut(jnp.asarray(table, jnp.float32), np.zeros((1, 24), bool), at_once, splits)
-    own = block_sums(lambda rows: rows, cap, cut_up.table, jnp.asarray(hidden, jnp.float32), width)
+    table, hidden = jnp.asarray(table, jnp.float32), jnp.asarray(hidden, jnp.float32)
+    vocabulary = cut(table, jnp.zeros((1, 24), bool), at_once, splits)
+    own = block_sums(lambda rows: rows, cap, vocabulary, hidden, width)
     np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 

@@ -280,7 +280,7 @@ class Decoder(nnx.Module):
         width = next(n for n in range(min(longest, part), 0, -1) if part % n == 0)
         read, vocabulary = self._vocabulary(self._nothing(), len(hidden), max_logits, width)
         width = math.gcd(width, vocabulary.excluded.shape[-1])
-        return block_sums(read, self.config.final_softcap, vocabulary.table, hidden, width)
+        return block_sums(read, self.config.final_softcap, vocabulary, hidden, width)
 
     def know(self, hidden: jax.Array, max_logits: int, *, compared: bool = False) -> Known:
         """See `vocabulary.know`; hidden states are `[num_rows, embed_dim]`."""

@@ -154,7 +154,7 @@ def _piece(
 def block_sums(
     read: Callable[[PyTree], jax.Array],
     cap: float | None,
-    table: PyTree,
+    vocabulary: Vocabulary,
     hidden: jax.Array,
     width: int,
 ) -> jax.Array:
@@ -163,18 +163,17 @@ def block_sums(
     Args:
       read: from leaves `[size, ...]` of the table to `[size, embed_dim]`.
       cap: of the logits.
-      table: of a `Vocabulary`.
+      vocabulary: the embedding.
       hidden: `[num_rows, embed_dim]`.
       width: tokens of a block, a divisor of a piece's size.
 
     Returns:
       `[num_rows, vocab_size / width]` float32.
     """
-    splits, num_pieces = jax.tree.leaves(table)[0].shape[:2]
+    _, splits, num_pieces, _ = vocabulary.excluded.shape
 
     def add(_, index):
-        leaves = jax.tree.map(lambda leaf: leaf[:, index], table)
-        piece = read(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), leaves))
+        piece = _piece(read, vocabulary, index)
         logits = jnp.einsum("vd,rd->vr", piece, hidden, preferred_element_type=jnp.float32)
         blocks = soft_cap(logits, cap).reshape(splits, -1, width, len(hidden))
         peak = blocks.max(2)

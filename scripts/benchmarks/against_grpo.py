@@ -38,7 +38,7 @@ def write_task(folder: Path) -> Path:
     """The base in Hugging Face layout, and what TRL's loop needs besides; the task's path."""
     config = resolve(configs.load(None, list(map(str, THINKING))))
     agent, game = make_agent(config), training_game(config)
-    model, prompter, thinking = agent.model, agent.prompter, config.thinking
+    model, prompter = agent.model, agent.prompter
     assert model is not None
     assert isinstance(prompter, Prompter)
     assert prompter.thinking is not None
@@ -49,7 +49,7 @@ def write_task(folder: Path) -> Path:
     task = {
         "texts": [text + prompter.thinking.opens for text in texts],
         "prompts": [prompter.tokens(text) for text in texts],
-        "cue": thinking.cue,
+        "cue": prompter.thinking.cue,
         "labels": labels,
         "rewards": reward_table(game, get_reward("deontological"), 3.0, -6.0).tolist(),
         "first_tokens": first,

@@ -5,7 +5,7 @@
 
 from typing import Any
 
-from workers import read
+from workers import is_measured, read
 
 LEVEL = -0.5  # of the deontological reward
 # Measured on two cores of Zen 5; the rest on Zen 4.
@@ -15,7 +15,7 @@ Figure = tuple[str, str, str]  # what, measured, by which script
 
 def rows() -> list[list[str]]:
     found = [*from_trl(), *from_cost(), *from_start(), *from_learning(), *from_tunix()]
-    found += [*from_mixture(), *from_thinking()]
+    found += [*from_mixture(), *(from_thinking() if is_measured("against_grpo") else [])]
     return [
         [what + (" *" if script in OTHER_MACHINE else ""), measured, f"`{script}.py`"]
         for what, measured, script in [*found, *from_rounds(), *from_roofline()]

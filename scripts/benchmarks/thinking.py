@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from cost import Updates
 from roofline import Work, matmul_rate, timed
-from workers import read, spread, versions, write
+from workers import is_measured, read, spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
@@ -278,7 +278,7 @@ def main() -> None:
         at = flags.index("--part")
         parts = [flags[at + 1]]
         del flags[at : at + 2]
-        results = read("thinking")
+        results = read("thinking") if is_measured("thinking") else {}
     measured = Measured(flags)
     how = measured.policy.thinking
     results |= {"versions": versions("jax", "jaxlib"), "prompts": measured.inputs.lengths.size}

@@ -142,6 +142,11 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def is_measured(name: str) -> bool:
+    """Whether a benchmark has written its results."""
+    return (RESULTS / f"{name}.json").is_file()
+
+
 def write(name: str, results: dict[str, Any]) -> None:
     """Keeps results where the table is made from, and shows them."""
     path = RESULTS / f"{name}.json"
