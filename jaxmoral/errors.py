@@ -166,18 +166,18 @@ def run_command(command: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        text = str(error)
-        if place := _own_line(error):
-            text = f"{place}: {type(error).__name__}: {text}"
-        elif not isinstance(error, UserError | OSError):
+        text = of_own_code(error)
+        if text is None and not isinstance(error, UserError | OSError):
             raise
-        text = " ".join(text.split())
+        text = " ".join((text or str(error)).split())
         shown = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
         print("error:", shown, file=sys.stderr)
         sys.exit(2)
 
 
-def _own_line(error: BaseException) -> str | None:
-    """The last line of the user's own code on the way to an error; None if there is none."""
+def of_own_code(error: BaseException) -> str | None:
+    """What the user's own code raised, and in which line of it; None if it had no part in it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in own_files]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
+    if not frames:
+        return None
+    return f"{frames[-1].filename}, line {frames[-1].lineno}: {type(error).__name__}: {error}"

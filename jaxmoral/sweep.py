@@ -18,7 +18,7 @@ from typing import Any
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.errors import UserError, run_command
+from jaxmoral.errors import UserError, of_own_code, run_command
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, as_flags
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
@@ -151,8 +151,10 @@ def sweep(
             except UserError as error:
                 failed[folder.name] = str(error)
             except Exception as error:  # a crash of one run must not take the others with it
-                traceback.print_exc()
-                failed[folder.name] = f"{type(error).__name__}: {error}"
+                text = of_own_code(error)
+                if text is None:
+                    traceback.print_exc()
+                failed[folder.name] = text or f"{type(error).__name__}: {error}"
             else:
                 if interrupted is not None:
                     print("stopped; the same command goes on from here")

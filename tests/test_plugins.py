@@ -146,3 +146,15 @@ def test_a_sweep_hands_them_on(home, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "all" / "one-seed1" / "plugins" / "envy.py").is_file()
+
+
+def test_a_plugin_that_fails_in_a_sweep_is_told_by_its_line(home, tmp_path):
+    (tmp_path / "mine.py").write_text(ENVY.replace("return -xi", "raise KeyError('cell')  # "))
+    (tmp_path / "one.yaml").write_text("reward: {name: envy}\n")
+    flags = ["--model.source", "tabular", "--updates", "1", "--plugin", tmp_path / "mine.py"]
+    done = command(
+        "sweep", tmp_path / "one.yaml", "--seeds", "1", "--output-dir", tmp_path / "all", *flags
+    )
+    assert done.returncode != 0
+    assert f"{tmp_path / 'mine.py'}, line 5: KeyError: 'cell'" in done.stderr
+    assert "Traceback" not in done.stderr
