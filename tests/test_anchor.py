@@ -106,7 +106,7 @@ def test_it_keeps_the_agent_at_the_base(held, free, plain):
     trained = held[1]
     assert trained.history[0]["anchor_kl"] == pytest.approx(0, abs=2e-6)
     assert all(record["anchor_kl"] > 1e-6 for record in trained.history[1:])
-    assert plain(trained.trainable) < 0.5 * plain(free.trainable)
+    assert plain(trained.trainable) < 0.7 * plain(free.trainable)
 
 
 def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):
