@@ -24,6 +24,7 @@ import hashlib
 import importlib.metadata
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,17 +216,22 @@ def compute(scratch: Path) -> dict[str, Any]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def main() -> None:
+def write_or_check(
+    about: str | None,
+    file: Path,
+    compute: Callable[[], dict[str, Any]],
+    read: Callable[[], dict[str, Any]],
+) -> None:
+    """The command: writes the file, or with `--check` compares it with what is computed now."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; compare")
     check = parser.parse_args().check
-    with tempfile.TemporaryDirectory() as scratch:
-        found = compute(Path(scratch))
+    found = compute()
     if not check:
-        np.savez_compressed(FILE, **found)
-        print(f"wrote {FILE}, {FILE.stat().st_size / 1e3:.0f} kB")
+        np.savez_compressed(file, **found)
+        print(f"wrote {file}, {file.stat().st_size / 1e3:.0f} kB")
         return
     stored = read()
     for name, value in found.items():
@@ -233,7 +239,12 @@ def main() -> None:
             np.testing.assert_allclose(stored[name], value, atol=2e-4, err_msg=name)
         elif name != "made_with":
             np.testing.assert_array_equal(stored[name], value, err_msg=name)
-    print(f"{FILE.name} holds what the libraries compute today")
+    print(f"{file.name} holds what the libraries compute today")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        write_or_check(__doc__, FILE, lambda: compute(Path(scratch)), read)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ As `golden_real_model`, whose texts it shares. The arrays hold
                                      after the other, and their log-likelihoods
 """
 
-import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -31,6 +30,7 @@ from golden_real_model import (
     rounded,
     spellings,
     split,
+    write_or_check,
 )
 
 from jaxmoral.language.prompts import Presentation, all_prompts
@@ -160,23 +160,7 @@ def likelihoods(found: dict[str, np.ndarray]) -> dict[tuple[int, ...], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing; compare")
-    check = parser.parse_args().check
-    found = compute()
-    if not check:
-        np.savez_compressed(FILE, **found)
-        print(f"wrote {FILE}, {FILE.stat().st_size / 1e3:.0f} kB")
-        return
-    stored = read()
-    for name, value in found.items():
-        if value.dtype == np.float32:
-            np.testing.assert_allclose(stored[name], value, atol=2e-4, err_msg=name)
-        elif name != "made_with":
-            np.testing.assert_array_equal(stored[name], value, err_msg=name)
-    print(f"{FILE.name} holds what the libraries compute today")
+    write_or_check(__doc__, FILE, compute, read)
 
 
 if __name__ == "__main__":
