@@ -71,10 +71,11 @@ def one_device(flags, tmp_path_factory):
     return folder, {name: numbers(trained) for name, trained in (alone | many).items()}, firsts
 
 
-# What the tiny model has not: biases and an output head of its own. All its layers are adapted.
+# What the tiny model has not: biases and an output head of its own; Gemma 4's two head sizes, keys
+# that are values, experts; layers that share keys, embeddings beside the layers. All are adapted.
 BIASED = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
 BIASED |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
-OTHERS = {"biased": BIASED}
+OTHERS = {"biased": BIASED, "sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +117,12 @@ def eight_devices(flags, others, tmp_path_factory):
     return folder / "run", finish([start(folder / "found.npz", jobs, 8)], folder / "found.npz")
 
 
-def assert_close(found, expected, name):
-    """To 1e-5 of each whole: Adam blows up the rounding of gradients that are zero but for it."""
+def assert_close(found, expected, name, within=1e-5):
+    """As shares of each whole: Adam blows up the rounding of gradients that are zero but for it."""
     for member, values in expected.items():
         for kind, value in values.items():
             ours = found[f"{name}|{member}|{kind}"]
-            assert np.linalg.norm(ours - value) <= 1e-5 * np.linalg.norm(value), (name, kind)
+            assert np.linalg.norm(ours - value) <= within * np.linalg.norm(value), (name, kind)
 
 
 @pytest.mark.slow
@@ -134,7 +135,8 @@ def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_of_other_shapes_are_split_too(name, others, eight_devices):
     trained = train_population(load_members(None, others[name]), say=lambda line: None)[""]
-    assert_close(eight_devices[1], {"": numbers(trained)}, name)
+    # An update moves them by 3e-3 of themselves.
+    assert_close(eight_devices[1], {"": numbers(trained)}, name, within=3e-5)
 
 
 @pytest.mark.slow

@@ -161,16 +161,18 @@ def from_rounds() -> list[Figure]:
 
 
 def from_roofline() -> list[Figure]:
-    results = read("roofline")
+    models = {"roofline": "", "roofline-smollm2": ", SmolLM2 135M"}
+    return [_of_an_update(read(name), model) for name, model in models.items() if is_measured(name)]
+
+
+def _of_an_update(results: dict[str, Any], model: str) -> Figure:
     seconds, useful = results["update_seconds"]["median"], results["useful_rate"]
-    return [
-        (
-            "update at the quickstart's setting; useful FLOPs of it and of its forward pass against"
-            " the matrix-product rate",
-            f"{seconds:.2f} s; {useful['update']:.0%}, {useful['forward']:.0%}",
-            "roofline",
-        )
-    ]
+    return (
+        f"update at the quickstart's setting{model}; useful FLOPs of it and of its forward pass"
+        " against the matrix-product rate",
+        f"{seconds:.2f} s; {useful['update']:.0%}, {useful['forward']:.0%}",
+        "roofline",
+    )
 
 
 def learned(run: dict[str, Any]) -> int | None:

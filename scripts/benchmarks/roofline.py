@@ -1,14 +1,14 @@
 """Where an update's time goes, stage by stage, against the machine's own limit.
 
-    python scripts/benchmarks/roofline.py [--profile FOLDER] [--any.key value ...]
+    python scripts/benchmarks/roofline.py [--profile FOLDER] [--name NAME] [--any.key value ...]
 
 Each stage is timed alone, on the arrays of the real update; the limit of a stage is the larger of
 its useful FLOPs at the measured matrix-product rate and its bytes at the measured bandwidth.
 `--profile` writes a trace that https://ui.perfetto.dev opens. Results go to
-docs/benchmarks/roofline.json.
+docs/benchmarks/NAME.json, `roofline` if no other is given.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -225,11 +225,10 @@ def whole_updates(
 
 
 def main() -> None:
-    flags, profile = sys.argv[1:], None
-    if "--profile" in flags:
-        at = flags.index("--profile")
-        profile = flags[at + 1]
-        del flags[at : at + 2]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--profile")
+    parser.add_argument("--name", default="roofline")
+    given, flags = parser.parse_known_args()
     config = resolve(configs.load(None, flags))
     start = time.perf_counter()
     agent = make_agent(config)
@@ -238,7 +237,7 @@ def main() -> None:
     packed = agent.prompter.inputs([[Condition(get_game(config.env.game), agent.presentation)]])
     inputs = jax.tree.map(lambda field: field[0], packed)
     rate, speed = matmul_rate(), bandwidth()
-    updates, compiling, saving = whole_updates(config, agent, profile)
+    updates, compiling, saving = whole_updates(config, agent, given.profile)
     assert isinstance(agent.policy, LanguagePolicy)
     work = Work(agent.policy, inputs)
     found = stages(config, agent, inputs, work)
@@ -259,8 +258,9 @@ def main() -> None:
             }
     first = rows["tree, forward"]["seconds"] + rows["head, forward"]["seconds"]
     write(
-        "roofline",
+        given.name,
         {
+            "model": config.model.source,
             "versions": versions("jax", "jaxlib"),
             "matmul_gflops": rate / 1e9,
             "bandwidth_gbytes": speed / 1e9,

@@ -31,7 +31,7 @@ from jaxmoral.learning.language_policy import PromptInputs
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.thinking_policy import ThinkingPolicy
+from jaxmoral.learning.thinking_policy import ThinkingModel, ThinkingPolicy
 from jaxmoral.models import sample
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.models.lora import prepare
@@ -100,6 +100,20 @@ def in_turns(kinds: Mapping[str, Callable[[], Any]]) -> dict[str, dict[str, floa
     return {name: spread(taken) for name, taken in times.items()}
 
 
+class FlatPolicy(ThinkingPolicy):
+    """What reads a batch of thoughts of full length, each behind its own prompt."""
+
+    def bind(self, frozen: Any, prompts: PromptInputs) -> "FlatModel":
+        return FlatModel(self, frozen, prompts)
+
+
+class FlatModel(ThinkingModel):
+    def _normalisers(self, hidden: jax.Array, used: jax.Array) -> jax.Array:
+        """All of them at once: a condition for each of a batch would copy the embedding for it."""
+        everything = jnp.zeros((1, self.policy.config.vocab_size), bool)
+        return self.model().log_sum_exp(hidden[:, None], everything, self.policy.max_logits)[:, 0]
+
+
 def against_flat(measured: Measured) -> dict[str, Any]:
     """The same gradient from one tree, and from every thought behind a copy of its prompt.
 
@@ -113,7 +127,9 @@ def against_flat(measured: Measured) -> dict[str, Any]:
     rows = packed(measured.config, measured.agent, thinking=alone, max_nodes=longest)
     assert len(rows.lengths) == inputs.lengths.size, "a tree holds one prompt"
     by_batch = jax.tree.map(lambda x: np.moveaxis(x, 1, 0)[:, :, None, None], thoughts)
-    one = dataclasses.replace(policy, thinking=alone)
+    share = policy.max_logits // len(rows.lengths)  # each of a batch has its own pieces
+    settings = {field.name: getattr(policy, field.name) for field in dataclasses.fields(policy)}
+    one = FlatPolicy(**settings | {"thinking": alone, "max_logits": share})
 
     def of_flat(trainable, frozen, rows, by_batch):
         def add(gradient, batch):
@@ -125,9 +141,9 @@ def against_flat(measured: Measured) -> dict[str, Any]:
 
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trainable), by_batch)[0]
 
-    tree = jit(jax.grad(partial(total, policy)))
-    flat = jit(of_flat)
     given = measured.trainable, measured.agent.frozen
+    tree = jit(jax.grad(partial(total, policy))).lower(*given, inputs, thoughts).compile()
+    flat = jit(of_flat).lower(*given, rows, by_batch).compile()
     ours, theirs = tree(*given, inputs, thoughts), flat(*given, rows, by_batch)
     for one_leaf, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one_leaf, other, atol=1e-3 * np.abs(other).max() + 1e-6)
@@ -139,8 +155,14 @@ def against_flat(measured: Measured) -> dict[str, Any]:
     texts = policy.thinking.thoughts * rows.tree.tokens.size
     return {
         "nodes": {"tree": inputs.tree.tokens.size, "flat": texts},
+        "temporary_gib": {"tree": temporary_gib(tree), "flat": temporary_gib(flat)},
         "seconds": in_turns(kinds),
     }
+
+
+def temporary_gib(program: Any) -> float:
+    """What a compiled program keeps beside what it is given."""
+    return program.memory_analysis().temp_size_in_bytes / 2**30
 
 
 def against_generate(measured: Measured) -> dict[str, Any]:
