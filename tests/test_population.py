@@ -14,7 +14,7 @@ from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.responses import index_pieces, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.population import over_members, state_prefix
 from jaxmoral.learning.saved import load_run
@@ -78,7 +78,7 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
     responses = spell([b"x", b"y"], index_pieces([None] * 40 + [b"x", b"y"] + [None] * 54), [1], 1)
     branches = [[*ids, *prefix] for ids in prompts for prefix in responses.prefixes]
     tree, last = pack(branches)
-    inputs = PromptInputs(
+    inputs = PackedPrompts(
         tree, last.reshape(16, -1), responses.trie, np.array(prompts, np.int32), np.full(16, 5)
     )
     inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], inputs)

@@ -26,7 +26,7 @@ from jaxmoral.learning.batches import (
     whiten,
 )
 from jaxmoral.learning.behaviour import sampled_shares
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptedModel, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts, PromptedModel
 from jaxmoral.learning.losses import adapt_kl_coef, ppo_loss
 from jaxmoral.learning.policy import PolicyTable, reference_table
 from jaxmoral.learning.state import (
@@ -408,7 +408,7 @@ def tiny_policy(tiny, dropout=0.0, letters=26, chunks=1):
         tree, last = pack([[*prompt, *prefix] for prompt in some for prefix in responses.prefixes])
         tokens, lengths = np.array(some, np.int32), np.full(each, 6, np.int32)
         nodes = last.reshape(each, -1)
-        packed.append((tree, PromptInputs(tree, nodes, responses.trie, tokens, lengths)))
+        packed.append((tree, PackedPrompts(tree, nodes, responses.trie, tokens, lengths)))
     tree = stack([tree for tree, _ in packed])
     inputs = [inputs._replace(tree=()) for _, inputs in packed]
     inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *inputs)

@@ -10,7 +10,7 @@ from jaxmoral.language.prompt_tree import merge, pad
 from jaxmoral.language.responses import index_pieces, spell
 from jaxmoral.language.thought_tree import Thoughts, grow, paths
 from jaxmoral.learning.channel import Thinking
-from jaxmoral.learning.language_policy import PromptInputs
+from jaxmoral.learning.language_policy import PackedPrompts
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import assemble
@@ -79,7 +79,7 @@ def pack_thinker(prompts, thoughts, room):
     lengths = np.array([len(ids) for ids in prompts], np.int32)
     tokens = np.array([ids + [0] * (6 - len(ids)) for ids in prompts], np.int32)
     size = sum(map(len, PROMPTS)) + len(prompts) * thoughts * (room + len(CUE) + 4)
-    return PromptInputs(
+    return PackedPrompts(
         tree=pad(grown.tree, size, 6 + room + len(CUE) + 1),
         nodes=grown.nodes,
         trie=RESPONSES.trie,

@@ -15,7 +15,7 @@ from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning.channel import make_thinking
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.policy import Policy, PolicyTable
@@ -173,7 +173,7 @@ class _Plan(NamedTuple):
     presentation: Presentation
     lora: Lora
     adapter: Any
-    inputs: PromptInputs
+    inputs: PackedPrompts
     needed: Footprint
 
 

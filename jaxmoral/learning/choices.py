@@ -19,7 +19,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.language import prompt_tree
 from jaxmoral.language.prompt_tree import PromptTree, merge
 from jaxmoral.language.responses import Responses, TrieSize, pad, size_of
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.prompter import Prompter
 
 PyTree = Any
@@ -112,7 +112,7 @@ def size(forests: Sequence[Forest]) -> Size:
     )
 
 
-def padded(forest: Forest, size: Size, multiple: int = 1) -> PromptInputs:
+def padded(forest: Forest, size: Size, multiple: int = 1) -> PackedPrompts:
     """A forest of a size; what pads it repeats rows and groups.
 
     Args:
@@ -131,7 +131,7 @@ def padded(forest: Forest, size: Size, multiple: int = 1) -> PromptInputs:
         tries.append(pad(spelled.trie, size.trie))
     spare = size.groups - len(nodes)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *tries, *([tries[-1]] * spare))
-    return PromptInputs(
+    return PackedPrompts(
         tree=prompt_tree.pad(forest.tree, size.nodes, size.depth, multiple),
         nodes=np.stack([*nodes, *([nodes[-1]] * spare)]).astype(np.int32),
         trie=stacked,
@@ -147,7 +147,7 @@ def reader(policy: LanguagePolicy, num_options: int, layout: Layout) -> Any:
     It returns `[groups, rows, num_options + 1]` log-probabilities of the options and of illegal.
     """
 
-    def read(frozen: PyTree, inputs: PromptInputs, trainable: PyTree) -> jax.Array:
+    def read(frozen: PyTree, inputs: PackedPrompts, trainable: PyTree) -> jax.Array:
         model = policy.bind(frozen, inputs)
         hidden = model.hidden(inputs.tree, trainable, None)
 

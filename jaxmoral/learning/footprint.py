@@ -7,7 +7,7 @@ import jax
 
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout
-from jaxmoral.learning.language_policy import PromptInputs
+from jaxmoral.learning.language_policy import PackedPrompts
 from jaxmoral.learning.lookup import num_learners
 from jaxmoral.learning.thinking_policy import NORMALISED_AT_ONCE
 from jaxmoral.models.config import DecoderConfig
@@ -48,7 +48,7 @@ def footprint(
     config: Config,
     model: DecoderConfig,
     lora: Lora,
-    inputs: PromptInputs,
+    inputs: PackedPrompts,
     layout: Layout,
     members: int = 1,
 ) -> Footprint:

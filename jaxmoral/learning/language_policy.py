@@ -31,7 +31,7 @@ from jaxmoral.models.sample import Prefixes
 PyTree = Any
 
 
-class PromptInputs(NamedTuple):
+class PackedPrompts(NamedTuple):
     """Packed prompts with the legal responses' inner nodes; each leaf has a leading chunk axis.
 
     Attributes:
@@ -90,7 +90,7 @@ class LanguagePolicy:
         head = {"kernel": jnp.zeros(self.config.embed_dim), "bias": jnp.zeros(())}
         return {"adapter": {}, "value_head": head}
 
-    def bind(self, frozen: PyTree, prompts: PromptInputs) -> "PromptedModel":
+    def bind(self, frozen: PyTree, prompts: PackedPrompts) -> "PromptedModel":
         return PromptedModel(self, frozen, prompts)
 
     def reading(self, frozen: PyTree) -> "PromptedModel":
@@ -104,7 +104,7 @@ class PromptedModel:
 
     policy: LanguagePolicy
     frozen: PyTree
-    prompts: PromptInputs
+    prompts: PackedPrompts
 
     def table(self, trainable: PyTree, dropout_key: jax.Array | None = None) -> PolicyTable:
         def read(chunk):
@@ -174,7 +174,7 @@ class PromptedModel:
         return nnx.merge(self.policy.definition, self.frozen)
 
     def _rows(
-        self, chunk: PromptInputs, trainable: PyTree, dropout_key: jax.Array | None
+        self, chunk: PackedPrompts, trainable: PyTree, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
         hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
@@ -230,7 +230,7 @@ class PromptedModel:
     ) -> jax.Array:
         """The last hidden state of every node, `[num_nodes, embed_dim]`.
 
-        `rows` is what the layers look up of each node's token; see `PromptInputs`.
+        `rows` is what the layers look up of each node's token; see `PackedPrompts`.
         """
         config = self.policy.config
         adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)

@@ -19,7 +19,7 @@ from jaxmoral.language.prompts import Condition
 from jaxmoral.language.responses import Responses, TrieSize, index_pieces, pad, size_of, spell
 from jaxmoral.language.thought_tree import Grown, grow, paths
 from jaxmoral.learning.channel import Thinking
-from jaxmoral.learning.language_policy import PromptInputs
+from jaxmoral.learning.language_policy import PackedPrompts
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.sample import Prefixes
 from jaxmoral.models.tokenizer import byte_pieces
@@ -325,7 +325,7 @@ class Prompter:
 
     def inputs(
         self, groups: Sequence[Sequence[Condition]], room: Room | None = None
-    ) -> PromptInputs:
+    ) -> PackedPrompts:
         """Packed prompts, a group of conditions on each place of a leading axis.
 
         A group's prompts follow each other; they are chunks on the second axis. Everything is
@@ -342,7 +342,7 @@ class Prompter:
         lead = (len(groups), len(chunks) // len(groups))
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), stacked)
 
-    def _pack(self, condition: Condition, room: Room) -> list[PromptInputs]:
+    def _pack(self, condition: Condition, room: Room) -> list[PackedPrompts]:
         """A condition's prompts in chunks of the room's size."""
         spelled = self.responses(condition.presentation.labels)
         width, packed = len(spelled.prefixes), []
@@ -356,7 +356,7 @@ class Prompter:
                 row[: len(ids)] = ids
             tree = prompt_tree.pad(grown.tree, room.nodes, room.depth, self.multiple)
             packed.append(
-                PromptInputs(
+                PackedPrompts(
                     tree=tree,
                     nodes=np.pad(grown.nodes, ((0, 0), spare), mode="edge"),
                     trie=trie,

@@ -14,8 +14,8 @@ from jaxmoral.language.thought_tree import Thoughts, fill, sources
 from jaxmoral.learning.channel import Thinking
 from jaxmoral.learning.language_policy import (
     LanguagePolicy,
+    PackedPrompts,
     PromptedModel,
-    PromptInputs,
     PyTree,
     value,
 )
@@ -38,7 +38,7 @@ class ThinkingPolicy(LanguagePolicy):
 
     thinking: Thinking = dataclasses.field(kw_only=True)
 
-    def bind(self, frozen: PyTree, prompts: PromptInputs) -> "ThinkingModel":
+    def bind(self, frozen: PyTree, prompts: PackedPrompts) -> "ThinkingModel":
         return ThinkingModel(self, frozen, prompts)
 
 
@@ -90,7 +90,7 @@ class ThinkingModel(PromptedModel):
         return self.over_chunks(read_chunk, by_chunk)
 
     def _token_log_probs(
-        self, hidden: jax.Array, chunk: PromptInputs, thoughts: Thoughts
+        self, hidden: jax.Array, chunk: PackedPrompts, thoughts: Thoughts
     ) -> jax.Array:
         """Of the thoughts' own tokens, `[num_prompts, num_thoughts, room]`, without all logits."""
         model, config = self.model(), self.policy.config

@@ -19,7 +19,7 @@ from jaxmoral.config import Config
 from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.footprint import footprint
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
@@ -57,7 +57,7 @@ def agent_of(case: Case, tiny: bool, *, empty: bool = False) -> tuple[Config, Ag
     return config, make_agent(config, case.members, read=read)
 
 
-def prompts(config: Config, agent: Agent) -> PromptInputs:
+def prompts(config: Config, agent: Agent) -> PackedPrompts:
     """What the first update shows its player, `[1, num_chunks, ...]`."""
     assert isinstance(agent.prompter, Prompter)
     room = agent.prompter.room(every_condition(config, agent.presentation))

@@ -33,7 +33,7 @@ from jaxmoral.learning.behaviour import sampled_metrics
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.experiment import compile_update
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.losses import ppo_loss
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.state import make_optimiser
@@ -84,7 +84,7 @@ class Work:
     once and read twice.
     """
 
-    def __init__(self, policy: LanguagePolicy, inputs: PromptInputs):
+    def __init__(self, policy: LanguagePolicy, inputs: PackedPrompts):
         config, rank = policy.config, policy.lora.rank
         nodes = int(np.sum(inputs.nodes.max((1, 2)) + 1))  # what comes after pads the trees
         shapes = config.every_linear
@@ -114,7 +114,7 @@ class Work:
 
 
 def stages(
-    config: Config, agent: Agent, inputs: PromptInputs, work: Work
+    config: Config, agent: Agent, inputs: PackedPrompts, work: Work
 ) -> dict[str, tuple[list[float], Any]]:
     """Wall times and work of the parts of an update, each compiled alone."""
     policy = agent.policy

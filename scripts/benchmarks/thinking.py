@@ -27,7 +27,7 @@ from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.thought_tree import Thoughts
 from jaxmoral.learning.agent import Agent, make_agent
-from jaxmoral.learning.language_policy import PromptInputs
+from jaxmoral.learning.language_policy import PackedPrompts
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
@@ -70,7 +70,7 @@ class Measured:
         self.thoughts = Thoughts(tokens.astype(np.int32), lengths)
 
 
-def packed(config: Config, agent: Agent, **changed: Any) -> PromptInputs:
+def packed(config: Config, agent: Agent, **changed: Any) -> PackedPrompts:
     """The prompts in one tree, or with other settings of the prompter in several."""
     prompter = agent.prompter
     assert isinstance(prompter, Prompter)
@@ -248,7 +248,7 @@ class ThoughtWork:
     distribution takes a product with the embedding, and its gradient another.
     """
 
-    def __init__(self, policy: ThinkingPolicy, inputs: PromptInputs):
+    def __init__(self, policy: ThinkingPolicy, inputs: PackedPrompts):
         config, how = policy.config, policy.thinking
         prompts, rows = inputs.lengths.size, inputs.lengths.size * how.thoughts
         table = 2 * config.embed_dim * config.vocab_size

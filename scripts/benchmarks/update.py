@@ -27,7 +27,7 @@ from jaxmoral.language.prompt_tree import pack, stack
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.experiment import compile_update
-from jaxmoral.learning.language_policy import LanguagePolicy, PromptInputs
+from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.models.load import load
@@ -45,7 +45,7 @@ def show(name: str, value: str, target: str) -> None:
     print(f"{name:44}{value:>34}   {target}", flush=True)
 
 
-def measure_update(config: configs.Config, agent: Agent, inputs: PromptInputs, cache: str) -> None:
+def measure_update(config: configs.Config, agent: Agent, inputs: PackedPrompts, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     compile_times = []
     for _ in range(2):
@@ -91,7 +91,7 @@ def measure_learners(config: configs.Config, agent: Agent) -> None:
     )
 
 
-def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs) -> None:
+def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PackedPrompts) -> None:
     """The gradient of the same table from one tree, and from one flat batch of the prompts."""
     policy = agent.policy
     assert isinstance(policy, LanguagePolicy)
@@ -101,7 +101,7 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PromptInputs
     branches = prompter.sequences(condition)
     width = tree_inputs.nodes.shape[-1]
     rows = [pack(branches[start : start + width]) for start in range(0, len(branches), width)]
-    flat = PromptInputs(
+    flat = PackedPrompts(
         tree=stack([tree for tree, _ in rows]),
         nodes=np.stack([last[None] for _, last in rows]),
         trie=jax.tree.map(lambda leaf: np.stack([leaf[0]] * len(rows)), tree_inputs.trie),
