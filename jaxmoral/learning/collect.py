@@ -1,8 +1,8 @@
 """The first half of an update: what the players do, and what is to be learned from it.
 
 Episodes are sampled (`sample_rounds`), or all that they are on average is computed
-(`expect_rounds`), from policy tables (`collect_outcomes`); or answers are sampled token by token
-(`collect_answers`). Whichever it is, the rest of the update is the same; see `ppo.make_update`.
+(`expect_rounds`), from policy tables (`collect_answers`); or answers are sampled token by token
+(`collect_tokens`). Whichever it is, the rest of the update is the same; see `ppo.make_update`.
 """
 
 import dataclasses
@@ -107,9 +107,7 @@ class Experience(NamedTuple):
     moments: Moments
 
 
-def collect_outcomes(
-    state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup
-) -> Collected:
+def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
     """An action is a whole answer: the loss is one over policy tables."""
     read = partial(read_tables, inputs=inputs, policy=setup.policy)
     table, pullback = jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
@@ -198,7 +196,7 @@ def expect_rounds(
     return Experience(every_epoch(batch, setup.config), metrics, moments)
 
 
-def collect_answers(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
+def collect_tokens(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
     """Samples episodes and the tokens of their answers, as arXiv 2410.01639 did (section 3.3).
 
     Every round is one sample: a prompt, an answer of a fixed number of tokens, and a score, the

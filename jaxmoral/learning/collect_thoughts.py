@@ -33,7 +33,7 @@ _THOUGHTS = 2**31  # folded into the key of samples, whose other keys have small
 def collect_thoughts(
     state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup
 ) -> Collected:
-    """As `collect.collect_outcomes`; what the loss looks at is a `Reading` of the thoughts."""
+    """As `collect.collect_answers`; what the loss looks at is a `Reading` of the thoughts."""
     policy, config, thinking, players = setup.policy, setup.config, setup.thinking, state.players
     assert thinking is not None
     assert isinstance(policy, ThinkingPolicy)

@@ -40,7 +40,7 @@ def distil_loss(table: PolicyTable, teacher: jax.Array) -> tuple[jax.Array, Metr
 
 
 def collect_lessons(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
-    """As `collect.collect_outcomes`; a batch is what the teacher says."""
+    """As `collect.collect_answers`; a batch is what the teacher says."""
     read = partial(read_tables, inputs=inputs, policy=setup.policy)
     table, pullback = jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
     experience = experience_of(table, state, inputs, keys, setup)

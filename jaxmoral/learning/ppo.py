@@ -18,7 +18,7 @@ import optax
 
 from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.learning.anchor import anchored
-from jaxmoral.learning.collect import Collected, Keys, Setup, collect_answers, collect_outcomes
+from jaxmoral.learning.collect import Collected, Keys, Setup, collect_answers, collect_tokens
 from jaxmoral.learning.collect_thoughts import collect_thoughts
 from jaxmoral.learning.distil import collect_lessons
 from jaxmoral.learning.losses import Metrics, adapt_kl_coef
@@ -59,7 +59,7 @@ def make_update(
       `update(state, inputs) -> (state, metrics)`, metrics with a leading axis of players.
     """
     setup = Setup(policy, config, memory, num_updates, num_episodes, num_rounds, thinking)
-    collect = collect_answers if config.level == "token" else collect_outcomes
+    collect = collect_tokens if config.level == "token" else collect_answers
     if thinking is not None:
         collect = collect_thoughts
 
