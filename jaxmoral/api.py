@@ -22,7 +22,7 @@ def train_agent(
     *,
     extend: bool = False,
 ) -> TrainedAgent:
-    """Trains an agent; see `jaxmoral.learning.training.train_population` for arguments and errors.
+    """Trains an agent; see `jaxmoral.learning.training.fit_population` for arguments and errors.
 
     The run folder, which may be the URL of one in a bucket, gets a picture of what the agent did.
 
@@ -48,9 +48,9 @@ def train_population(
     ['seed=0', 'seed=1']
     """
     if output_dir is None:
-        return training.train_population(members, None, resume, say, extend=extend)
+        return training.fit_population(members, None, resume, say, extend=extend)
     with at_hand(output_dir, writes=True, say=say) as place:
-        trained = training.train_population(members, place, resume, say, extend=extend)
+        trained = training.fit_population(members, place, resume, say, extend=extend)
         if all(one.interrupted is None for one in trained.values()):
             on_first(lambda: _draw(place.folder, list(trained)))
     return trained

@@ -10,7 +10,7 @@ from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import chains
 from jaxmoral.learning.anchor import distance, make_anchor, openings, sizes, speak
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.source import load_source
 
 COEF = ["--anchor.coef", "20"]
@@ -28,14 +28,14 @@ def flags(shallow):
 @pytest.fixture(scope="module")
 def free(flags):
     """Trained without an anchor."""
-    return train_agent(configs.load(None, flags), say=quiet)
+    return fit_agent(configs.load(None, flags), say=quiet)
 
 
 @pytest.fixture(scope="module")
 def held(flags, tmp_path_factory):
     """A run folder, and what training it with an anchor returned."""
     folder = tmp_path_factory.mktemp("run") / "held"
-    return folder, train_agent(configs.load(None, [*flags, *COEF]), folder, say=quiet)
+    return folder, fit_agent(configs.load(None, [*flags, *COEF]), folder, say=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_distance_and_its_gradient_are_those_of_plain_softmaxes(held, plain)
 
 def test_without_a_coefficient_nothing_changes(flags, free):
     other = ["--anchor.tokens", "300", "--anchor.at_once", "300"]
-    again = train_agent(configs.load(None, [*flags, *other]), say=quiet)
+    again = fit_agent(configs.load(None, [*flags, *other]), say=quiet)
     assert again.agent.spoken is None
     for own, before in zip(*(jax.tree.leaves(one.state) for one in (again, free)), strict=True):
         np.testing.assert_array_equal(own, before)
@@ -115,9 +115,9 @@ def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):
     assert (kept["openings"], kept["continuations"]) == trained.agent.spoken
     assert all(text.startswith("<bos>") for text in kept["texts"])
     config = configs.load(None, [*flags, *COEF, "--updates", "2"])
-    train_agent(config, tmp_path / "run", say=quiet)
+    fit_agent(config, tmp_path / "run", say=quiet)
     longer = configs.load(None, [*flags, *COEF])
-    again = train_agent(longer, tmp_path / "run", resume=True, say=quiet)
+    again = fit_agent(longer, tmp_path / "run", resume=True, say=quiet)
     for own, before in zip(*(jax.tree.leaves(one.state) for one in (again, trained)), strict=True):
         np.testing.assert_array_equal(own, before)
     more = configs.load(None, [*flags, *COEF, "--updates", "6"])
@@ -125,14 +125,14 @@ def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):
         path = tmp_path / "run" / "anchor.json"
         path.unlink() if damage is None else path.write_text(damage)
         with pytest.raises(UserError, match=r"anchor.json"):
-            train_agent(more, tmp_path / "run", resume=True, say=quiet)
+            fit_agent(more, tmp_path / "run", resume=True, say=quiet)
 
 
 def test_every_seed_has_texts_of_its_own_and_members_are_as_alone(held, flags):
     trained = held[1]
     seeds = {name: [*flags, *COEF, "--seed", name] for name in ("0", "1")}
     members = {name: configs.load(None, own) for name, own in seeds.items()}
-    together = train_population(members, say=quiet)
+    together = fit_population(members, say=quiet)
     assert together["0"].agent.spoken == trained.agent.spoken != together["1"].agent.spoken
     alone = [record["anchor_kl"] for record in trained.history]
     found = [record["anchor_kl"] for record in together["0"].history]
@@ -144,7 +144,7 @@ def test_every_seed_has_texts_of_its_own_and_members_are_as_alone(held, flags):
 )
 def test_it_stands_beside_every_kind_of_update(more, flags):
     more = [*more, "--updates", "2", "--env.episodes", "8", "--env.rounds", "2"]
-    trained = train_agent(configs.load(None, [*flags, *COEF, *more]), say=quiet)
+    trained = fit_agent(configs.load(None, [*flags, *COEF, *more]), say=quiet)
     first, second = trained.history
     assert abs(first["anchor_kl"]) < 2e-6 < second["anchor_kl"]
 

@@ -14,7 +14,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning import training
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.saved import load_population, load_run
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.evaluation import evaluate_agent
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--ppo.learning_rate", "0.3"]
@@ -94,7 +94,7 @@ def saved(monkeypatch):
     ],
 )
 def test_the_reward_is_that_of_the_policy_in_the_checkpoint(flags, score, saved, tmp_path):
-    train_agent(configs.load(None, [*FLAGS, *flags]), tmp_path / "run", say=quiet)
+    fit_agent(configs.load(None, [*FLAGS, *flags]), tmp_path / "run", say=quiet)
     assert sorted(saved) == list(range(9))
     for logits, rewards in saved.values():
         players = [policy_of(own) for own in logits]
@@ -131,7 +131,7 @@ def spoil(monkeypatch, ruined):
 def test_an_update_that_ruins_a_policy_is_not_the_best(tmp_path, monkeypatch):
     spoil(monkeypatch, {0: 8})
     config = configs.load(None, [*FLAGS, "--reward.name", "utilitarian"])
-    trained = train_agent(config, tmp_path / "run", say=quiet)
+    trained = fit_agent(config, tmp_path / "run", say=quiet)
     rewards = [record["reward_mean"] for record in trained.history]
     assert max(rewards) == rewards[-1]  # of the policy before the last update
     with Checkpoints(tmp_path / "run") as checkpoints:
@@ -145,7 +145,7 @@ def test_each_member_has_its_own_best_and_it_is_kept(tmp_path, monkeypatch, save
     spoil(monkeypatch, {0: 3, 1: 5})
     flags = [*FLAGS, "--reward.name", "utilitarian", "--seed", "[0, 1]", "--ppo.clip", "0.01"]
     folder = tmp_path / "many"
-    together = train_population(configs.load_members(None, flags), folder, say=quiet)
+    together = fit_population(configs.load_members(None, flags), folder, say=quiet)
     best = [max(saved, key=lambda update: saved[update][1][member]) for member in (0, 1)]
     assert best == [2, 4]  # older than the newest three
     kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
@@ -164,7 +164,7 @@ def test_each_member_has_its_own_best_and_it_is_kept(tmp_path, monkeypatch, save
 
 def test_a_member_that_is_lost_has_no_best(tmp_path):
     flags = [*FLAGS, "--ppo.value_coef", "[0.1, 3e38]", "--ppo.max_grad_norm", ".inf"]
-    train_population(configs.load_members(None, flags), tmp_path / "many", say=quiet)
+    fit_population(configs.load_members(None, flags), tmp_path / "many", say=quiet)
     with Checkpoints(tmp_path / "many") as checkpoints:
         assert checkpoints.best(0) > 1
         assert checkpoints.best(1) <= 1  # the last one with numbers in it
@@ -173,7 +173,7 @@ def test_a_member_that_is_lost_has_no_best(tmp_path):
 def test_checkpoints_of_earlier_versions_load_and_have_no_best(tmp_path):
     folder = tmp_path / "run"
     config = configs.load(None, [*FLAGS, "--updates", "3"])
-    trained = train_agent(config, folder, say=quiet)
+    trained = fit_agent(config, folder, say=quiet)
     for path in (folder / "checkpoints").iterdir():  # what was there before
         about = json.loads((path / "about" / "metadata").read_text())
         old = {"version": about["version"], "checksum": about["checksum"]}
@@ -194,6 +194,6 @@ def test_checkpoints_of_earlier_versions_load_and_have_no_best(tmp_path):
         load_run(folder)
     broken.write_text(whole)
     longer = configs.load(None, [*FLAGS, "--updates", "9"])
-    train_agent(longer, folder, resume=True, say=quiet, extend=True)
+    fit_agent(longer, folder, resume=True, say=quiet, extend=True)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.best() > 3

@@ -187,7 +187,7 @@ def test_a_bucket_that_cannot_be_reached_is_said_before_training(
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(files, method, unreachable)
-    monkeypatch.setattr("jaxmoral.learning.training.train_population", pytest.fail)
+    monkeypatch.setattr("jaxmoral.learning.training.fit_population", pytest.fail)
     with pytest.raises(UserError, match=r"\(ConnectionError: no route to host\)$"):
         train_agent(make_config(), URL, say=quiet)
 

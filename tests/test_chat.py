@@ -8,7 +8,7 @@ from processes import command
 
 from jaxmoral import config as configs
 from jaxmoral.chat import Match
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.world.memory import make_memory
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--updates", "150"]
@@ -66,7 +66,7 @@ def test_a_match_remembers_as_long_as_the_agent(memory, blank):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    train_agent(configs.load(None, FLAGS), path, say=lambda line: None)
+    fit_agent(configs.load(None, FLAGS), path, say=lambda line: None)
     return path
 
 

@@ -21,7 +21,7 @@ from jaxmoral import evaluate
 from jaxmoral.language.suites import SUITES
 from jaxmoral.learning import saved
 from jaxmoral.learning.saved import update_of
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring import evaluation, questions, results
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import merge, unlike
@@ -108,7 +108,7 @@ def test_a_second_evaluation_is_added_to_the_first(run_folder, monkeypatch, caps
 def test_evaluations_of_two_checkpoints_are_not_mixed(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     config = configs.load(None, [*QUICK, "--checkpoint_every", "2"])
-    train_agent(config, folder, say=lambda line: None)
+    fit_agent(config, folder, say=lambda line: None)
     run = ("evaluate", "--run", folder, "--games", "ipd", *EXACT)
     in_process(monkeypatch, *run)
     newest = (folder / "evaluation.json").read_text()

@@ -9,7 +9,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.distil import behind, distil_loss
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.world.games import get_game
 
 PERSONA = "You are in a game with another player, and you choose Y. Y Y Y Y Y."
@@ -25,7 +25,7 @@ def flags(shallow):
 
 @pytest.fixture(scope="module")
 def trained(flags):
-    return train_agent(configs.load(None, flags), say=quiet)
+    return fit_agent(configs.load(None, flags), say=quiet)
 
 
 def tables(trained):
@@ -98,4 +98,4 @@ def test_what_it_cannot_stand_with_is_refused(more, message, flags):
 
 def test_an_unknown_persona_is_named(flags):
     with pytest.raises(UserError, match=r"distil.persona: unknown .*saintly"):
-        train_agent(configs.load(None, [*flags, "--distil.persona", "saintly"]), say=quiet)
+        fit_agent(configs.load(None, [*flags, "--distil.persona", "saintly"]), say=quiet)

@@ -13,7 +13,7 @@ from jaxmoral.config import PPOConfig
 from jaxmoral.learning.batches import exact_batch, make_batch
 from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.policy import PolicyTable
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
 from jaxmoral.world.machines import machine, noisy
@@ -243,13 +243,13 @@ def test_it_learns_every_reward_and_repeats_itself(name):
         "ppo": {"estimator": "exact", "learning_rate": 0.3, "entropy_coef": 0.3},
         "updates": 150,
     }
-    trained = train_agent(config.parse(tree), say=lambda line: None)
+    trained = fit_agent(config.parse(tree), say=lambda line: None)
     policy = jax.nn.softmax(trained.trainable["logits"]).reshape(4, 4, 3).mean(1)
     for cell, best in zip(policy, OPTIMA[name], strict=True):
         assert best is None or abs(float(cell[0]) - best) < 0.1
         assert float(cell[2]) < 0.01
     # The seed does not matter: nothing is sampled and the table starts at zero.
-    other = train_agent(config.parse(tree | {"seed": 5}), say=lambda line: None)
+    other = fit_agent(config.parse(tree | {"seed": 5}), say=lambda line: None)
     for ours, theirs in zip(
         jax.tree.leaves(trained.trainable), jax.tree.leaves(other.trainable), strict=True
     ):

@@ -15,7 +15,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import load_run
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.reporting.series import reward_bounds
 from jaxmoral.world import games, opponents
@@ -58,7 +58,7 @@ def by_hand(reward, p_cooperate):
 def test_two_files_mean_different_things_by_a_name(two):
     before = list(games.GAMES), list(opponents.OPPONENTS)
     kind, rich, plain = (configs.load(path, TABULAR) for path in two)
-    trained = [train_agent(config, say=quiet) for config in (kind, rich)]
+    trained = [fit_agent(config, say=quiet) for config in (kind, rich)]
     found = [measure(one, ["all"], ["own"]) for one in trained]
     assert list(found[0]["suites"]["trained"]) == [*before[0], "mine"]
     assert points(found[0]) == pytest.approx(by_hand(3, 1), abs=1e-4)
@@ -83,7 +83,7 @@ def test_names_inside_brackets_are_the_configuration_s_own(two):
 def test_a_run_read_back_has_its_own(two, tmp_path):
     """Also where the name was registered from Python as something else."""
     folder = tmp_path / "run"
-    train_agent(configs.load(two[1], TABULAR), folder, say=quiet)
+    fit_agent(configs.load(two[1], TABULAR), folder, say=quiet)
     games.register(games.make_game("mine", dict.fromkeys(games.CELLS, (0, 0))))
     try:
         config, agent, _ = load_run(folder)
@@ -109,7 +109,7 @@ def test_a_sweep_keeps_its_files_apart(two, tmp_path):
 
 def test_a_tournament_of_runs_that_disagree(two, tmp_path, monkeypatch, capsys):
     for path in two[:2]:
-        train_agent(configs.load(path, TABULAR), tmp_path / path.stem, say=quiet)
+        fit_agent(configs.load(path, TABULAR), tmp_path / path.stem, say=quiet)
     folders = [str(tmp_path / path.stem) for path in two[:2]]
 
     def hold(*arguments):

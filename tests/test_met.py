@@ -27,7 +27,7 @@ from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import load_run, load_trained
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.models.peft import save_peft
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game, mirror
@@ -49,7 +49,7 @@ def assert_alike(found, expected):
 def selfish(tmp_path_factory):
     """The folder of a short tabular run, whose agent answers illegally now and then."""
     folder = tmp_path_factory.mktemp("runs") / "selfish"
-    train_agent(settings("--reward.name", "game", "--updates", "3"), folder, say=quiet)
+    fit_agent(settings("--reward.name", "game", "--updates", "3"), folder, say=quiet)
     return folder
 
 
@@ -84,20 +84,20 @@ def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator):
     machine = {"cooperate": [*map(float, cooperate), 0.5], "transitions": [[0, 1, 2, 3]] * 5}
     named = ["--opponents.frozen", json.dumps(machine | {"start": 4})]
     named += ["--env.opponent", "frozen", "--ppo.estimator", estimator]
-    alone = train_agent(settings(*named), say=quiet)
+    alone = fit_agent(settings(*named), say=quiet)
     met = ["--ppo.estimator", estimator, "--env.opponent"]
     for name in (str(selfish), f"{selfish}@3"):
-        found = train_agent(settings(*met, name), say=quiet)
+        found = fit_agent(settings(*met, name), say=quiet)
         assert found.config.env.opponent == f"{selfish}@3"
         assert_alike(found, alone)
-    earlier = train_agent(settings(*met, f"{selfish}@0"), say=quiet)
+    earlier = fit_agent(settings(*met, f"{selfish}@0"), say=quiet)
     assert plain(earlier.history[0]) != plain(alone.history[0])
 
 
 def test_an_agent_sees_the_condition_from_its_own_side(tiny_flags, tmp_path):  # noqa: F811
     """A model in an asymmetric game and other labels than it was trained on."""
     own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2"]
-    train_agent(configs.load(None, [*own, "--lora.rank", "2"]), tmp_path / "other", say=quiet)
+    fit_agent(configs.load(None, [*own, "--lora.rank", "2"]), tmp_path / "other", say=quiet)
     _, other, trainable = load_run(tmp_path / "other")
     flags = ["--mixture.games", "[bos]", "--mixture.labels", "[[A, B], [X, Y]]"]
     flags += ["--env.opponent", str(tmp_path / "other")]
@@ -119,7 +119,7 @@ def test_an_agent_sees_the_condition_from_its_own_side(tiny_flags, tmp_path):  #
 def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
     own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2", "--ppo.estimator", "exact"]
     members = configs.load_members(None, [*own, "--seed", "[0, 1]"])
-    train_population(members, tmp_path / "both", say=quiet)
+    fit_population(members, tmp_path / "both", say=quiet)
     member = tmp_path / "both" / "seed=1"
     trained = load_trained(member)
     (tmp_path / "peft").mkdir()
@@ -127,12 +127,12 @@ def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
     config, adapter = agent.model.config, trained.trainable["adapter"]
     save_peft(tmp_path / "peft", config, adapter, agent.lora, "base")
     runs = [
-        train_agent(configs.load(None, [*own, "--env.opponent", str(path)]), say=quiet)
+        fit_agent(configs.load(None, [*own, "--env.opponent", str(path)]), say=quiet)
         for path in (member, tmp_path / "peft")
     ]
     one, other = ([plain(record) for record in run.history] for run in runs)
     assert one == other
-    against_base = train_agent(configs.load(None, [*own, "--env.opponent", "past(9)"]), say=quiet)
+    against_base = fit_agent(configs.load(None, [*own, "--env.opponent", "past(9)"]), say=quiet)
     assert plain(against_base.history[0]) != one[0]
 
 
@@ -180,28 +180,28 @@ def test_the_exact_estimator_takes_the_expectation_over_them(selfish, check):
 def test_before_there_is_a_past_it_is_the_untrained_policy():
     base = {"cooperate": [2 / 3, 2 / 3, 1 / 3, 1 / 3, 0.5], "transitions": [[0, 1, 2, 3]] * 5}
     named = ["--opponents.base", json.dumps(base | {"start": 4}), "--env.opponent", "base"]
-    expected = train_agent(settings(*named), say=quiet)
-    assert_alike(train_agent(settings("--env.opponent", "past(6)"), say=quiet), expected)
+    expected = fit_agent(settings(*named), say=quiet)
+    assert_alike(fit_agent(settings("--env.opponent", "past(6)"), say=quiet), expected)
 
 
 def test_a_resumed_run_goes_on_with_its_past(tmp_path):
     """Its checkpoints are kept however many there are; a run in memory is the same."""
     flags = [*PAST, "--updates", "14", "--checkpoint_every", "1"]
-    whole = train_agent(settings(*flags), say=quiet)
+    whole = fit_agent(settings(*flags), say=quiet)
     cut = tmp_path / "cut"
-    train_agent(settings(*flags), cut, say=quiet)
+    fit_agent(settings(*flags), cut, say=quiet)
     kept = {int(path.name) for path in (cut / "checkpoints").iterdir()}
     assert {0, 2, 4, 6, 8, 10, 12, 14} <= kept
     assert 3 not in kept
     for update in (12, 13, 14):
         shutil.rmtree(cut / "checkpoints" / str(update))
-    resumed = train_agent(settings(*flags), cut, resume=True, say=quiet)
+    resumed = fit_agent(settings(*flags), cut, resume=True, say=quiet)
     for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     shutil.rmtree(cut / "checkpoints" / "4")
     shutil.rmtree(cut / "checkpoints" / "14")
     with pytest.raises(UserError, match=r"meets itself as it was before update 4 \(no checkpoint"):
-        train_agent(settings(*flags), cut, resume=True, say=quiet)
+        fit_agent(settings(*flags), cut, resume=True, say=quiet)
 
 
 def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
@@ -210,36 +210,36 @@ def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
     shutil.copytree(selfish, other)
     flags = ["--mixture.opponents", json.dumps({str(other): 1, "random": 1})]
     flags += ["--ppo.final_entropy_coef", "1.0"]
-    train_agent(settings(*flags, "--updates", "2"), folder, say=quiet)
+    fit_agent(settings(*flags, "--updates", "2"), folder, say=quiet)
     longer = settings("--reward.name", "game", "--updates", "5")
-    train_agent(longer, other, resume=True, say=quiet, extend=True)
-    resumed = train_agent(settings(*flags, "--updates", "4"), folder, resume=True, say=quiet)
+    fit_agent(longer, other, resume=True, say=quiet, extend=True)
+    resumed = fit_agent(settings(*flags, "--updates", "4"), folder, resume=True, say=quiet)
     assert set(resumed.config.mixture.opponents) == {f"{other}@3", "random"}
     shutil.rmtree(other)
     assert load_run(folder)[0].mixture.opponents == resumed.config.mixture.opponents
     with pytest.raises(UserError, match=r"mixture\.opponents: there is no run and no PEFT adapter"):
-        train_agent(settings(*flags, "--updates", "6"), folder, resume=True, say=quiet)
+        fit_agent(settings(*flags, "--updates", "6"), folder, resume=True, say=quiet)
 
 
 def test_one_agent_under_two_names_is_refused(selfish):
     names = json.dumps({str(selfish): 1, f"{selfish}@3": 2})
     with pytest.raises(UserError, match=r"mixture\.opponents: .* are the same agent"):
-        train_agent(settings("--mixture.opponents", names), say=quiet)
+        fit_agent(settings("--mixture.opponents", names), say=quiet)
 
 
 def test_a_long_path_is_no_long_key(selfish, tmp_path):
     folder = tmp_path / ("x" * 150) / "selfish"
     shutil.copytree(selfish, folder)
     flags = ["--mixture.opponents", json.dumps({str(folder): 1, "random": 1}), "--updates", "1"]
-    train_agent(settings(*flags), tmp_path / "run", say=quiet)
+    fit_agent(settings(*flags), tmp_path / "run", say=quiet)
     assert f"{folder}@3" in load_run(tmp_path / "run")[0].mixture.opponents
 
 
 def test_members_meet_their_own_past():
     members = configs.load_members(None, [*TABULAR, *PAST, "--seed", "[0, 1]"])
-    together = train_population(members, say=quiet)
+    together = fit_population(members, say=quiet)
     for name, config in members.items():
-        alone = train_agent(config, say=quiet)
+        alone = fit_agent(config, say=quiet)
         for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -265,10 +265,10 @@ def test_members_meet_their_own_past():
 )
 def test_who_cannot_be_met_is_refused(selfish, flags, message):
     with pytest.raises(UserError, match=message):
-        train_agent(settings("--env.opponent", str(selfish), *flags), say=quiet)
+        fit_agent(settings("--env.opponent", str(selfish), *flags), say=quiet)
 
 
 def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):  # noqa: F811
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--env.opponent", str(selfish)]
     with pytest.raises(UserError, match=r"its policy is a table, not a language model"):
-        train_agent(configs.load(None, flags), say=quiet)
+        fit_agent(configs.load(None, flags), say=quiet)

@@ -29,7 +29,7 @@ from jaxmoral.learning.mixture import drawn, every_condition, kinds_of_labels, l
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
 from jaxmoral.world.memory import make_memory
@@ -155,8 +155,8 @@ SETTINGS = {
 @pytest.mark.parametrize("flags", SETTINGS.values(), ids=SETTINGS)
 def test_a_mixture_of_one_is_the_run_without(tiny_flags, flags):
     flags = [*tiny_flags, "--updates", "2", *flags]
-    alone = train_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
-    mixed = train_agent(configs.load(None, [*flags, *ONE]), say=quiet)
+    alone = fit_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
+    mixed = fit_agent(configs.load(None, [*flags, *ONE]), say=quiet)
     for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert [plain(r) for r in mixed.history] == [plain(r) for r in alone.history]
@@ -167,8 +167,8 @@ def test_games_of_several_players_are_mixed():
     games = ["public-goods(3,10,1.2)", "public-goods(3,10,2.5)"]
     flags = ["--env.opponent", "conditional", "--ppo.estimator", "exact", "--env.game"]
     mixed = settings(*flags, games[0], "--mixture.games", json.dumps(games))
-    found = train_agent(mixed, say=quiet).history[0]
-    alone = train_agent(settings(*flags, found["conditions"][0]), say=quiet)
+    found = fit_agent(mixed, say=quiet).history[0]
+    alone = fit_agent(settings(*flags, found["conditions"][0]), say=quiet)
     assert plain(found) == plain(alone.history[0])
 
 
@@ -234,10 +234,10 @@ def test_the_log_says_what_was_drawn_and_a_resumed_run_goes_on(tmp_path):
     flags = [*TABULAR, "--mixture.games", GAMES, "--mixture.labels", PAIRS]
     flags += ["--mixture.conditions", "2", "--checkpoint_every", "2"]
     config = configs.load(None, flags)
-    whole = train_agent(config, tmp_path / "whole", say=quiet)
-    train_agent(config, tmp_path / "cut", say=quiet)
+    whole = fit_agent(config, tmp_path / "whole", say=quiet)
+    fit_agent(config, tmp_path / "cut", say=quiet)
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")
-    resumed = train_agent(config, tmp_path / "cut", resume=True, say=quiet)
+    resumed = fit_agent(config, tmp_path / "cut", resume=True, say=quiet)
     for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     logs = [
@@ -255,9 +255,9 @@ def test_the_log_says_what_was_drawn_and_a_resumed_run_goes_on(tmp_path):
 def test_members_of_a_population_draw_for_themselves(tmp_path):
     flags = [*TABULAR, "--mixture.games", GAMES]
     members = configs.load_members(None, [*flags, "--seed", "[0, 1]"])
-    together = train_population(members, tmp_path / "both", say=quiet)
+    together = fit_population(members, tmp_path / "both", say=quiet)
     for name, config in members.items():
-        alone = train_agent(config, say=quiet)
+        alone = fit_agent(config, say=quiet)
         for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert [r["conditions"] for r in together[name].history] == [
@@ -270,9 +270,9 @@ def test_members_on_a_model_are_shown_their_own_conditions(tiny_flags):
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--mixture.labels", PAIRS]
     flags += ["--mixture.games", "[ipd, bos]", "--mixture.conditions", "2"]
     members = configs.load_members(None, [*flags, "--seed", "[0, 1]"])
-    together = train_population(members, say=quiet)
+    together = fit_population(members, say=quiet)
     for name, config in members.items():
-        alone = train_agent(config, say=quiet)
+        alone = fit_agent(config, say=quiet)
         assert together[name].history[-1]["conditions"] == alone.history[-1]["conditions"]
         for key in ("reward_mean", "loss", "kl", "p_illegal"):
             ours = [record[key] for record in together[name].history]
@@ -306,11 +306,11 @@ def test_tokens_want_labels_of_one_length(tiny_flags):
 def test_several_games_are_the_mean_of_each():
     """The exact estimator's reward of a mixture is that of its games, each as often."""
     flags = ["--ppo.estimator", "exact", "--updates", "1"]
-    mixed = train_agent(
+    mixed = fit_agent(
         settings(*flags, "--mixture.games", GAMES, "--mixture.conditions", "3"), say=quiet
     )
     alone = [
-        train_agent(settings(*flags, "--env.game", name), say=quiet).history[0]["reward_mean"]
+        fit_agent(settings(*flags, "--env.game", name), say=quiet).history[0]["reward_mean"]
         for name in ("ipd", "icd", "bos")
     ]
     assert mixed.history[0]["reward_mean"] == pytest.approx(np.mean(alone), rel=1e-5)
@@ -388,18 +388,18 @@ def test_its_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
 def test_one_opponent_in_a_mixture_is_that_opponent(estimator):
     flags = ["--ppo.estimator", estimator]
-    alone = train_agent(settings(*flags, "--env.opponent", "prober"), say=quiet)
-    mixed = train_agent(settings(*flags, "--mixture.opponents", "{prober: 3}"), say=quiet)
+    alone = fit_agent(settings(*flags, "--env.opponent", "prober"), say=quiet)
+    mixed = fit_agent(settings(*flags, "--mixture.opponents", "{prober: 3}"), say=quiet)
     for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_population_meets_a_mixture_of_opponents():
     members = configs.load_members(None, [*TABULAR, *MET, "--reward.xi", "[1, 4]"])
-    together = train_population(members, say=quiet)
+    together = fit_population(members, say=quiet)
     for name, config in members.items():
         for ours, theirs in zip(
-            leaves(together[name]), leaves(train_agent(config, say=quiet)), strict=True
+            leaves(together[name]), leaves(fit_agent(config, say=quiet)), strict=True
         ):
             np.testing.assert_array_equal(ours, theirs)
 
@@ -477,27 +477,27 @@ def test_all_that_can_be_shown_is_known(tiny_flags):
 )
 def test_members_that_would_be_alike_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        train_population(configs.load_members(None, [*TABULAR, *flags]), say=quiet)
+        fit_population(configs.load_members(None, [*TABULAR, *flags]), say=quiet)
 
 
 def test_members_may_have_the_words_their_seeds_drew(tmp_path):
     """As their files tell them apart when the population goes on."""
     flags = [*TABULAR, "--mixture.labels", "words(4)", "--seed", "[0, 1]"]
     members = configs.load_members(None, flags)
-    train_population(members, tmp_path / "runs", say=quiet)
+    fit_population(members, tmp_path / "runs", say=quiet)
     read = {name: configs.load(tmp_path / "runs" / name / "config.yaml", []) for name in members}
     assert len({config.prompt.labels for config in read.values()}) == 2
     longer = {name: dataclasses.replace(config, updates=8) for name, config in read.items()}
-    trained = train_population(longer, tmp_path / "runs", resume=True, extend=True, say=quiet)
+    trained = fit_population(longer, tmp_path / "runs", resume=True, extend=True, say=quiet)
     assert [len(one.history) for one in trained.values()] == [2, 2]
 
 
 def test_a_run_goes_on_with_more_or_less_kept(tmp_path):
     """How much is kept only takes memory."""
     shown = ["--mixture.games", GAMES, "--ppo.final_entropy_coef", "1"]
-    whole = train_agent(settings(*shown, "--updates", "8"), say=quiet)
-    train_agent(settings(*shown, "--updates", "4"), tmp_path / "run", say=quiet)
+    whole = fit_agent(settings(*shown, "--updates", "8"), say=quiet)
+    fit_agent(settings(*shown, "--updates", "4"), tmp_path / "run", say=quiet)
     config = settings(*shown, "--updates", "8", "--mixture.kept", "1")
-    resumed = train_agent(config, tmp_path / "run", resume=True, say=quiet)
+    resumed = fit_agent(config, tmp_path / "run", resume=True, say=quiet)
     assert len(resumed.history) == 4
     assert [plain(record) for record in resumed.history] == [plain(r) for r in whole.history[4:]]

@@ -19,7 +19,7 @@ from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.population import over_members, state_prefix
 from jaxmoral.learning.saved import load_run
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.lora import Lora
@@ -56,9 +56,9 @@ def members(*flags):
 def test_each_member_is_bit_for_bit_what_it_is_alone(flags):
     configurations = members(*SMALL, "--seed", "[0, 3]", *flags)
     assert len(configurations) in (4, 8, 16)
-    together = train_population(configurations, say=quiet)
+    together = fit_population(configurations, say=quiet)
     for name in list(configurations)[::3]:
-        alone = train_agent(configurations[name], say=quiet)
+        alone = fit_agent(configurations[name], say=quiet)
         for ours, theirs in zip(
             jax.tree.leaves(together[name].state), jax.tree.leaves(alone.state), strict=True
         ):
@@ -133,7 +133,7 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
 def test_a_folder_holds_runs_by_name(tmp_path):
     folder = tmp_path / "many"
     flags = ["--seed", "[0, 1]", "--reward.name", "[game, utilitarian]"]
-    together = train_population(members(*SMALL, *flags), folder, say=quiet)
+    together = fit_population(members(*SMALL, *flags), folder, say=quiet)
     name = "seed=1,reward.name=utilitarian"
     config, _, trainable = load_run(folder / name)
     assert (config.seed, config.reward.name) == (1, "utilitarian")
@@ -151,12 +151,12 @@ def test_a_folder_holds_runs_by_name(tmp_path):
 
 def test_a_population_is_resumed_with_nothing_lost(tmp_path):
     flags = [*SMALL, "--checkpoint_every", "2", "--seed", "[0, 1, 2]"]
-    whole = train_population(members(*flags), tmp_path / "whole", say=quiet)
+    whole = fit_population(members(*flags), tmp_path / "whole", say=quiet)
     cut = tmp_path / "cut"
-    train_population(members(*flags), cut, say=quiet)
+    fit_population(members(*flags), cut, say=quiet)
     # Go back to the checkpoint of update 4, as if the rest had been lost.
     shutil.rmtree(cut / "checkpoints" / "6")
-    resumed = train_population(members(*flags), cut, resume=True, say=quiet)
+    resumed = fit_population(members(*flags), cut, resume=True, say=quiet)
     for name, agent in whole.items():
         for ours, theirs in zip(
             jax.tree.leaves(resumed[name].state), jax.tree.leaves(agent.state), strict=True
@@ -167,12 +167,12 @@ def test_a_population_is_resumed_with_nothing_lost(tmp_path):
 
 def test_one_lost_member_does_not_take_the_others_along(capsys):
     flags = [*SMALL, "--ppo.value_coef", "[0.1, 3e38]", "--ppo.max_grad_norm", ".inf"]
-    found = train_population(members(*flags), say=quiet)
+    found = fit_population(members(*flags), say=quiet)
     lost, kept = found["ppo.value_coef=3e38"], found["ppo.value_coef=0.1"]
     assert not np.isfinite(lost.history[-1]["param_norm"])
     assert np.isfinite(kept.history[-1]["param_norm"])
     assert "ppo.value_coef=3e38: not finite numbers from update" in capsys.readouterr().out
-    alone = train_agent(members(*SMALL, "--ppo.max_grad_norm", ".inf")[""], say=quiet)
+    alone = fit_agent(members(*SMALL, "--ppo.max_grad_norm", ".inf")[""], say=quiet)
     assert kept.history[-1]["loss"] == alone.history[-1]["loss"]
 
 
@@ -192,7 +192,7 @@ def test_one_lost_member_does_not_take_the_others_along(capsys):
 )
 def test_what_cannot_be_a_population_is_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        train_population(members(*TABULAR, *flags), say=quiet)
+        fit_population(members(*TABULAR, *flags), say=quiet)
 
 
 def test_a_list_is_a_value_where_the_key_is_a_list():
@@ -204,17 +204,17 @@ def test_a_list_is_a_value_where_the_key_is_a_list():
 
 
 def test_a_population_of_one_is_a_run(tmp_path):
-    train_population(members(*SMALL, "--seed", "[3]"), tmp_path / "one", say=quiet)
+    fit_population(members(*SMALL, "--seed", "[3]"), tmp_path / "one", say=quiet)
     config, _, _ = load_run(tmp_path / "one")
     assert config.seed == 3
 
 
 def test_a_member_is_not_resumed_alone(tmp_path):
     folder = tmp_path / "many"
-    train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
+    fit_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
     config = configs.load(folder / "seed=0" / "config.yaml")
     with pytest.raises(UserError, match="is a member of a population; resume"):
-        train_agent(config, folder / "seed=0", resume=True, say=quiet)
+        fit_agent(config, folder / "seed=0", resume=True, say=quiet)
     load_run(folder / "seed=0")  # and nothing was left behind
     with pytest.raises(UserError, match="holds a population; name a member"):
         load_run(folder)
@@ -222,7 +222,7 @@ def test_a_member_is_not_resumed_alone(tmp_path):
 
 def test_switch_checkpoints_of_all_members_are_kept(tmp_path):
     flags = ["--reward.then", "game", "--reward.switch_at", "[1, 2]", "--checkpoint_every", "1"]
-    train_population(members(*SMALL, *flags), tmp_path / "many", say=quiet)
+    fit_population(members(*SMALL, *flags), tmp_path / "many", say=quiet)
     kept = {int(path.name) for path in (tmp_path / "many" / "checkpoints").iterdir()}
     assert kept == {1, 2, 4, 5, 6}
 
@@ -230,13 +230,13 @@ def test_switch_checkpoints_of_all_members_are_kept(tmp_path):
 def test_members_that_draw_the_same_payoffs_by_chance_stay_apart():
     """Seeds 1 and 2 draw alike in some of 40 updates; shapes must not follow."""
     flags = ["--env.payoff_draws", "1", "--env.payoff_range", "[1, 5]", "--updates", "40"]
-    found = train_population(members(*SMALL, *flags, "--seed", "[1, 2]"), say=quiet)
+    found = fit_population(members(*SMALL, *flags, "--seed", "[1, 2]"), say=quiet)
     assert len(found["seed=1"].history) == 40
 
 
 def test_a_damaged_list_of_members_is_one_line(tmp_path):
     folder = tmp_path / "many"
-    train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
+    fit_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
     (folder / "members.yaml").write_text(yaml.safe_dump({"not": "names"}))
     with pytest.raises(UserError, match="damaged: it must list names"):
         load_run(folder / "seed=0")
@@ -247,13 +247,13 @@ def test_a_damaged_list_of_members_is_one_line(tmp_path):
 
 def test_a_checkpoint_of_other_members_is_refused(tmp_path):
     folder = tmp_path / "many"
-    train_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
+    fit_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
     other = members(*SMALL, "--seed", "[0, 1]", "--reward.xi", "5")
     with pytest.raises(UserError, match=r"differs in reward\.xi"):
-        train_population(other, folder, resume=True, say=quiet)
+        fit_population(other, folder, resume=True, say=quiet)
     other = members(*SMALL, "--seed", "[0, 2, 3, 4]")
     with pytest.raises(UserError, match=r"not to the members seed=0; seed=2; seed=3 and 1 more"):
-        train_population(other, folder, resume=True, say=quiet)
+        fit_population(other, folder, resume=True, say=quiet)
     assert not (folder / "damaged").exists()
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.latest() == 6

@@ -38,7 +38,7 @@ from jaxmoral.learning.state import (
     per_player,
 )
 from jaxmoral.learning.tabular_policy import TabularPolicy
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.model import Decoder
 from jaxmoral.world import chain, games, machines, opponents, rewards
@@ -593,7 +593,7 @@ def test_what_was_unlearned_is_learned_again_behind_a_barrier():
     flags += ["--reward.name", "game", "--reward.then", "utilitarian", "--reward.switch_at", "100"]
     flags += ["--ppo.entropy_coef", "0", "--ppo.final_entropy_coef", "0", "--updates", "150"]
     flags += ["--ppo.barrier_coef", "[0, 0.02]"]
-    members = train_population(configs.load_members(None, flags), say=lambda line: None)
+    members = fit_population(configs.load_members(None, flags), say=lambda line: None)
     without, behind = (member.history for member in members.values())
     assert max(without[99]["p_cooperate"], behind[99]["p_cooperate"]) < 0.02
     assert without[-1]["p_cooperate"] < 0.02
@@ -630,7 +630,7 @@ def test_a_sample_alone_teaches_nothing_and_breaks_nothing(flags):
     """It is its own mean: normalised, advantages and first rewards are 0."""
     normal = ["--ppo.normalise_advantages", "true", "--ppo.normalise_rewards", "true"]
     config = configs.load(None, [*ALONE, *normal, *flags])
-    history = train_agent(config, say=lambda line: None).history
+    history = fit_agent(config, say=lambda line: None).history
     assert len(history) == 3
     assert all(np.isfinite(record["loss"]) for record in history)
     np.testing.assert_array_equal(whiten(jnp.array([[3.0]])), [[0.0]])

@@ -15,7 +15,7 @@ from jaxmoral import config as configs
 from jaxmoral.language.prompt_tree import Sight
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.models import quantise as q
 from jaxmoral.models.lora import Lora, init_adapter, prepare
@@ -141,7 +141,7 @@ def history_of(tmp_path_factory):
     @functools.cache
     def train(quantisation):
         model = tree["model"] | {"quantisation": quantisation}
-        return train_agent(configs.parse(tree | {"model": model}), say=lambda line: None).history
+        return fit_agent(configs.parse(tree | {"model": model}), say=lambda line: None).history
 
     return train
 
@@ -164,7 +164,7 @@ def remembered(source, policy):
 
 def test_learning_on_the_real_model(real, tmp_path):
     config = configs.parse({"model": {"quantisation": "nf4"}, "updates": 4})
-    trained = train_agent(config, say=lambda line: None)
+    trained = fit_agent(config, say=lambda line: None)
     first, last = trained.history[0], trained.history[-1]
     assert last["reward_mean"] > first["reward_mean"] + 1
     assert last["p_illegal"] < 0.1

@@ -21,7 +21,7 @@ from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.prompter import Prompter, random_labels
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.models import huggingface
 from jaxmoral.models.hf_config import describe
@@ -39,7 +39,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(real, run_folder):
-    return train_agent(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]), run_folder)
+    return fit_agent(configs.load(None, ["--updates", "5", "--env.episodes", "1024"]), run_folder)
 
 
 def test_deontological_training_works_within_five_updates(trained):

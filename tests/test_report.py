@@ -610,7 +610,7 @@ def test_training_begins_with_that_header(monkeypatch):
     lines = []
     tree = [config("--reward.name", "game", "--reward.then", "maximin"), config("--seed", "5")]
     with pytest.raises(Ready):
-        training.train_population(dict(zip("ab", tree, strict=True)), say=lines.append)
+        training.fit_population(dict(zip("ab", tree, strict=True)), say=lines.append)
     said = "\n".join(lines)
     assert "reward     game, then maximin (after update 2); deontological" in said
     assert "seeds      0, 5" in said

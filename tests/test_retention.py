@@ -11,7 +11,7 @@ from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.texts import Text, read_texts
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring import retention
 from jaxmoral.measuring.retention import cut_text, measure_retention
 from jaxmoral.measuring.source import load_source, parameters
@@ -31,7 +31,7 @@ def kept_here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def loaded(shallow):
     config = configs.load(None, [*FLAGS, "--model.source", str(shallow)])
-    return load_source(train_agent(config, say=lambda line: None))
+    return load_source(fit_agent(config, say=lambda line: None))
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])

@@ -27,7 +27,7 @@ from jaxmoral.language.scenarios import (
     shown,
     views,
 )
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring import choices
 from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.runs import read_run, tidy
@@ -49,7 +49,7 @@ THREE = {"text": "What is next?", "options": ["the first", "the second", "the th
 @pytest.fixture(scope="module")
 def trained(shallow):
     config = configs.load(None, [*FLAGS, "--model.source", str(shallow)])
-    return train_agent(config, say=lambda line: None)
+    return fit_agent(config, say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,7 @@ def test_tags_are_listed_once():
 @pytest.fixture(scope="module")
 def run_folder(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train_agent(trained.config, folder, say=lambda line: None)
+    fit_agent(trained.config, folder, say=lambda line: None)
     return folder
 
 

@@ -22,7 +22,7 @@ from jaxmoral.learning.first_state import initial_state
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.state import UpdateInputs, adjustable
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models.hf_export import huggingface_config
 from jaxmoral.models.lora import Lora
@@ -196,7 +196,7 @@ def test_too_little_memory_is_said_before_the_weights_are_read(tiny_folder, monk
     monkeypatch.setattr(agents, "free_bytes", lambda: 2**27)
     flags = ["--model.source", str(tiny_folder), "--prompt.labels", "[X, Y]", *RANK]
     with pytest.raises(KeyboardInterrupt):
-        train_agent(configs.load(None, flags), say=said.append)
+        fit_agent(configs.load(None, flags), say=said.append)
     (line,) = said
     assert re.match(r"warning    about 0\.\d GiB are needed, 0\.1 GiB are free;", line)
     assert line.endswith("GiB are for adapters: lower lora.rank (2,048)")

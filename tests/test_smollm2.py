@@ -13,7 +13,7 @@ from test_gemma import in_one_tree
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.learning.prompter import Prompter
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.questions import follow_up
@@ -73,7 +73,7 @@ def test_options_are_as_likely_as_transformers_says(smol, golden, options):
 def test_it_learns_in_its_chat_template(smol):
     flags = ["--model.source", SOURCE, "--prompt.template", "chat", "--env.episodes", "512"]
     flags += ["--updates", "5", "--ppo.learning_rate", "2e-3"]
-    trained = train_agent(configs.load(None, flags), say=lambda line: None)
+    trained = fit_agent(configs.load(None, flags), say=lambda line: None)
     first, last = trained.history[0], trained.history[-1]
     assert first["p_illegal"] > 0.9
     assert last["p_illegal"] < 0.5

@@ -23,7 +23,7 @@ from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import load_run
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.measures import standard_errors
 from jaxmoral.measuring.results import rows, table
@@ -58,7 +58,7 @@ def records(trained):
 def run(flags, tmp_path_factory):
     """A run folder and what training it returned."""
     path = tmp_path_factory.mktemp("run") / "thinker"
-    return path, train_agent(settings(flags), path, say=quiet)
+    return path, fit_agent(settings(flags), path, say=quiet)
 
 
 def test_training_changes_what_is_thought_and_answered(run):
@@ -85,9 +85,9 @@ def test_marks_around_thoughts_are_settled(run):
 def test_a_resumed_run_is_the_same_to_the_last_bit(run, flags, tmp_path):
     _, whole = run
     config = settings(flags, "--checkpoint_every", "2")
-    train_agent(config, tmp_path / "cut", say=quiet)
+    fit_agent(config, tmp_path / "cut", say=quiet)
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "3")  # as if the rest had been lost
-    resumed = train_agent(config, tmp_path / "cut", resume=True, say=quiet)
+    resumed = fit_agent(config, tmp_path / "cut", resume=True, say=quiet)
     for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert records(resumed) == records(whole)[2:]
@@ -125,7 +125,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_it_works_with(way, flags):
-    trained = train_agent(settings(flags, *WAYS[way], "--updates", "2"), say=quiet)
+    trained = fit_agent(settings(flags, *WAYS[way], "--updates", "2"), say=quiet)
     for record in trained.history:
         assert np.isfinite([record["loss"], record["grad_norm"], record["thought_kl"]]).all()
     assert trained.history[-1]["thought_kl"] > 0
@@ -135,9 +135,9 @@ def test_members_of_a_population_are_runs_alone(flags):
     members = {
         name: settings(flags, "--reward.name", name) for name in ("deontological", "utilitarian")
     }
-    together = train_population(members, say=quiet)
+    together = fit_population(members, say=quiet)
     for name, config in members.items():
-        alone = train_agent(config, say=quiet)
+        alone = fit_agent(config, say=quiet)
         for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -154,7 +154,7 @@ def test_two_devices_compute_what_one_does(flags, tmp_path):
     found = finish([start(tmp_path / "found.npz", jobs, 2)], tmp_path / "found.npz")
     for job in jobs:
         members = load_members(None, job["flags"][:-2])  # without the mesh
-        for member, trained in train_population(members, say=quiet).items():
+        for member, trained in fit_population(members, say=quiet).items():
             for kind, value in numbers(trained).items():
                 ours = found[f"{job['name']}|{member}|{kind}"]
                 assert np.linalg.norm(ours - value) <= 1e-4 * np.linalg.norm(value), job["name"]
@@ -162,11 +162,11 @@ def test_two_devices_compute_what_one_does(flags, tmp_path):
 
 def test_stored_thinkers_are_met_by_thinkers_alone(run, flags):
     path, _ = run
-    trained = train_agent(settings(flags, "--env.opponent", str(path)), say=quiet)
+    trained = fit_agent(settings(flags, "--env.opponent", str(path)), say=quiet)
     assert np.isfinite(trained.history[-1]["loss"])
     plain = settings(flags, "--thinking.tokens", "0", "--env.opponent", str(path))
     with pytest.raises(UserError, match="its thinking.tokens is 4, not 0"):
-        train_agent(plain, say=quiet)
+        fit_agent(plain, say=quiet)
 
 
 def test_evaluation_tells_standard_errors(run):
@@ -321,7 +321,7 @@ REFUSED = {
 def test_what_is_refused_in_one_line(message, flags):
     def attempt():
         config = settings(flags, *REFUSED[message])
-        evaluate_agent(config) if "suites" in message else train_agent(config, say=quiet)
+        evaluate_agent(config) if "suites" in message else fit_agent(config, say=quiet)
 
     with pytest.raises(UserError) as error:
         attempt()
@@ -334,5 +334,5 @@ def test_wordings_that_end_differently_need_a_cue(flags, tmp_path):
     other.write_text("Choose {opening}.{think}\nChoice:")
     mixed = ["--mixture.wordings", f"[structured, {other}]"]
     with pytest.raises(UserError, match="thinking.cue: after {think} the wordings have"):
-        train_agent(settings(flags, *mixed), say=quiet)
-    train_agent(settings(flags, *mixed, "--thinking.cue", '"\\nAnswer:"'), say=quiet)
+        fit_agent(settings(flags, *mixed), say=quiet)
+    fit_agent(settings(flags, *mixed, "--thinking.cue", '"\\nAnswer:"'), say=quiet)

@@ -15,7 +15,7 @@ from jaxmoral import export as exports
 from jaxmoral.config import load, parse
 from jaxmoral.errors import UserError
 from jaxmoral.learning.prompter import Prompter
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
@@ -217,7 +217,7 @@ def test_an_untuned_base_is_exported_for_its_adapters(folder, tmp_path, monkeypa
             "updates": 2,
         }
     )
-    train_agent(config, tmp_path / "run", say=lambda line: None)
+    fit_agent(config, tmp_path / "run", say=lambda line: None)
     for name, arguments in {
         "base": ["--model", str(folder)],
         "adapter": ["--run", str(tmp_path / "run")],

@@ -12,7 +12,7 @@ from processes import command
 from jaxmoral import config as configs
 from jaxmoral import tournament
 from jaxmoral.errors import UserError
-from jaxmoral.learning.training import train_agent, train_population
+from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring import tournaments
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.tournaments import entrant, hold, read_entrants, strategy
@@ -69,7 +69,7 @@ def test_matches_are_those_of_plain_loops(classic, game):
 
 def test_a_trained_agent_plays_as_its_policy_says(tmp_path):
     """An agent whose table is set to tit-for-tat gets what tit-for-tat gets, after its coin."""
-    (trained,) = [train_agent(config, say=quiet) for config in tabular().values()]
+    (trained,) = [fit_agent(config, say=quiet) for config in tabular().values()]
     logits = jnp.full((4, 4, 3), -40.0)
     for own in (0, 1):
         for other in (0, 1):
@@ -87,7 +87,7 @@ def test_a_trained_agent_plays_as_its_policy_says(tmp_path):
 
 
 def test_illegal_answers_cost_their_giver_only():
-    (trained,) = [train_agent(config, say=quiet) for config in tabular().values()]
+    (trained,) = [fit_agent(config, say=quiet) for config in tabular().values()]
     silent = jnp.tile(jnp.array([-40.0, -40.0, 0.0]), (16, 1))
     table = {"logits": silent, "values": jnp.zeros(16)}
     games = choose_games(["ipd"])
@@ -100,8 +100,8 @@ def test_illegal_answers_cost_their_giver_only():
 
 
 def test_populations_runs_and_names_take_part(tmp_path):
-    train_population(tabular("--seed", "[0, 1]"), tmp_path / "many", say=quiet)
-    train_agent(tabular()[""], tmp_path / "one", say=quiet)
+    fit_population(tabular("--seed", "[0, 1]"), tmp_path / "many", say=quiet)
+    fit_agent(tabular()[""], tmp_path / "one", say=quiet)
     games = choose_games(["ipd"])
     found = [
         one.name
@@ -116,7 +116,7 @@ def test_populations_runs_and_names_take_part(tmp_path):
 
 
 def test_the_command_and_its_page(tmp_path):
-    train_population(
+    fit_population(
         tabular("--seed", "[0, 1]", "--evaluation.games", "[ipd, plane]"),
         tmp_path / "many",
         say=quiet,
@@ -209,7 +209,7 @@ def test_agents_of_one_name_are_told_by_their_folders_and_checkpoints(
     tmp_path, monkeypatch, capsys
 ):
     flags = ("--seed", "[0, 1]", "--checkpoint_every", "1")
-    train_population(tabular(*flags), tmp_path / "many", say=quiet)
+    fit_population(tabular(*flags), tmp_path / "many", say=quiet)
     shutil.copytree(tmp_path / "many", tmp_path / "many2")
     output = ("--output-dir", tmp_path / "out")
     meet = lambda home: named(monkeypatch, capsys, tmp_path / home, *output)
@@ -266,7 +266,7 @@ def test_what_an_earlier_version_did_not_write_is_said(tmp_path, monkeypatch, ca
 def test_a_report_of_a_single_point_of_the_plane(tmp_path):
     flags = ["--evaluation.games", "['plane(-5,15)']"]
     folder = tmp_path / "one"
-    trained = train_agent(tabular(*flags)[""], folder, say=quiet)
+    trained = fit_agent(tabular(*flags)[""], folder, say=quiet)
     (folder / "evaluation.json").write_text(json.dumps(evaluate_agent(trained)))
     write_report([folder], tmp_path / "page")
     page = (tmp_path / "page" / "index.html").read_text()
@@ -277,7 +277,7 @@ def test_a_report_of_a_single_point_of_the_plane(tmp_path):
 def test_an_agent_for_four_players_has_a_test_of_its_own(tmp_path):
     flags = ["--env.game", "public-goods(4)", "--env.opponent", "conditional"]
     flags += ["--evaluation.opponents", "[conditional]"]
-    trained = train_agent(tabular(*flags)[""], tmp_path / "four", say=quiet)
+    trained = fit_agent(tabular(*flags)[""], tmp_path / "four", say=quiet)
     found = evaluate_agent(trained)
     assert list(found["suites"]["trained"]) == ["public-goods(4,10,2)"]
     with pytest.raises(UserError, match="agents: four: the agent's policy has other histories"):

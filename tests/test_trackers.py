@@ -119,7 +119,7 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(service, tmp_path, 
     service.fails = fails
     said = []
     flags = ["--updates", "3", "--tracker", "tensorboard,wandb"]
-    made = training.train_agent(make_config(*flags), tmp_path / "run", say=said.append)
+    made = training.fit_agent(make_config(*flags), tmp_path / "run", say=said.append)
     assert len(made.history) == len(metrics.read(tmp_path / "run")) == 3
     (line,) = (line for line in said if "failed" in line)
     assert line.startswith("tracker wandb failed (ConnectionError: the network is gone)")
@@ -128,10 +128,10 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(service, tmp_path, 
 
 def test_a_damaged_name_stops_nothing(service, tmp_path):
     folder, said = tmp_path / "run", []
-    training.train_agent(make_config("--updates", "1", "--tracker", "wandb"), folder, say=quiet)
+    training.fit_agent(make_config("--updates", "1", "--tracker", "wandb"), folder, say=quiet)
     (folder / "tracking.json").write_text('{"id": "../../x"}')
     longer = make_config("--updates", "2", "--tracker", "wandb")
-    training.train_agent(longer, folder, True, say=said.append)
+    training.fit_agent(longer, folder, True, say=said.append)
     assert "tracking.json is damaged" in "".join(said)
     assert len(metrics.read(folder)) == 2
 

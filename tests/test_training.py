@@ -16,7 +16,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.run_folder import check_run_folder
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.world import games, opponents
 
@@ -41,7 +41,7 @@ def records(folder, without=("seconds",)):
 def whole(tmp_path_factory):
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, train_agent(make_config(), folder, say=quiet)
+    return folder, fit_agent(make_config(), folder, say=quiet)
 
 
 def test_a_run_folder_holds_what_it_should(whole):
@@ -101,7 +101,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         StopAfter(patch, 7, number)
-        stopped = train_agent(make_config(), folder, say=quiet)
+        stopped = fit_agent(make_config(), folder, say=quiet)
     assert stopped.interrupted == number
     assert int(stopped.state.update) == 7
     with Checkpoints(folder) as checkpoints:
@@ -109,7 +109,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
     # What a crash after the checkpoint would have left: lines newer than it.
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(metrics.read(folder)[-1] | {"update": 8}) + '\n{"update": 9, "ep')
-    resumed = train_agent(make_config(), folder, resume=True, say=quiet)
+    resumed = fit_agent(make_config(), folder, resume=True, say=quiet)
     assert resumed.interrupted is None
     assert records(folder) == records(whole[0])  # bit-equal
     for ours, theirs in zip(
@@ -144,11 +144,11 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_kind_of_training_resumes_to_the_last_bit(variant, tmp_path, monkeypatch):
     flags = VARIANTS[variant]
-    complete = train_agent(make_config(*flags), say=quiet)
+    complete = fit_agent(make_config(*flags), say=quiet)
     with monkeypatch.context() as patch:
         StopAfter(patch, 7, signal.SIGINT)
-        train_agent(make_config(*flags), tmp_path / "run", say=quiet)
-    resumed = train_agent(make_config(*flags), tmp_path / "run", resume=True, say=quiet)
+        fit_agent(make_config(*flags), tmp_path / "run", say=quiet)
+    resumed = fit_agent(make_config(*flags), tmp_path / "run", resume=True, say=quiet)
     assert int(resumed.state.update) == 12
     for ours, theirs in zip(
         jax.tree.leaves(resumed.state), jax.tree.leaves(complete.state), strict=True
@@ -159,8 +159,8 @@ def test_every_kind_of_training_resumes_to_the_last_bit(variant, tmp_path, monke
 def test_a_schedule_trains_as_its_parts_would():
     """Before the switch the run is the first reward's; after it the second reward moves it."""
     flags = VARIANTS["schedule"]
-    both = train_agent(make_config(*flags), say=quiet).history
-    first = train_agent(make_config("--reward.name", "game"), say=quiet).history
+    both = fit_agent(make_config(*flags), say=quiet).history
+    first = fit_agent(make_config("--reward.name", "game"), say=quiet).history
     strip = lambda history: [{k: v for k, v in r.items() if k != "seconds"} for r in history]
     assert strip(both)[:4] == strip(first)[:4]
     assert both[4]["reward_mean"] > 1.5 * first[4]["reward_mean"]
@@ -185,7 +185,7 @@ def test_a_schedule_trains_as_its_parts_would():
 )
 def test_impossible_combinations_stop_at_once(flags, message):
     with pytest.raises(UserError, match=message):
-        train_agent(make_config(*flags), say=quiet)
+        fit_agent(make_config(*flags), say=quiet)
 
 
 def test_the_whole_state_is_restored(whole):
@@ -203,9 +203,9 @@ def test_the_whole_state_is_restored(whole):
 
 def test_seeds_differ_and_repeat():
     config = make_config("--updates", "3")
-    first = train_agent(config, say=quiet).history
-    again = train_agent(config, say=quiet).history
-    other = train_agent(dataclasses.replace(config, seed=1), say=quiet).history
+    first = fit_agent(config, say=quiet).history
+    again = fit_agent(config, say=quiet).history
+    other = fit_agent(dataclasses.replace(config, seed=1), say=quiet).history
     assert [r["loss"] for r in first] == [r["loss"] for r in again]
     assert [r["loss"] for r in first] != [r["loss"] for r in other]
 
@@ -214,14 +214,14 @@ def test_a_run_is_never_overwritten(whole):
     folder, _ = whole
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     with pytest.raises(UserError, match="already holds a run; add --resume"):
-        train_agent(make_config(), folder, say=quiet)
+        fit_agent(make_config(), folder, say=quiet)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
 def test_a_checkpoint_of_another_configuration(whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "run")
     with pytest.raises(UserError, match=r"another configuration; it differs in ppo\.clip"):
-        train_agent(make_config("--ppo.clip", "0.3"), folder, resume=True, say=quiet)
+        fit_agent(make_config("--ppo.clip", "0.3"), folder, resume=True, say=quiet)
     assert records(folder) == records(whole[0])
 
 
@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint(whole, tmp_path, capsys):
     evaluate_agent(folder, protocols=["exact"])
     assert "12 is damaged" in (said := capsys.readouterr().out)
     assert "going back to update 10" in said
-    again = train_agent(make_config(), folder, resume=True, say=quiet)
+    again = fit_agent(make_config(), folder, resume=True, say=quiet)
     for ours, theirs in zip(
         jax.tree.leaves(again.state), jax.tree.leaves(whole[1].state), strict=True
     ):
@@ -252,14 +252,14 @@ def test_a_run_killed_before_its_first_checkpoint_resumes(whole, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "finite", die)
         with pytest.raises(RuntimeError, match="power cut"):
-            train_agent(make_config(), folder, say=quiet)
-    train_agent(make_config(), folder, resume=True, say=quiet)
+            fit_agent(make_config(), folder, say=quiet)
+    fit_agent(make_config(), folder, resume=True, say=quiet)
     assert records(folder) == records(whole[0])
 
 
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(UserError, match="holds no run to resume"):
-        train_agent(make_config(), tmp_path / "none", resume=True, say=quiet)
+        fit_agent(make_config(), tmp_path / "none", resume=True, say=quiet)
     assert not (tmp_path / "none").exists()
 
 
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="update 4: .* not finite numbers; the checkpoint of update 3 is kept"
     ):
-        train_agent(make_config("--checkpoint_every", "1"), folder, say=quiet)
+        fit_agent(make_config("--checkpoint_every", "1"), folder, say=quiet)
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.latest() == 3
     assert metrics.read(folder)[-1]["update"] == 3
@@ -286,7 +286,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
 def test_parameters_that_overflow_are_never_saved(tmp_path):
     config = make_config("--ppo.learning_rate", "1e38", "--checkpoint_every", "1")
     with pytest.raises(UserError, match="update 1: .* the checkpoint of update 0 is kept"):
-        train_agent(config, tmp_path / "run", say=quiet)
+        fit_agent(config, tmp_path / "run", say=quiet)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_parameters_that_overflow_are_never_saved(tmp_path):
 )
 def test_bad_names_leave_no_folder(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        train_agent(make_config(*flags), tmp_path / "run", say=quiet)
+        fit_agent(make_config(*flags), tmp_path / "run", say=quiet)
     assert not (tmp_path / "run").exists()
 
 
@@ -315,7 +315,7 @@ def test_bad_names_leave_no_folder(tmp_path, flags, message):
 )
 def test_games_from_the_configuration(mine, opponent):
     flags = ["--games.mine", mine, "--env.game", "mine", "--env.opponent", opponent]
-    trained = train_agent(make_config(*flags, "--updates", "1"), say=quiet)
+    trained = fit_agent(make_config(*flags, "--updates", "1"), say=quiet)
     assert "mine" in evaluate_agent(trained, protocols=["exact"])["suites"]["trained"]
     assert "mine" not in games.GAMES
 
@@ -324,8 +324,8 @@ def test_opponents_from_the_configuration():
     """The alternator under another name is met in training and in evaluation."""
     described = "{cooperate: [1, 0], transitions: [[1, 1, 0, 0], [1, 1, 0, 0]]}"
     flags = ["--opponents.mine", described, "--updates", "2"]
-    mine = train_agent(make_config(*flags, "--env.opponent", "mine"), say=quiet)
-    known = train_agent(make_config("--updates", "2", "--env.opponent", "alternator"), say=quiet)
+    mine = fit_agent(make_config(*flags, "--env.opponent", "mine"), say=quiet)
+    known = fit_agent(make_config("--updates", "2", "--env.opponent", "alternator"), say=quiet)
     assert mine.history[-1]["loss"] == known.history[-1]["loss"]
     found = evaluate_agent(mine, ["ipd"], ["mine", "alternator"], protocols=["exact"])
     met = found["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"]
@@ -352,7 +352,7 @@ def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
 
     monkeypatch.setattr(metrics, "to_record", spy)
     try:
-        train_agent(make_config("--seed", "3"), tmp_path / "run", say=quiet)
+        fit_agent(make_config("--seed", "3"), tmp_path / "run", say=quiet)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert at_update[1] >= 3  # the counter works
@@ -365,7 +365,7 @@ def test_training_works_outside_the_main_thread():
 
     results = []
     config = make_config("--updates", "2")
-    thread = Thread(target=lambda: results.append(train_agent(config, say=quiet)))
+    thread = Thread(target=lambda: results.append(fit_agent(config, say=quiet)))
     thread.start()
     thread.join()
     assert len(results[0].history) == 2

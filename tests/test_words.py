@@ -10,7 +10,7 @@ from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.questions import ask
 from jaxmoral.measuring.results import rows
@@ -28,7 +28,7 @@ def config(shallow):
 
 @pytest.fixture(scope="module")
 def trained(config):
-    return train_agent(config, say=lambda line: None)
+    return fit_agent(config, say=lambda line: None)
 
 
 def test_labels_of_different_shapes_share_a_program(config):

@@ -37,7 +37,7 @@ from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.learning.whom import past_updates
 
 
-def train_agent(
+def fit_agent(
     config: Config,
     output_dir: Path | str | None = None,
     resume: bool = False,
@@ -60,10 +60,10 @@ def train_agent(
         resuming, none of this configuration, or none that can become so long), or the loss stopped
         being a number.
     """
-    return train_population({ALONE: config}, output_dir, resume, say, extend=extend)[ALONE]
+    return fit_population({ALONE: config}, output_dir, resume, say, extend=extend)[ALONE]
 
 
-def train_population(
+def fit_population(
     members: Mapping[str, Config],
     output_dir: Place | Path | str | None = None,
     resume: bool = False,
@@ -77,11 +77,11 @@ def train_population(
       members: the experiments by name; see `jaxmoral.config.load_members`.
       output_dir: the population's folder, a run folder per member in it; of a place that has one,
         `push` is called whenever a checkpoint is complete.
-      resume, extend: as for `train_agent`.
+      resume, extend: as for `fit_agent`.
       say: where lines for people go.
 
     Raises:
-      UserError: as for `train_agent`, or the members cannot share one compiled step.
+      UserError: as for `fit_agent`, or the members cannot share one compiled step.
     """
     place = output_dir
     if place is not None and not isinstance(place, Place):

@@ -19,7 +19,7 @@ from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.trained import TrainedAgent
-from jaxmoral.learning.training import train_agent
+from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import rows
 from jaxmoral.measuring.retention import measure_retention
@@ -80,7 +80,7 @@ def main() -> None:
     config = configs.load(None, flags)
     print(f"an anchored update costs {cost(config, arguments.coefs[0]):.2f} x one without")
     for coef in (0.0, *arguments.coefs):
-        trained = train_agent(with_coef(config, coef), say=lambda line: None)
+        trained = fit_agent(with_coef(config, coef), say=lambda line: None)
         print(f"coef {coef:g}: {measure(trained)}", flush=True)
 
 
