@@ -9,7 +9,6 @@ is needed of its distributions (`vocabulary.Known`) is computed once as well.
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from jaxmoral.config import Config
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
+from jaxmoral.files import replacing
 from jaxmoral.language import prompt_tree
 from jaxmoral.language.prompt_tree import PromptTree, merge
 from jaxmoral.language.thought_tree import paths
@@ -287,9 +287,8 @@ def write_spoken(folder: Path, agent: Agent) -> None:
     assert isinstance(agent.prompter, Prompter)
     spoken, decode = agent.spoken, agent.prompter.tokenizer.decode
     texts = [decode([*a, *b]) for a, b in zip(*spoken, strict=True)]
-    scratch = folder / f"{ANCHOR}.part"
-    scratch.write_text(json.dumps(spoken._asdict() | {"texts": texts}, ensure_ascii=False))
-    os.replace(scratch, folder / ANCHOR)
+    with replacing(folder / ANCHOR) as scratch:
+        scratch.write_text(json.dumps(spoken._asdict() | {"texts": texts}, ensure_ascii=False))
 
 
 def read_spoken(folder: Path, config: Config) -> Spoken:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxmoral.errors import UserError
+from jaxmoral.files import PART, replacing
 from jaxmoral.learning.run_folder import Place
 
 LISTED = ".jaxmoral-files.json"  # in the bucket
 _SYNCED = "synced.json"  # beside the folder here
-_UNWANTED = (".lock", ".part")  # ends of names
+_UNWANTED = (".lock", PART)  # ends of names
 
 Files = dict[str, list[int]]  # by relative path: what tells whether a file has changed
 
@@ -231,9 +232,8 @@ class _Bucket:
         return json.loads(path.read_text())
 
     def _keep(self, identity: str | None, files: Files) -> None:
-        scratch = self._home / f"{_SYNCED}.part"
-        scratch.write_text(json.dumps({"id": identity, "files": files}))
-        scratch.replace(self._home / _SYNCED)
+        with replacing(self._home / _SYNCED) as scratch:
+            scratch.write_text(json.dumps({"id": identity, "files": files}))
 
     def _failure(self, what: str, error: Exception) -> UserError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoral.errors import UserError
+from jaxmoral.files import replacing
 from jaxmoral.learning.run_folder import METRICS, TABLE, run_folders
 
 OUTCOMES = ("C", "D", "illegal")
@@ -147,13 +148,10 @@ class MetricsLog:
 
 def save(run_folder: Path, records: Sequence[dict]) -> None:
     """Writes a run's records, all of them or nothing."""
-    path = run_folder / METRICS
-    scratch = path.with_name(path.name + ".part")
-    with scratch.open("w") as file:
+    with replacing(run_folder / METRICS) as scratch, scratch.open("w") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(scratch, path)
     _write_rows(run_folder / TABLE, [_row(record) for record in records])
 
 

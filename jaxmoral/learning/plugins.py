@@ -9,7 +9,6 @@ folder it is then, and a file of the cache remembers the digests of those.
 import argparse
 import hashlib
 import json
-import os
 import re
 import sys
 import types
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxmoral.errors import UserError, own_files
+from jaxmoral.files import replacing
 
 FOLDER = "plugins"  # in a run folder
 _STORED = re.compile(r"(.+\.py)@([0-9a-f]{64})")
@@ -172,6 +172,5 @@ def _remember(digest: str) -> None:
     if digest in known:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps([*known, digest]))
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps([*known, digest]))

@@ -30,6 +30,7 @@ import yaml
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
+from jaxmoral.files import replacing
 from jaxmoral.learning.plugins import run_stored, write_plugins
 
 CONFIG = "config.yaml"
@@ -157,14 +158,12 @@ def write_configs(members: Mapping[str, Config], folder: Path) -> None:
     """Writes the configuration of a run, or of every member and then their names."""
     for name, own in run_folders(folder, list(members)).items():
         own.mkdir(parents=True, exist_ok=True)
-        scratch = own / f"{CONFIG}.part"
-        configs.save(members[name], scratch)
-        os.replace(scratch, own / CONFIG)
+        with replacing(own / CONFIG) as scratch:
+            configs.save(members[name], scratch)
         write_plugins(members[name].plugins, own)
     if len(members) > 1:
-        scratch = folder / f"{MEMBERS}.part"
-        scratch.write_text(yaml.safe_dump(list(members), sort_keys=False))
-        os.replace(scratch, folder / MEMBERS)
+        with replacing(folder / MEMBERS) as scratch:
+            scratch.write_text(yaml.safe_dump(list(members), sort_keys=False))
 
 
 def check_run_folder(folder: Path, resume: bool) -> None:

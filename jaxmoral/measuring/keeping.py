@@ -1,11 +1,11 @@
 """Results in files: evaluations are added to, other files are set aside, nothing is lost unsaid."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from jaxmoral.errors import UserError
+from jaxmoral.files import replacing
 from jaxmoral.measuring.results import merge, unlike
 from jaxmoral.measuring.runs import read_json
 
@@ -62,9 +62,5 @@ def set_aside(path: Path) -> Path:
 
 def write_json(content: Any, path: Path) -> None:
     """Writes a JSON file, all of it or nothing."""
-    scratch = path.with_name(path.name + ".part")
-    try:
+    with replacing(path) as scratch:
         scratch.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -8,9 +8,9 @@ is always the same, so it is kept in the cache folder.
 import functools
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
+from jaxmoral.files import replacing
 from jaxmoral.language import prompt_tree
 from jaxmoral.language.prompt_tree import PromptTree, merge
 from jaxmoral.language.texts import Text, read_texts
@@ -248,13 +249,11 @@ class _Kept:
         known, chosen = jax.tree.map(lambda *leaves: np.stack(leaves), *base)
         # Exact in these, and numpy's files know no bfloat16.
         arrays = known._replace(hidden=known.hidden.astype(np.float32))._asdict()
-        scratch = self._path.with_suffix(f".{os.getpid()}.npz")
-        try:
+        present = {name: array for name, array in arrays.items() if array is not None}
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(scratch, chosen=chosen, **{k: v for k, v in arrays.items() if v is not None})
-            os.replace(scratch, self._path)
-        except OSError:
-            scratch.unlink(missing_ok=True)
+            with replacing(self._path) as scratch, scratch.open("wb") as file:
+                np.savez(file, chosen=chosen, **present)
 
 
 def _describe(found: Sequence[Predicted]) -> dict[str, Any]:
