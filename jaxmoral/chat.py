@@ -181,7 +181,7 @@ def explain(
       question: a text.
       key: PRNG key.
     """
-    from jaxmoral.learning.prompter import Prompter
+    from jaxmoral.learning.speller import Speller
     from jaxmoral.measuring.questions import follow_up
     from jaxmoral.models.generate import Sampling, generate
 
@@ -189,14 +189,14 @@ def explain(
     assert model is not None
     assert lora is not None
     settings = run.config.prompt
-    prompter = Prompter(model, settings.template, switch=settings.thinking)
+    speller = Speller(model, settings.template, switch=settings.thinking)
     shown = Condition(match.game, run.agent.presentation)
     text = run.agent.prompter.texts(shown)[last.prompt]
     answer = (*match.labels, "")[last.agents_move]
-    ids = follow_up(prompter, text, answer, question, before=before)
+    ids = follow_up(speller, text, answer, question, before=before)
     adapter = run.trainable["adapter"]
     (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
-    return prompter.tokenizer.decode(said).strip()
+    return speller.tokenizer.decode(said).strip()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.policy import reference_table
-from jaxmoral.learning.prompter import Prompter, random_labels
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.speller import random_labels
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.models import huggingface

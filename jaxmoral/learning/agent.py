@@ -19,7 +19,7 @@ from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.mixture import every_condition, player_conditions
 from jaxmoral.learning.policy import Policy, PolicyTable
-from jaxmoral.learning.prompter import Prompter, random_labels
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.run_folder import (
     is_population,
     is_run,
@@ -27,6 +27,7 @@ from jaxmoral.learning.run_folder import (
     named_checkpoint,
     read_config,
 )
+from jaxmoral.learning.speller import random_labels
 from jaxmoral.learning.tabular_policy import TablePrompter, TabularPolicy
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.models.load import LoadedModel, load, same_base

@@ -1,37 +1,28 @@
-"""From conditions to packed token trees: tokenizer, chat template, and what answers are legal."""
+"""From conditions to packed token trees."""
 
 import itertools
 import math
-import string
-from collections import ChainMap
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jinja2
 import numpy as np
 
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompt_tree, prompts
 from jaxmoral.language.prompt_tree import merge
 from jaxmoral.language.prompts import Condition
-from jaxmoral.language.responses import Responses, TrieSize, index_pieces, pad, size_of, spell
+from jaxmoral.language.responses import Responses, TrieSize, pad, size_of
 from jaxmoral.language.thought_tree import Grown, grow, paths
 from jaxmoral.learning.channel import Thinking
 from jaxmoral.learning.language_policy import PackedPrompts
+from jaxmoral.learning.speller import Speller
 from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.sample import Prefixes
-from jaxmoral.models.tokenizer import byte_pieces
 
-MAX_TRIES = 10_000  # strings that are drawn for random labels
-_DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt must stay the same
-_THINKS = "enable_thinking"
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
-MAX_PREFIXES = 64  # partial responses that can become a label
-MAX_OPTION_PREFIXES = 512  # that can become one of a few texts
 
 
 class Room(NamedTuple):
@@ -53,8 +44,8 @@ class Room(NamedTuple):
     alone: int = 0
 
 
-class Prompter:
-    """Turns conditions into packed token trees for one tokenizer and one chat template."""
+class Prompter(Speller):
+    """A speller that also packs conditions into token trees."""
 
     def __init__(
         self,
@@ -69,144 +60,25 @@ class Prompter:
         """Raises UserError if the tokenizer has no such template.
 
         Args:
-          model: whose tokenizer is used.
-          template: "plain" or "chat".
+          model, template, switch: as a `Speller`'s.
           max_nodes: of one tree; larger prompt sets become several.
           multiple: of which the number of blocks of every tree is one.
           thinking: how the agent thinks, if it does.
-          switch: "off" leaves the thought before an answer empty, as the template does it.
         """
+        super().__init__(
+            model, template, opens="" if thinking is None else thinking.opens, switch=switch
+        )
         self.thinking = thinking
         self.max_nodes = max_nodes
         self.multiple = multiple
-        self.tokenizer = model.tokenizer
-        self.template = template
-        self._vocab_size = model.config.vocab_size
-        self._pieces = index_pieces(byte_pieces(self.tokenizer)[: self._vocab_size])
-        self._stop_tokens = model.stop_tokens()
-        self._bos = model.bos_token()
         self._beside = model.beside
-        self._responses: dict[tuple[str, str], Responses] = {}
-        self._options: dict[tuple[str, ...], Responses] = {}
         self._longest: dict[tuple, Condition] = {}
         self._sequences: dict[tuple, list[list[int]]] = {}
         self._rooms: dict[tuple, Room] = {}
-        # Qwen's and Gemma's templates have this switch; others would not notice it.
-        self._switches = {} if switch == "default" else {_THINKS: False}
-        if self._switches and _THINKS not in (self.tokenizer.chat_template or ""):
-            raise UserError(
-                f"prompt.thinking: the chat template of {model.source} has no switch for it"
-                f" ({_THINKS}); leave it out"
-            )
-        if template == "chat" and not self.tokenizer.chat_template:
-            raise UserError(
-                f"prompt.template: {model.source} has no chat template; use --prompt.template plain"
-            )
-
-    def responses(self, labels: tuple[str, str]) -> Responses:
-        """Every legal response; raises UserError if the labels cannot be spelled."""
-        if labels not in self._responses:
-            # Both may take as many tokens as the longer one.
-            budget, spaced = (max(counts) for counts in self._token_counts(labels))
-            try:
-                spelled = self._spell(labels, budget, spaced)
-            except ValueError as error:
-                raise UserError(
-                    f"labels {'/'.join(labels)}: {error}; choose two labels of the same number of"
-                    " tokens"
-                ) from error
-            self._responses[labels] = spelled
-        return self._responses[labels]
-
-    def options(self, texts: tuple[str, ...]) -> Responses:
-        """Every response that is one of some texts, each in as many tokens as it takes.
-
-        Raises:
-          UserError: they cannot be spelled, or in too many ways.
-        """
-        if texts not in self._options:
-            try:
-                spelled = self._spell(texts, *self._token_counts(texts), MAX_OPTION_PREFIXES)
-            except ValueError as error:
-                raise UserError(f"{error}; shorten the options, or name them by labels") from error
-            self._options[texts] = spelled
-        return self._options[texts]
-
-    def _token_counts(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """How many tokens each takes, and how many after a space."""
-        count = lambda text: len(self.tokenizer.encode(text, add_special_tokens=False))
-        return [count(text) for text in texts], [count(f" {text}") for text in texts]
-
-    def _spell(
-        self,
-        texts: Sequence[str],
-        budget: int | list[int],
-        spaced_budget: int | list[int],
-        max_prefixes: int = MAX_PREFIXES,
-    ) -> Responses:
-        own: dict[bytes, dict[int, bytes]] = {}
-        for text in texts:
-            tokens, label = self.tokenizer.encode(text, add_special_tokens=False), text.encode()
-            if len(tokens) == 1 and tokens[0] not in self._stop_tokens:
-                # An unused control token is a label too.
-                own[label] = {**self._pieces.get(label, {}), tokens[0]: label}
-        return spell(
-            [text.encode() for text in texts],
-            ChainMap(own, self._pieces),  # type: ignore[arg-type]
-            self._stop_tokens,
-            budget,
-            spaced_budget,
-            max_prefixes,
-        )
-
-    def tokens(self, text: str) -> list[int]:
-        """The token ids of one prompt, with exactly one BOS if the model has one."""
-        opens = "" if self.thinking is None else self.thinking.opens
-        if self.template == "chat":
-            return self.conversation([{"role": "user", "content": text}], opens)
-        return self._encode(text + opens)
 
     def texts(self, condition: Condition) -> list[str]:
         """The prompts of a condition as texts."""
         return prompts.all_prompts(*condition, think=self.thinking is not None)
-
-    def conversation(self, turns: list[dict[str, str]], opens: str = "") -> list[int]:
-        """The token ids of a chat up to the model's next turn, begun like a prompt.
-
-        Args:
-          turns: of the chat.
-          opens: what the model's turn begins with, unless the template writes it.
-        """
-        render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
-        if opens:  # templates of models that think on demand know the word
-            render = partial(render, enable_thinking=True)
-        try:
-            text = render(add_generation_prompt=True, date_string=_DATE, **self._switches)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
-        return self._encode(text if text.endswith(opens) else text + opens)
-
-    def text_tokens(self, text: str) -> tuple[list[int], list[int]]:
-        """What begins every text, and the text's tokens, without a chat template."""
-        begin = [] if self._bos is None else [self._bos]
-        return begin, self._encode(text)[len(begin) :]
-
-    def _encode(self, text: str) -> list[int]:
-        """BOS and the text's tokens, whatever the tokenizer would put around a text."""
-        begin = [] if self._bos is None else [self._bos]
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if begin and ids[:1] == begin:  # a chat template writes it
-            ids = ids[1:]
-        if self._bos in ids:
-            raise UserError(
-                f"prompt: it holds {self.tokenizer.bos_token}, with which only a prompt's beginning"
-                " is marked, in another place; take it out of the wording, the persona, the labels"
-                " or the chat template"
-            )
-        if max(ids, default=0) >= self._vocab_size:
-            token = self.tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(f"prompt: it holds {token}, for which the model has no embedding")
-        return [*begin, *ids]
 
     def sequences(self, condition: Condition) -> list[list[int]]:
         """The prompts of a condition, each followed by every partial response."""
@@ -381,25 +253,3 @@ class Prompter:
 
 def _chunks(branches: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
     return [branches[start : start + size] for start in range(0, len(branches), size)]
-
-
-def random_labels(model: LoadedModel, num_tokens: int, seed: int) -> tuple[str, str]:
-    """Two different strings of letters and digits, each of so many tokens.
-
-    Raises:
-      UserError: the tokenizer hardly makes any.
-    """
-    random = np.random.default_rng([seed, num_tokens])
-    characters = list(string.ascii_letters + string.digits)
-    labels: list[str] = []
-    for _ in range(MAX_TRIES):
-        label = "".join(random.choice(characters, num_tokens))
-        tokens = model.tokenizer.encode(label, add_special_tokens=False)
-        if len(tokens) == num_tokens and label not in labels:
-            labels.append(label)
-        if len(labels) == 2:
-            return labels[0], labels[1]
-    raise UserError(
-        f"prompt.random_labels: {MAX_TRIES:,} strings of {num_tokens} characters were tried, and no"
-        f" two have {num_tokens} tokens; ask for fewer"
-    )

@@ -10,7 +10,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import QUESTIONS, Condition
 from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.prompter import Prompter
+from jaxmoral.learning.speller import Speller
 from jaxmoral.measuring.aloud import think_aloud
 from jaxmoral.models.generate import Sampling, generate
 from jaxmoral.world.memory import NUM_ORDERS, history_name
@@ -20,25 +20,25 @@ _THOUGHTS = 2**31  # folded into the key, which is split for the answers
 
 
 def follow_up(
-    prompter: Prompter, text: str, answer: str, question: str, *, before: str = ""
+    speller: Speller, text: str, answer: str, question: str, *, before: str = ""
 ) -> list[int]:
     """Tokens of the prompt, the agent's answer to it and a question about that answer.
 
     Args:
-      prompter: of plain prompts.
+      speller: of prompts without thoughts.
       text: of the prompt.
       answer, question: texts.
       before: what comes between prompt and answer; see `aloud.Spoken`.
     """
-    if prompter.template == "plain":
+    if speller.template == "plain":
         asked = f"{text}{before} {answer}\n\n{question}"
-        return prompter.tokens(f"{asked}\nAnswer: I chose {answer} because")
+        return speller.tokens(f"{asked}\nAnswer: I chose {answer} because")
     turns = [
         {"role": "user", "content": text},
         {"role": "assistant", "content": f"{before} {answer}".strip()},
         {"role": "user", "content": question},
     ]
-    return prompter.conversation(turns)
+    return speller.conversation(turns)
 
 
 def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[dict[str, str]]:
@@ -60,7 +60,7 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     likeliest = probs.mean(1)[:, :2].argmax(-1)
     chosen = [rows[:, action].argmax() for rows, action in zip(probs, likeliest, strict=True)]
     shown = config.prompt
-    prompter = Prompter(agent.model, shown.template, switch=shown.thinking)
+    speller = Speller(agent.model, shown.template, switch=shown.thinking)
     texts = agent.prompter.texts(condition)[::NUM_ORDERS]
     memory = agent.presentation.remembers(condition.game)
     cells = [history_name(history, memory.num_moves) for history in memory.histories]
@@ -71,12 +71,12 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
         before = spoken.before[prompt][own]
         for question in QUESTIONS.values():
             asked.append({"remembered": cell, **thinks, "answer": answer, "question": question})
-            tokens.append(follow_up(prompter, texts[index], answer, question, before=before))
+            tokens.append(follow_up(speller, texts[index], answer, question, before=before))
     found = []
     for name, adapter in (("tuned", trainable["adapter"]), ("base", {})):
         key, one_key = jax.random.split(key)
         said = generate(agent.model, tokens, NUM_TOKENS, one_key, Sampling(), adapter, agent.lora)
         for one, words in zip(asked, said, strict=True):
-            text = prompter.tokenizer.decode(words).strip()
+            text = speller.tokenizer.decode(words).strip()
             found.append(one | {"policy": name, "said": text})
     return found

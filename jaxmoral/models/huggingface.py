@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # The special tokens that have a role, and what Gemma calls them if the folder does not say.
 _ROLES = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
 # What `tokenizer_config.json` says that changes no token of a prompt. Which tokens surround a text
-# is decided by who encodes it (see `jaxmoral.learning.prompter.Prompter`).
+# is decided by who encodes it (see `jaxmoral.learning.speller.Speller`).
 _HARMLESS = (
     *("*_token", "*_token_id", "chat_template", "response_schema", "added_tokens_decoder"),
     *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
