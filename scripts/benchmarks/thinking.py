@@ -103,7 +103,7 @@ def in_turns(kinds: Mapping[str, Callable[[], Any]]) -> dict[str, dict[str, floa
 class FlatPolicy(ThinkingPolicy):
     """What reads a batch of thoughts of full length, each behind its own prompt."""
 
-    def bind(self, frozen: Any, prompts: PromptInputs) -> "FlatModel":
+    def bind(self, frozen: Any, prompts: PackedPrompts) -> "FlatModel":
         return FlatModel(self, frozen, prompts)
 
 
