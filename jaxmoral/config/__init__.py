@@ -3,7 +3,7 @@
 Every key of the YAML has a flag with the same dotted name, e.g. `--ppo.learning_rate 1e-4`. The
 keys are in `schema.py`, `base.py` and `keeping.py`, what contradicts each other in `checks.py`;
 `loading.py` makes a configuration of files and flags, which `reader.py` reads; `trees.py` writes
-and compares them.
+and compares them; `states.py` says what becomes of them in a run.
 """
 
 from jaxmoral.config.base import LoraConfig, MeshConfig, ModelConfig

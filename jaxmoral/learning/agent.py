@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxmoral.config import Config
+from jaxmoral.config.states import Resolved, Settled
 from jaxmoral.devices.mesh import Layout, make_layout
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompts
@@ -224,13 +225,13 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
 
 
 def make_agent(
-    config: Config,
+    config: Resolved,
     units: int | None = 1,
     warn: Callable[[str], None] | None = None,
     *,
     read: Callable[..., LoadedModel] = load,
 ) -> Agent:
-    """Builds the agent a configuration asks for; `config.model.dtype` must be resolved.
+    """Builds the agent a configuration asks for.
 
     Args:
       config: of the agent.
@@ -305,7 +306,7 @@ def _tabular(config: Config, units: int | None, warn: Callable[[str], None] | No
     )
 
 
-def settle(config: Config, agent: Agent) -> Config:
+def settle(config: Resolved, agent: Agent) -> Settled:
     """The configuration with what only the model's and the adapter's files could tell."""
     model = config.model
     if agent.model:
@@ -321,7 +322,8 @@ def settle(config: Config, agent: Agent) -> Config:
     if isinstance(agent.policy, ThinkingPolicy):
         around = agent.policy.thinking
         thinking = dataclasses.replace(thinking, cue=around.cue, stop=around.stop)
-    return dataclasses.replace(config, model=model, lora=lora, prompt=prompt, thinking=thinking)
+    config = dataclasses.replace(config, model=model, lora=lora, prompt=prompt, thinking=thinking)
+    return Settled(config)
 
 
 def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:

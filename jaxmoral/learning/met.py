@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import Config
+from jaxmoral.config.states import Pinned, Settled
 from jaxmoral.devices.mesh import place
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
@@ -35,13 +36,13 @@ from jaxmoral.world.machines import Opponent, agent_machine
 _PASTS = 3  # the third of four numbers that seed a stream, as in `mixture`
 
 
-def pinned(config: Config) -> Config:
+def pinned(config: Settled) -> Pinned:
     """The configuration with every stored run named by its newest checkpoint."""
     names = {}
     for whom in met_by(config):
         if whom.kind == "stored" and whom.update is None and is_run(whom.folder):
             names[whom.name] = f"{whom.folder}@{update_of(whom.folder)}"
-    return renamed(config, names)
+    return Pinned(renamed(config, names))
 
 
 def check_stored(configs: Sequence[Config]) -> None:

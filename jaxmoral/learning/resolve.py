@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxmoral.config import Config, MixtureConfig
+from jaxmoral.config.states import Resolved
 from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
@@ -24,7 +25,7 @@ from jaxmoral.world.opponents import make_opponents
 from jaxmoral.world.rewards import Reward, get_reward, reward_table
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config) -> Resolved:
     """Runs plugins, checks own games and opponents and all names, settles "auto"."""
     config = dataclasses.replace(config, plugins=settle_plugins(config.plugins))
     make_games(config.games)
@@ -68,7 +69,8 @@ def resolve(config: Config) -> Config:
         schedule = dataclasses.replace(schedule, switch_at=config.updates // 2)
     model = dataclasses.replace(config.model, dtype=dtype)
     distil = dataclasses.replace(config.distil, persona=persona)
-    return dataclasses.replace(config, model=model, reward=schedule, distil=distil)
+    config = dataclasses.replace(config, model=model, reward=schedule, distil=distil)
+    return Resolved(config)
 
 
 def _resolved_mixture(config: Config) -> MixtureConfig:

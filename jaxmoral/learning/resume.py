@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jaxmoral.config import Config
+from jaxmoral.config.states import Resolved
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
@@ -20,7 +21,7 @@ def go_on(
     *,
     extend: bool = False,
     say: Callable[[str], None] = print,
-) -> dict[str, Config] | None:
+) -> dict[str, Resolved] | None:
     """The configurations with which a run folder's newest checkpoint is trained on.
 
     Args:
@@ -59,7 +60,7 @@ def go_on(
     return found
 
 
-def as_begun(config: Config, saved: Config) -> Config:
+def as_begun(config: Config, saved: Config) -> Resolved:
     """The resolved configuration with what only files could tell as it was when the run began."""
     model, lora, reward = config.model, config.lora, config.reward
     if same_base(model.source, saved.model.source):  # the commit that was read then

@@ -29,6 +29,7 @@ import yaml
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
+from jaxmoral.config.states import Pinned
 from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
 from jaxmoral.learning.plugins import run_stored, write_plugins
@@ -154,7 +155,7 @@ def check_alone(folder: Path) -> Config:
     return read_config(folder)
 
 
-def write_configs(members: Mapping[str, Config], folder: Path) -> None:
+def write_configs(members: Mapping[str, Pinned], folder: Path) -> None:
     """Writes the configuration of a run, or of every member and then their names."""
     for name, own in run_folders(folder, list(members)).items():
         own.mkdir(parents=True, exist_ok=True)

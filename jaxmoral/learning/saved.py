@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmoral.config import ALONE, Config, MeshConfig, MixtureConfig
+from jaxmoral.config.states import Resolved
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent, make_agent, make_presentation
 from jaxmoral.learning.checkpoint import Checkpoints
@@ -65,6 +66,7 @@ def load_state(folder: Path, config: Config, *, agent: Agent, update: Which = No
       update: of the checkpoint.
     """
     population = population_of(folder)
+    members: Mapping[str, Config]
     if population is None:
         home, members, index = folder, {ALONE: config}, 0
     else:
@@ -91,14 +93,14 @@ def update_of(folder: Path, update: Which = None) -> int | None:
         return checkpoints.best(index) if update == "best" else checkpoints.latest()
 
 
-def _agent_of(config: Config) -> Agent:
+def _agent_of(config: Resolved) -> Agent:
     """A run's agent. Its checkpoint holds the adapter, and nothing will be drawn for it."""
     lora = dataclasses.replace(config.lora, adapter=None)
     plain = dataclasses.replace(config, lora=lora, mesh=MeshConfig(), mixture=MixtureConfig())
     return make_agent(plain, None)
 
 
-def _members(folder: Path) -> dict[str, Config]:
+def _members(folder: Path) -> dict[str, Resolved]:
     """A population's configurations by name."""
     return {name: resolve(read_config(folder / name)) for name in member_names(folder)}
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxmoral.config import Config
+from jaxmoral.config.states import Resolved
 from jaxmoral.learning.agent import Agent, lora_of
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.resolve import resolve
@@ -11,7 +12,7 @@ from jaxmoral.learning.saved import load_state, update_of
 from jaxmoral.learning.trained import first_player
 
 
-def pin_adapter(config: Config) -> Config:
+def pin_adapter(config: Resolved) -> Resolved:
     """The configuration with a run's adapter named by the number of its checkpoint."""
     given = config.lora.adapter
     if given is None:

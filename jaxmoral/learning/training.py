@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmoral.config import ALONE, Config
+from jaxmoral.config.states import Pinned, Resolved
 from jaxmoral.devices.cluster import is_first, largest, on_first
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
@@ -149,7 +150,7 @@ def _train(
 
 
 def _write_beginning(
-    members: Mapping[str, Config], agents: Mapping[str, Agent], folder: Path
+    members: Mapping[str, Pinned], agents: Mapping[str, Agent], folder: Path
 ) -> None:
     """What a run folder holds before any checkpoint."""
     write_configs(members, folder)
@@ -161,9 +162,9 @@ def _say_nothing(_: str) -> None:
 
 
 def _make_agents(
-    members: Mapping[str, Config], say: Callable[[str], None], *, begun: bool
-) -> tuple[dict[str, Config], dict[str, Agent]]:
-    """Loads the base once for all members and says what they are: settled members, their agents."""
+    members: Mapping[str, Resolved], say: Callable[[str], None], *, begun: bool
+) -> tuple[dict[str, Pinned], dict[str, Agent]]:
+    """Loads the base once for all members and says what they are: pinned members, their agents."""
     start = next(iter(members.values()))
     if begun:  # the checkpoint holds the adapter; the folder it came from may be gone
         start = dataclasses.replace(start, lora=dataclasses.replace(start.lora, adapter=None))
@@ -207,7 +208,7 @@ def kept_updates(members: Mapping[str, Config]) -> list[int]:
 
 def _loop_in(
     place: Place,
-    members: Mapping[str, Config],
+    members: Mapping[str, Pinned],
     *,
     state: TrainState,
     step: Step,

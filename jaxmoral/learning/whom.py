@@ -11,13 +11,14 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning.lookup import LEARNER
 from jaxmoral.learning.run_folder import is_run
 
+C = TypeVar("C", bound=Config)
 PAST = re.compile(r"past\(([1-9]\d{0,6})\)")
 
 
@@ -95,7 +96,7 @@ def as_pinned(config: Config, saved: Config) -> Config:
     return renamed(config, {whom.name: began.get(whom.folder, whom.name) for whom in unpinned})
 
 
-def renamed(config: Config, names: Mapping[str, str]) -> Config:
+def renamed(config: C, names: Mapping[str, str]) -> C:
     """The configuration with some of those who are met called otherwise.
 
     Raises:

@@ -16,6 +16,7 @@ from accelerator.cases import CASES, Case
 from accelerator.stand_in import reader, tokenizer
 from jaxmoral import config as configs
 from jaxmoral.config import Config
+from jaxmoral.config.states import Resolved
 from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.footprint import footprint
@@ -38,7 +39,7 @@ def shapes(case: Case, tiny: bool) -> DecoderConfig:
     return config
 
 
-def settings(case: Case, tiny: bool) -> Config:
+def settings(case: Case, tiny: bool) -> Resolved:
     """The configuration of a case: LoRA rank 64 on all linear layers, as the paper's."""
     flags = ["--lora.rank", "64", "--lora.alpha", "32", "--updates", "1000", *case.flags]
     if not tokenizer(tiny)[1]:
@@ -50,7 +51,7 @@ def settings(case: Case, tiny: bool) -> Config:
     return resolve(configs.load(None, flags))
 
 
-def agent_of(case: Case, tiny: bool, *, empty: bool = False) -> tuple[Config, Agent]:
+def agent_of(case: Case, tiny: bool, *, empty: bool = False) -> tuple[Resolved, Agent]:
     """A case's configuration and its agent, with random weights or shapes in their place."""
     config = settings(case, tiny)
     read = reader(shapes(case, tiny), tokenizer(tiny)[0], empty=empty)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
+from jaxmoral.config.states import Resolved
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.experiment import compile_update
@@ -37,7 +38,7 @@ def show(name: str, value: str, target: str = "") -> None:
     print(f"{name:58}{value:>40}   {target}", flush=True)
 
 
-def compiled(members: list[Config]) -> list[Any]:
+def compiled(members: list[Resolved]) -> list[Any]:
     """[state, step] of a run or a population."""
     agent = make_agent(members[0])
     return list(compile_update([(config, agent) for config in members]))
@@ -55,7 +56,7 @@ def in_turns(runs: list[list[Any]], repeats: int) -> list[float]:
     return [float(np.median(taken[1:])) for taken in times]
 
 
-def members_of(flags: list[str], count: int) -> list[Config]:
+def members_of(flags: list[str], count: int) -> list[Resolved]:
     seeds = ["--seed", str(list(range(count)))]
     return [resolve(config) for config in configs.load_members(None, [*flags, *seeds]).values()]
 
