@@ -317,11 +317,13 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tips, self.links, self.ids, self.outside, self.open = [], [], [], [], []
+        self.headings = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
         self.ids += [found["id"]] if "id" in found else []
+        self.headings += [found.get("id")] if tag == "h2" else []
         self.tips += [found["data-tip"]] if "data-tip" in found else []
         for key in ("href", "src", "xlink:href"):
             if key in found:
@@ -346,6 +348,9 @@ def test_the_page_is_one_sound_file_that_needs_no_network(report):
     assert page.open == []
     assert page.outside == []
     assert {link[1:] for link in page.links} <= set(page.ids)
+    contents = [link[1:] for link in page.links[: len(page.headings)]]
+    assert contents == page.headings  # of figures, then of tables
+    assert contents[-1] == "rewards-parameters-games"
     for svg in re.findall(r"<svg.*?</svg>", (report / "index.html").read_text(), re.DOTALL):
         ElementTree.fromstring(svg)
         assert "currentColor" in svg

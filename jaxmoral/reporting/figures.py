@@ -405,15 +405,15 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
                 place = index + (offset + 0.5) * width - 0.4
                 (bar,) = axes.bar(place, share, width, color=colour)
                 tips.add(bar, f"{model}: {kind} {share:.1%}")
-        axes.axhline(0.25, color=INK, linestyle="--", linewidth=0.8)
+        chance = axes.axhline(0.25, color=INK, linestyle="--", linewidth=0.8)
         axes.set(title=title, ylabel="share of rounds", ylim=(0, 1))
     crowded = len(models) > 8
     grid[-1, 0].set_xticks(
         range(len(models)), list(map(folded, models)), fontsize=7 if crowded else 9
     )
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TYPE_COLOURS]
+    handles = [*(plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TYPE_COLOURS), chance]
     title = "agent's action |\nopponent's previous"
-    figure.legend(handles, ACTION_TYPES, loc="outside right center", title=title)
+    figure.legend(handles, [*ACTION_TYPES, "chance"], loc="outside right center", title=title)
     return figure, tips
 
 

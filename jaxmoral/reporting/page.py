@@ -25,7 +25,7 @@ from jaxmoral.reporting.beyond import beyond_sections
 from jaxmoral.reporting.figures import Drawn
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
 from jaxmoral.reporting.outside import outside_sections
-from jaxmoral.reporting.page_tables import html_table, number_parts
+from jaxmoral.reporting.page_tables import heading, html_table, number_parts
 from jaxmoral.reporting.sections import (
     Section,
     evaluation_sections,
@@ -153,7 +153,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
                 path = scratch / "figures" / f"{section.name}.{kind}"
                 drawn[0].savefig(path, dpi=150, facecolor="white")
             parts.append(
-                f'<h2 id="{section.name}">{escape(section.heading)}</h2><figure>'
+                f"{heading(section.heading, section.name)}<figure>"
                 f"{svg_of(drawn, section.name)}<figcaption>{escape(section.caption)}</figcaption>"
                 "</figure>"
             )
@@ -162,8 +162,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
             scratch / "results.csv", index=False
         )
         head = page_head(series, tabular, table, skipped)
-        body = [*head, contents(sections), *parts]
-        body += number_parts(series, tabular, table, tournaments)
+        parts += number_parts(series, tabular, table, tournaments)
+        body = [*head, contents(parts), *parts]
         template = string.Template((Path(__file__).parent / "page.html").read_text())
         title = "jaxmoral: moral alignment of LLM agents"
         page = template.substitute(title=title, body="\n".join(body))
@@ -232,7 +232,8 @@ def page_head(
     return [*body, f'<p class="note">{"<br>".join(map(escape, notes))}</p>']
 
 
-def contents(sections: Sequence[Section]) -> str:
-    """Links to the figures."""
-    links = "".join(f'<li><a href="#{s.name}">{escape(s.heading)}</a></li>' for s in sections)
+def contents(parts: Sequence[str]) -> str:
+    """Links to the headings in parts of a page."""
+    headings = [found for part in parts for found in re.findall('<h2 id="(.*?)">(.*?)</h2>', part)]
+    links = "".join(f'<li><a href="#{name}">{heading}</a></li>' for name, heading in headings)
     return f"<nav><ul>{links}</ul></nav>"

@@ -29,6 +29,12 @@ from jaxmoral.world import rewards
 from jaxmoral.world.games import CELLS, Game
 
 
+def heading(text: str, name: str | None = None) -> str:
+    """A heading that the list of contents links to, by its text if it has no name."""
+    name = name or "-".join(re.findall(r"\w+", text.lower()))
+    return f'<h2 id="{name}">{escape(text)}</h2>'
+
+
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     """An HTML table of escaped texts."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
@@ -216,35 +222,35 @@ def number_parts(
         caption = (
             "Mean ± 95 % interval: exact / by the paper's protocol / [as the paper printed it]"
         )
-        body.append("<h2>Moral regret in numbers (Fig. 4)</h2>")
+        body.append(heading("Moral regret in numbers (Fig. 4)"))
         body.append(html_table(header, rows, caption))
     header, rows = outside_rows(series)
     if rows:
         caption = "Mean over conditions and runs ± 95 % interval over runs (worst condition of any)"
-        body.append("<h2>What holds outside of training, in numbers</h2>")
+        body.append(heading("What holds outside of training, in numbers"))
         body.append(html_table(header, rows, caption))
     header, rows = thought_rows(series)
     if rows:
         caption = (
             "± one standard error over thoughts; information of thought and answer, log 3 at most"
         )
-        body.append("<h2>What answers owe to thoughts, in numbers</h2>")
+        body.append(heading("What answers owe to thoughts, in numbers"))
         body.append(html_table(header, rows, caption))
-        body.append("<h2>What agents think</h2>" + thought_blocks(series))
+        body.append(heading("What agents think") + thought_blocks(series))
     for index, (caption, header, rows) in enumerate(beyond_tables(series)):
-        body += ["<h2>Scenarios in numbers</h2>"] if index == 0 else []
+        body += [heading("Scenarios in numbers")] if index == 0 else []
         body.append(html_table(header, rows, caption))
     for result in tournaments:
         caption = "Mean long-run points against everybody / the most anyone can get from the agent"
         caption += f" in {result['rounds']} rounds, a round / share of time in a Moran process of"
         caption += f" 50. {WHY_THEY_DIFFER}"
-        body.append("<h2>Tournament in numbers</h2>")
+        body.append(heading("Tournament in numbers"))
         body.append(html_table(*tournament_rows(result), caption))
     if episodes := transcript_blocks([*series, *tabular]):
-        body.append("<h2>Episodes in words</h2>" + episodes)
+        body.append(heading("Episodes in words") + episodes)
     if answers := answer_blocks(series):
-        body.append("<h2>What agents say about their answers (Fig. 27)</h2>" + answers)
-    body.append("<h2>Rewards, parameters, games</h2>")
+        body.append(heading("What agents say about their answers (Fig. 27)") + answers)
+    body.append(heading("Rewards, parameters, games"))
     if series:
         header = ["reward", "of a round", "xi", "illegal answer", "scale"]
         body.append(html_table(header, reward_rows([*series, *tabular]), "Table 1"))

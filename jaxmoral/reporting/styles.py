@@ -9,24 +9,20 @@ from zlib import crc32
 INK = "#1a1b1c"  # of all text and lines; a page may replace it by its own
 # arXiv 2410.01639, Fig. 2: M's move | O's previous move.
 TYPE_COLOURS = ("#28641E", "#B0DC82", "#FBE6F1", "#8E0B52", "#A9A9A9", "#D3D3D3")
-GAME_COLOURS = {
-    "ipd": "#40C4C0",
-    "ish": "#9932CC",
-    "icn": "#DAA520",
-    "bos": "#2E8B57",
-    "icd": "#6495ED",
-    "ivd": "#CD5C5C",
-}
+# Told apart also by the colour-blind (Okabe & Ito 2008).
+DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GAME_COLOURS = dict(zip(("ipd", "ish", "icn", "bos", "icd", "ivd"), DISTINCT, strict=True))
 BASE = "No fine-tuning"
-# One reward, or strategy, has one colour in every figure: these their own, others by their name.
+# One reward, or strategy, has one colour in every figure: these their own (the paper's six those of
+# `DISTINCT`), others by their name.
 COLOURS = {
     BASE: "#8C8C8C",
-    "game": "#B8860B",
-    "deontological": "#9932CC",
-    "utilitarian": "#2E8B57",
-    "game+deontological": "#FF8C00",
-    "game, then deontological": "#CD5C5C",
-    "game, then utilitarian": "#1E90FF",
+    "game": "#E69F00",
+    "deontological": "#CC79A7",
+    "utilitarian": "#009E73",
+    "game+deontological": "#D55E00",
+    "game, then deontological": "#0072B2",
+    "game, then utilitarian": "#56B4E9",
     "virtue-equality": "#17A2A2",
     "virtue-kindness": "#E0529C",
     "maximin": "#7A5230",
@@ -57,8 +53,6 @@ MORE_COLOURS = (
     "#E58FB1",
     "#556B8D",
 )
-# Of agents of one reward; told apart also by the colour-blind (Okabe & Ito 2008).
-DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # What tells lines of one colour apart, and bars.
 LINES = ("-", "--", "-.", (0, (9, 2, 3, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (12, 3)))
