@@ -115,28 +115,28 @@ def _train(
     started = time.perf_counter()
     check_stored(list(resolved.values()))
     start = begun or {name: pin_adapter(config) for name, config in resolved.items()}
-    settled, agents = _make_agents(start, say, begun=begun is not None)
+    configs, agents = _make_agents(start, say, begun=begun is not None)
     say(f"loaded in {time.perf_counter() - started:.1f} s; compiling ...")
     started = time.perf_counter()
-    agents = with_texts(settled, agents, folder if begun else None)
-    pairs = [(settled[name], agents[name]) for name in settled]
+    agents = with_texts(configs, agents, folder if begun else None)
+    pairs = [(configs[name], agents[name]) for name in configs]
     met = Met(pairs)
     state, step = compile_update(pairs, met)
     say(f"compiled in {time.perf_counter() - started:.1f} s")
 
     if place is None or folder is None:
-        state, history, interrupted = _loop(settled, state, step=step)
+        state, history, interrupted = _loop(configs, state, step=step)
     else:
         with locked(folder, resume):
             if not begun:  # first of all: what is in a folder can be resumed from here on
-                on_first(lambda: _write_beginning(settled, agents, folder))
+                on_first(lambda: _write_beginning(configs, agents, folder))
             score = make_score(pairs, met)
             state, history, interrupted = _loop_in(
-                place, settled, state=state, step=step, score=score, met=met, say=say
+                place, configs, state=state, step=step, score=score, met=met, say=say
             )
-            if interrupted is None and len(settled) > 1:
-                on_first(lambda: metrics.share(folder, list(settled)))
-    alone = len(settled) == 1
+            if interrupted is None and len(configs) > 1:
+                on_first(lambda: metrics.share(folder, list(configs)))
+    alone = len(configs) == 1
     return {
         name: TrainedAgent(
             config,
@@ -145,7 +145,7 @@ def _train(
             history if alone else [metrics.of_member(record, index) for record in history],
             interrupted,
         )
-        for index, (name, config) in enumerate(settled.items())
+        for index, (name, config) in enumerate(configs.items())
     }
 
 
@@ -173,13 +173,13 @@ def _make_agents(
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in members.items()
     }
-    settled = {name: pinned(settle(config, agents[name])) for name, config in members.items()}
+    configs = {name: pinned(settle(config, agents[name])) for name, config in members.items()}
     say("\n".join(first.summary))
-    if len(settled) > 1:
-        some = [*list(settled)[:3], *(["..."] if len(settled) > 3 else [])]
-        say(f"members    {len(settled)}: {'; '.join(some)}")
-    say("\n".join(summary_lines(list(settled.values()))))
-    return settled, agents
+    if len(configs) > 1:
+        some = [*list(configs)[:3], *(["..."] if len(configs) > 3 else [])]
+        say(f"members    {len(configs)}: {'; '.join(some)}")
+    say("\n".join(summary_lines(list(configs.values()))))
+    return configs, agents
 
 
 @contextmanager
