@@ -135,6 +135,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"--output: {output} is not a file in an existing folder")
     if isinstance(run, Path) and not is_population(run):
         read_config(run)  # what can be refused is, before the slow imports
+    if run is None:
+        _check_names(arguments.model, flags)
     asked = _beyond(arguments)
     from jaxmoral.devices import cluster
     from jaxmoral.models.load import use_compilation_cache
@@ -146,6 +148,13 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
             place = stack.enter_context(at_hand(run, writes=output is None))
             run = place.folder
         _measure(run, arguments, flags, asked)
+
+
+def _check_names(model: str, flags: list[str]) -> None:
+    """Refuses a configuration before the slow imports."""
+    from jaxmoral.learning.resolve import resolve
+
+    resolve(configs.load(None, ["--model.source", model, *flags]))
 
 
 def _measure(

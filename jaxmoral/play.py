@@ -56,12 +56,13 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output: {output} is not a file in an existing folder")
     config = check_alone(arguments.run)
     from jaxmoral.learning.resolve import resolve  # slow to import, as the others
-    from jaxmoral.measuring.transcripts import in_words, play_episode, write_episodes
 
     config = resolve(config)
     (game,) = find_games(config, [arguments.game or config.env.game])[:1]
     if game.num_players > 2:
         raise UserError(f"--game: {game.name} has {game.num_players} players; episodes have two")
+    from jaxmoral.measuring.transcripts import in_words, play_episode, write_episodes
+
     sides = _sides(arguments, config, game)
     tables = _tables(config, game), _tables(config, mirror(game))
     random = np.random.default_rng(arguments.seed)

@@ -98,7 +98,7 @@ def missing(evaluation: dict[str, Any], config: Config) -> list[str]:
     An evaluation of an earlier version does not say of which checkpoint it is; it counts as one of
     the last.
     """
-    from jaxmoral.learning.agent import presentation_with
+    from jaxmoral.learning.mixture import presentation_with
     from jaxmoral.measuring.evaluation import chosen_conditions, described, xi_of
 
     settings = config.evaluation

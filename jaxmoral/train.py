@@ -77,12 +77,21 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     with at_hand(arguments.output_dir, writes=True) as place:
         cluster.on_first(lambda: check_run_folder(place.folder, arguments.resume))
         members = _members(arguments, flags, place.folder)
+        _check_names(members)
         from jaxmoral.api import train_population
         from jaxmoral.models.load import use_compilation_cache
 
         use_compilation_cache()
         everyone = train_population(members, place, arguments.resume, extend=arguments.extend)
     _tell(everyone, place.folder, arguments.output_dir)
+
+
+def _check_names(members: dict[str, configs.Config]) -> None:
+    """Refuses what can be refused before the slow imports."""
+    from jaxmoral.learning.resolve import resolve
+
+    for config in members.values():
+        resolve(config)
 
 
 def _members(
@@ -127,6 +136,7 @@ def _tell(everyone: "dict[str, TrainedAgent]", folder: Path, shown: Path | str) 
 
 
 def _preview(members: dict[str, configs.Config], which: str) -> None:
+    _check_names(members)
     from jaxmoral.measuring.preview import preview
     from jaxmoral.models.load import use_compilation_cache
 

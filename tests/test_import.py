@@ -39,7 +39,10 @@ def test_an_import_loads_what_it_needs(code, unwanted):
         (
             """evaluate --help; tournament --help; play --help; chat --help
             train --output-dir no --zzz 1; train --output-dir no --resume; evaluate
-            evaluate --run no; play --run no; chat --run no; tournament nobody --output-dir no""",
+            evaluate --run no; play --run no; chat --run no; tournament nobody --output-dir no
+            train --output-dir no --model.source tabular --env.opponent titfortatt
+            train --output-dir no --env.game chess; train --output-dir no --reward.name [game,foo]
+            train --dry-run --prompt.labels [a,a]; evaluate --model tabular --env.game chess""",
             HEAVY - {"jax"},
         ),
     ],

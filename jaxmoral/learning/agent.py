@@ -12,13 +12,12 @@ from jaxmoral.config import Config
 from jaxmoral.config.states import Resolved, Settled
 from jaxmoral.devices.mesh import Layout, make_layout
 from jaxmoral.errors import UserError
-from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning.channel import make_thinking
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.mixture import every_condition, player_conditions
+from jaxmoral.learning.mixture import every_condition, player_conditions, presentation_with
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.run_folder import (
@@ -95,31 +94,6 @@ def make_presentation(config: Config, model: LoadedModel | None) -> Presentation
             raise UserError("prompt.random_labels: a tabular policy has no tokens to draw from")
         labels = random_labels(model, prompt.random_labels, config.seed)
     return presentation_with(config, labels)
-
-
-def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
-    """The configuration's presentation with these labels.
-
-    Raises:
-      UserError: no prompt can be made of it, or more than the configuration allows.
-    """
-    prompt, env = config.prompt, config.env
-    presentation = prompts.check(
-        Presentation(
-            prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
-        )
-    )
-    game = training_game(config)
-    histories = len(presentation.remembers(game).histories)
-    draws = max(1, env.payoff_draws) * config.mixture.conditions
-    total = histories * NUM_ORDERS * draws
-    if total > env.max_prompts:
-        raise UserError(
-            f"env.memory: {env.memory} remembered rounds of {game.name} make {total:,} prompts,"
-            f" more than env.max_prompts = {env.max_prompts:,}; remember fewer rounds, lower"
-            " env.payoff_draws or mixture.conditions, or raise env.max_prompts"
-        )
-    return presentation
 
 
 def lora_of(config: Config) -> Lora:

@@ -23,6 +23,7 @@ from jaxmoral.language.prompts import Condition, Presentation, check_labels
 from jaxmoral.learning.lookup import LEARNER, find_games, training_game
 from jaxmoral.learning.whom import meets_agents
 from jaxmoral.world.games import Game, draw_payoffs, mirror
+from jaxmoral.world.memory import NUM_ORDERS
 
 _WORDS = re.compile(r"words\((\d{1,4})\)")
 _DRAWS, _PAIRS = 1, 2  # the third number that seeds a stream, which keeps them apart
@@ -212,3 +213,28 @@ def player_games(config: Config, update: int = 0) -> list[list[Game]]:
         [condition.game for condition in conditions]
         for conditions in player_conditions(config, Presentation(), update)
     ]
+
+
+def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
+    """The configuration's presentation with these labels.
+
+    Raises:
+      UserError: no prompt can be made of it, or more than the configuration allows.
+    """
+    prompt, env = config.prompt, config.env
+    presentation = prompts.check(
+        Presentation(
+            prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
+        )
+    )
+    game = training_game(config)
+    histories = len(presentation.remembers(game).histories)
+    draws = max(1, env.payoff_draws) * config.mixture.conditions
+    total = histories * NUM_ORDERS * draws
+    if total > env.max_prompts:
+        raise UserError(
+            f"env.memory: {env.memory} remembered rounds of {game.name} make {total:,} prompts,"
+            f" more than env.max_prompts = {env.max_prompts:,}; remember fewer rounds, lower"
+            " env.payoff_draws or mixture.conditions, or raise env.max_prompts"
+        )
+    return presentation

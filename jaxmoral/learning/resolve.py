@@ -13,9 +13,8 @@ from jaxmoral.errors import UserError, telling
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
-from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
-from jaxmoral.learning.mixture import axes, label_pairs, num_choices
+from jaxmoral.learning.mixture import axes, label_pairs, num_choices, presentation_with
 from jaxmoral.learning.plugins import settle_plugins
 from jaxmoral.learning.run_folder import is_run
 from jaxmoral.learning.whom import PAST, key_of_met, met_by, parse

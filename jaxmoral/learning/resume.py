@@ -7,8 +7,8 @@ from pathlib import Path
 from jaxmoral.config import Config
 from jaxmoral.config.states import Resolved
 from jaxmoral.errors import UserError
-from jaxmoral.learning.agent import presentation_with
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
+from jaxmoral.learning.mixture import presentation_with
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import has_checkpoints, named_checkpoint
 from jaxmoral.learning.whom import as_pinned

@@ -24,9 +24,9 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.language.suites import REDRAWN, Subject, conditions
-from jaxmoral.learning.agent import Agent, presentation_with
+from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
-from jaxmoral.learning.mixture import seen_in_training
+from jaxmoral.learning.mixture import presentation_with, seen_in_training
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import Which
