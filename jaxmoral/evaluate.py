@@ -15,7 +15,7 @@ from jaxmoral.language.scenarios import LABEL_SETS, read_suite
 from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
 from jaxmoral.language.texts import BUILTIN
-from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.bucket import at_hand, local_path, place_of
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import is_population, member_names, read_config
 from jaxmoral.world.games import GAMES, SETS
@@ -96,12 +96,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--thoughts-of",
-        type=Path,
+        type=local_path,
         help="another run, whose thoughts the agent is given as well in the suite thoughts",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=local_path,
         help="the JSON file; evaluation.json in the run's folder without it. What the file holds of"
         " the same checkpoint is kept and added to",
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning.bucket import local_path
+from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.lookup import find_games, find_opponent
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone, is_run
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--run", type=local_path, required=True, help="a run folder")
     parser.add_argument(
         "--against",
+        type=not_in_bucket,
         default="tit-for-tat",
         help=f"another run folder, or a strategy: {', '.join(OPPONENTS)}, 'random(0.3)', ..."
         " (default: tit-for-tat)",

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from jaxmoral.errors import UserError, check_number, choose, run_command, split_outside
-from jaxmoral.learning.bucket import local_path
+from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import is_run, read_config
 from jaxmoral.world.games import GAMES, SETS, Game, choose_games, make_games
@@ -24,6 +24,7 @@ def main() -> None:
     )
     parser.add_argument(
         "agents",
+        type=not_in_bucket,
         nargs="+",
         help="folders of runs, populations or PEFT adapters (of plain prompts), or names of"
         f" strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",

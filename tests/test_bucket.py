@@ -7,8 +7,8 @@ import sys
 import fsspec
 import pytest
 
+from jaxmoral import ask, chat, compare, evaluate, export, play, report, sweep, tournament, train
 from jaxmoral import config as configs
-from jaxmoral import evaluate, report, sweep, train
 from jaxmoral.api import train_agent
 from jaxmoral.errors import UserError
 from jaxmoral.learning import bucket, metrics
@@ -201,8 +201,26 @@ def test_a_list_cannot_lead_out_of_the_folder(machine, files):
             pass
 
 
-def test_other_commands_refuse_buckets(capsys):
-    with pytest.raises(SystemExit):
-        command(sweep, "a.yaml", "--output-dir", URL)
-    assert "only train, evaluate and report take buckets" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        (sweep, ["a.yaml", "--output-dir", URL]),
+        (chat, ["--run", URL]),
+        (ask, ["--run", URL]),
+        (play, ["--run", URL]),
+        (play, ["--run", "a", "--against", URL]),
+        (export, ["--run", URL, "--output", "a"]),
+        (export, ["--run", "a", "--output", URL]),
+        (compare, [URL, "--with", "a"]),
+        (compare, ["a", "--with", URL]),
+        (tournament, [URL, "random", "--output-dir", "a"]),
+        (evaluate, ["--run", URL, "--thoughts-of", URL]),
+    ],
+)
+def test_other_arguments_refuse_buckets(module, arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(module, *arguments)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"{URL}: only train, evaluate and report take buckets; copy the folder" in last
     assert not bucket.is_bucket("runs/a")

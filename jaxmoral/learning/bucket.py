@@ -39,11 +39,17 @@ def place_of(text: str) -> str | Path:
 
 def local_path(text: str) -> Path:
     """A path, of an argument that no bucket can stand for."""
+    return Path(not_in_bucket(text))
+
+
+def not_in_bucket(text: str) -> str:
+    """An argument that is a name, or a path that no bucket can stand for."""
     if is_bucket(text):
         raise argparse.ArgumentTypeError(
-            f"{text}: only train, evaluate and report take buckets; copy it here first"
+            f"{text}: only train, evaluate and report take buckets; copy the folder to this"
+            " machine and name the copy"
         )
-    return Path(text)
+    return text
 
 
 @contextmanager
