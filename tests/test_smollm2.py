@@ -72,7 +72,7 @@ def test_options_are_as_likely_as_transformers_says(smol, golden, options):
 
 def test_it_learns_in_its_chat_template(smol):
     flags = ["--model.source", SOURCE, "--prompt.template", "chat", "--env.episodes", "512"]
-    flags += ["--updates", "5", "--ppo.learning_rate", "2e-3"]
+    flags += ["--updates", "2", "--ppo.learning_rate", "4e-3"]
     trained = fit_agent(configs.load(None, flags), say=lambda line: None)
     first, last = trained.history[0], trained.history[-1]
     assert first["p_illegal"] > 0.9
