@@ -135,13 +135,14 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"--output: {output} is not a file in an existing folder")
     if isinstance(run, Path) and not is_population(run):
         read_config(run)  # what can be refused is, before the slow imports
-    if run is None:
-        _check_names(arguments.model, flags)
     asked = _beyond(arguments)
     from jaxmoral.devices import cluster
-    from jaxmoral.models.load import use_compilation_cache
 
     cluster.start()
+    if run is None:
+        _check_names(arguments.model, flags)
+    from jaxmoral.models.load import use_compilation_cache
+
     use_compilation_cache()
     with ExitStack() as stack:
         if run is not None:
