@@ -135,12 +135,12 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"--output: {output} is not a file in an existing folder")
     if isinstance(run, Path) and not is_population(run):
         read_config(run)  # what can be refused is, before the slow imports
-    asked = _beyond(arguments)
     from jaxmoral.devices import cluster
 
     cluster.start()
     if run is None:
         _check_names(arguments.model, flags)
+    asked = _beyond(arguments)
     from jaxmoral.models.load import use_compilation_cache
 
     use_compilation_cache()
