@@ -61,10 +61,11 @@ SHORTER = {  # what a page says, and what is run instead
     "configs/distil.yaml": "configs/distil.yaml --prompt.template plain",
     "--anchor.coef 1": "--anchor.coef 1 --anchor.tokens 20",
     "--checkpoint_every 5": "--checkpoint_every 1",
+    "dictator,norms --retention builtin": "norms --retention prose.txt",
     "--update 5 --retention builtin": "--update 1 --retention prose.txt",
     "--update 20 --retention builtin": "--update 2 --retention prose.txt",
     'parse({"updates": 20})': 'parse({"updates": 2, "model": {"source": "tiny"},'
-    ' "prompt": {"labels": ["X", "Y"]}})',
+    ' "env": {"episodes": 64}, "prompt": {"labels": ["X", "Y"]}})',
     "--prompt.random_labels 7": "--prompt.random_labels 0",
     '"updates": 20}': '"updates": 20, "model": {"source": "tabular"},'
     ' "evaluation": {"protocols": ["exact"]}}',
