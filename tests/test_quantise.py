@@ -163,7 +163,7 @@ def remembered(source, policy):
 
 
 def test_learning_on_the_real_model(real, tmp_path):
-    config = configs.parse({"model": {"quantisation": "nf4"}, "updates": 4})
+    config = configs.parse({"model": {"quantisation": "nf4"}, "updates": 3})
     trained = fit_agent(config, say=lambda line: None)
     first, last = trained.history[0], trained.history[-1]
     assert last["reward_mean"] > first["reward_mean"] + 1
