@@ -34,7 +34,7 @@ from jaxmoral.reporting.meetings import (
 from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
 from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
-from jaxmoral.reporting.styles import COLOURS, game_styles, line_styles, reward_colour
+from jaxmoral.reporting.styles import COLOURS, GAME_COLOURS, game_styles, line_styles, reward_colour
 from jaxmoral.world.games import choose_games, get_game, make_games
 
 SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
@@ -652,6 +652,28 @@ def test_one_reward_has_one_colour_in_neighbouring_figures(tmp_path):
             assert colour == reward_colour(name).upper(), name
     assert len(set(COLOURS.values())) == len(COLOURS)
     assert len(set(line_styles(["game", "game", "game", "maximin"]))) == 4
+
+
+def test_figures_mark_chance_and_the_optimum_in_colours_that_all_can_tell_apart(tmp_path):
+    run = make_run(tmp_path, "run", evaluation=evaluated("trained", {"ipd": 1.0}))
+    series, _ = group_runs([run])
+    rows = with_agents(tables(series), series)
+    agents = list(dict.fromkeys(rows["agent"]))
+    curves = {"a": [figures.Curve("a", "game", np.zeros((1, 3)))]}
+    drawn = {
+        "optimum: no regret": (0, figures.regrets(rows, agents, ["ipd"])[0]),
+        "chance: 1/4": (0.25, figures.reciprocity({"ipd": rows}, agents)[0]),
+        "the most of a round": (1, figures.reward_curves(curves)[0]),
+    }
+    for label, (height, figure) in drawn.items():
+        names = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        assert names.count(label) == 1
+        for axes in figure.axes:
+            dashed = [each for each in axes.collections if each.get_linestyle()[0][1]]
+            assert [each.get_segments()[0][:, 1].tolist() for each in dashed] == [[height] * 2]
+            assert axes.get_ylabel()
+    safe = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"}
+    assert set(GAME_COLOURS.values()) == safe
 
 
 def test_members_in_tournaments_have_short_names():

@@ -15,7 +15,7 @@ from jaxmoral.measuring.scenarios import LEGAL, WHOLE
 from jaxmoral.reporting.figures import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
-from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, wrapped
+from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, level, wrapped
 
 MOST_CHANGED = 8  # items a suite
 _LONGEST = 160  # characters of an item's text in the table
@@ -159,7 +159,7 @@ def draw_retention(series: Sequence[Series]) -> Drawn:
                 labelled = True
     left.set_ylabel("KL(base || tuned) on texts,\nnats a token")
     right.set_ylabel("perplexity of texts,\ntuned over base")
-    right.axhline(1, color=INK, linewidth=0.5)
+    level(right, 1, "as before training")
     for axes in (left, right):
         axes.set_xlabel("KL to the base in the training game, nats an answer")
     figure.legend(loc="outside lower center", ncols=2)

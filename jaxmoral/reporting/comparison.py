@@ -5,7 +5,7 @@ import numpy as np
 
 from jaxmoral.measuring.comparing import MEASURES, Comparison
 from jaxmoral.reporting.figures import Drawn
-from jaxmoral.reporting.styles import INK
+from jaxmoral.reporting.styles import INK, MARK
 
 _LEAST = 0.01  # of a difference, beside which nothing looks large
 
@@ -25,7 +25,7 @@ def differences(found: Comparison, suite: str, names: tuple[str, str]) -> Drawn:
     before: list[str] = []
     for axis, group in zip(axes[0], shown, strict=True):
         places = np.arange(len(group))[::-1]
-        axis.axvline(0, color=INK, linewidth=0.8, linestyle="--")
+        axis.axvline(0, **MARK)
         if not found.few:
             axis.hlines(places, group["low"], group["high"], color=INK, linewidth=1.5)
         axis.plot(group["difference"], places, "o", color=INK, markersize=4)
@@ -43,5 +43,6 @@ def differences(found: Comparison, suite: str, names: tuple[str, str]) -> Drawn:
         axis.set_xlim(least - spare, most + spare)
         axis.margins(y=0.08)
         before = where
+    figure.supxlabel("difference, with its 95 % interval; dashed: none", fontsize=8)
     figure.suptitle(f"{names[0]} minus {names[1]}, suite {suite}", fontsize=9)
     return figure, {}

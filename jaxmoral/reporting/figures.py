@@ -25,11 +25,13 @@ from jaxmoral.reporting.styles import BASE as BASE
 from jaxmoral.reporting.styles import (
     DOTS,
     INK,
+    MARK,
     TITLE_WIDTH,
     TYPE_COLOURS,
     folded,
     game_styles,
     game_title,
+    level,
     line_styles,
     reward_colour,
     wrapped,
@@ -87,6 +89,7 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
     tips = Tips()
     for axes in grid.flat[count:]:
         axes.set_visible(False)
+    marked: dict[str, Any] = {}
     for axes, (title, runs) in zip(grid.flat, panels.items(), strict=False):
         updates, shares = mean_types(runs)
         axes.stackplot(updates, shares, labels=ACTION_TYPES, colors=TYPE_COLOURS)
@@ -98,7 +101,8 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
             tips.add(band, f"{title}, update {updates[index]:.0f}: " + ", ".join(parts))
         switch_at = runs[0].config.reward.switch_at
         if switch_at is not None:
-            axes.axvline(switch_at, color=INK, linestyle="--", linewidth=1)
+            switch = axes.axvline(switch_at, **MARK)
+            marked = {"another reward from here": switch}
         axes.set(xlabel="update", ylim=(0, 1), xlim=(updates[0], updates[-1] + 1e-9))
         axes.set_title(wrapped(title))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -106,8 +110,8 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
         row[0].set_ylabel("share of rounds")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles[::-1],
-        labels[::-1],
+        [*handles[::-1], *marked.values()],
+        [*labels[::-1], *marked],
         loc="outside right center",
         title="agent's action |\nopponent's previous",
     )
@@ -191,6 +195,7 @@ def reward_curves(panels: Mapping[str, Sequence[Curve]]) -> Drawn:
                 if curve.name == curve.title:  # one entry for all of them
                     line = plt.Line2D([], [], color=INK, linestyle=style)
             handles.setdefault(name, line)
+        handles["the most of a round"] = level(axes, 1)
         axes.set(xlabel="update", ylim=(-0.03, 1.05))
         axes.set_title(wrapped(title, 2 * TITLE_WIDTH))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -283,8 +288,10 @@ def regrets(
                         text += f"; {name}: {value:.3f}"
                 tips.add(bar, text)
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # so that the line at 0 is seen
+        legend["optimum: no regret"] = level(axes, 0)
     crowded = len(models) > 8
+    panels[1].set_xlabel("agent, named by its reward")
     panels[1].set_xticks(
         range(len(models)), list(map(folded, models)), fontsize=7 if crowded else 9
     )
@@ -405,7 +412,7 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
                 place = index + (offset + 0.5) * width - 0.4
                 (bar,) = axes.bar(place, share, width, color=colour)
                 tips.add(bar, f"{model}: {kind} {share:.1%}")
-        chance = axes.axhline(0.25, color=INK, linestyle="--", linewidth=0.8)
+        chance = level(axes, 0.25)
         axes.set(title=title, ylabel="share of rounds", ylim=(0, 1))
     crowded = len(models) > 8
     grid[-1, 0].set_xticks(
@@ -413,7 +420,8 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
     )
     handles = [*(plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TYPE_COLOURS), chance]
     title = "agent's action |\nopponent's previous"
-    figure.legend(handles, [*ACTION_TYPES, "chance"], loc="outside right center", title=title)
+    names = [*ACTION_TYPES, "chance: 1/4"]
+    figure.legend(handles, names, loc="outside right center", title=title)
     return figure, tips
 
 

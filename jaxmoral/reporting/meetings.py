@@ -15,7 +15,7 @@ from jaxmoral.measuring.runs import read_json
 from jaxmoral.measuring.tournaments import FILE, RATES
 from jaxmoral.reporting.figures import Drawn, Tips
 from jaxmoral.reporting.sections import Section, agents_in
-from jaxmoral.reporting.styles import game_title, line_styles, wrapped
+from jaxmoral.reporting.styles import game_title, level, line_styles, wrapped
 
 KINDS = ("C", "D", "illegal")
 _MOST_NAMED = 40  # rows of a heat map that still have names beside them
@@ -261,6 +261,7 @@ def fingerprints(
         places = np.searchsorted(rates, (0, 0.5, 1))
         shown = ", ".join(f"{curve[i]:.2f} at {rates[i]:.1f}" for i in places)
         tips.add(line, f"{agent}: P(C) {shown}")
+    level(axes, 0.5, "chance: 1/2")
     axes.set(xlabel="opponent's rate of C", ylabel="agent's rate of C", ylim=(-0.03, 1.03))
     if columns:
         figure.legend(loc="outside right center", fontsize=8, ncols=columns)
@@ -308,9 +309,9 @@ def planes(table: pd.DataFrame, agents: Sequence[str]) -> Drawn:
     for x, y, name in corners:
         grid[0, 0].text(x, y, name, fontsize=6, color="w")
     for row in grid:
-        row[0].set_ylabel("T")
+        row[0].set_ylabel("T: D against C, points")
     for axes in grid[-1]:
-        axes.set_xlabel("S")
+        axes.set_xlabel("S: C against D, points")
     shades = plt.cm.ScalarMappable(plt.Normalize(0, 1), "viridis")
     figure.colorbar(shades, ax=grid, label="share of rounds with C")
     return figure, tips

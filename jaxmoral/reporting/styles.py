@@ -53,12 +53,13 @@ MORE_COLOURS = (
     "#E58FB1",
     "#556B8D",
 )
+MARK = {"color": INK, "linestyle": "--", "linewidth": 0.8}  # the look of what is marked on an axis
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # What tells lines of one colour apart, and bars.
 LINES = ("-", "--", "-.", (0, (9, 2, 3, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (12, 3)))
 DOTS = ((0, (1, 1)), (0, (1, 3)), (0, (1, 1, 1, 4)), (0, (1, 6)))
 HATCHES = ("", "////", "....", "xxxx", r"\\\\", "++++", "oo", "||||", "----", "**")
-OUTCOME_COLOURS = {"C": "#3B6FB6", "D": "#C8443C", "illegal": "#A9A9A9"}
+OUTCOME_COLOURS = {"C": DISTINCT[0], "D": DISTINCT[1], "illegal": "#A9A9A9"}
 TITLE_WIDTH = 30  # characters of a panel's title on a line
 
 
@@ -93,6 +94,14 @@ def game_styles(games: Sequence[str]) -> list[tuple[str, str]]:
 def game_title(name: str) -> str:
     """How pictures and tables call a game."""
     return name.upper() if name in GAME_COLOURS else name
+
+
+def level(axes: Any, height: float, label: str = "") -> Any:
+    """Draws a dashed line from side to side, of chance or of the optimum; returns the artist."""
+    across = axes.get_yaxis_transform()
+    return axes.hlines(
+        height, 0, 1, transform=across, label=label, colors=INK, linestyles="--", linewidth=0.8
+    )
 
 
 def wrapped(name: str, width: int = TITLE_WIDTH) -> str:

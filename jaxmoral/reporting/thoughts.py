@@ -12,7 +12,7 @@ from jaxmoral.measuring.thoughts import SUITE
 from jaxmoral.reporting.figures import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
-from jaxmoral.reporting.styles import DISTINCT, wrapped
+from jaxmoral.reporting.styles import DISTINCT, level, wrapped
 
 CAPTION = (
     "How likely C is after a remembered round (the agent's move first), given thoughts of different"
@@ -74,6 +74,8 @@ def draw_thoughts(found: Sequence[Studied]) -> Drawn:
         axes.set_xticks(range(len(histories)), histories)
         axes.set_ylim(0, 1)
         axes.set_ylabel("P(C)")
+        axes.set_xlabel("after (own move, the other's)")
+        legend["chance: 1/2"] = level(axes, 0.5)
         axes.set_title(wrapped(name), loc="left")
     figure.legend(
         list(legend.values()), list(legend), loc="outside lower center", ncols=len(legend)
