@@ -43,6 +43,7 @@ def differences(found: Comparison, suite: str, names: tuple[str, str]) -> Drawn:
         axis.set_xlim(least - spare, most + spare)
         axis.margins(y=0.08)
         before = where
-    figure.supxlabel("difference, with its 95 % interval; dashed: none", fontsize=8)
+    interval = "" if found.few else ", with its 95 % interval"
+    figure.supxlabel(f"difference{interval}; dashed: no difference", fontsize=8)
     figure.suptitle(f"{names[0]} minus {names[1]}, suite {suite}", fontsize=9)
     return figure, {}
