@@ -179,7 +179,7 @@ def main() -> None:
         epilog=keys_help(),
         formatter_class=KeepsLines,
     )
-    parser.add_argument("configs", type=Path, nargs="+", help="YAML files, one an experiment")
+    parser.add_argument("configs", type=local_path, nargs="+", help="YAML files, one an experiment")
     parser.add_argument(
         "--seeds",
         type=int,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
-from jaxmoral.learning.bucket import at_hand, place_of
+from jaxmoral.learning.bucket import at_hand, local_path, place_of
 from jaxmoral.learning.plugins import add_plugins, as_flags
 from jaxmoral.learning.run_folder import (
     CONFIG,
@@ -33,7 +33,9 @@ def main() -> None:
         epilog=keys_help(),
         formatter_class=KeepsLines,
     )
-    parser.add_argument("--config", type=Path, help="a YAML file; defaults are used without one")
+    parser.add_argument(
+        "--config", type=local_path, help="a YAML file; defaults are used without one"
+    )
     parser.add_argument(
         "--output-dir",
         type=place_of,

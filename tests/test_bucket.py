@@ -204,6 +204,8 @@ def test_a_list_cannot_lead_out_of_the_folder(machine, files):
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
+        (train, ["--config", URL, "--output-dir", "a"]),
+        (sweep, [URL, "--output-dir", "a"]),
         (sweep, ["a.yaml", "--output-dir", URL]),
         (chat, ["--run", URL]),
         (ask, ["--run", URL]),
@@ -222,5 +224,5 @@ def test_other_arguments_refuse_buckets(module, arguments, capsys):
         command(module, *arguments)
     assert stopped.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert f"{URL}: only train, evaluate and report take buckets; copy the folder" in last
+    assert f"{URL}: only folders of train, evaluate and report may be in a bucket; copy it" in last
     assert not bucket.is_bucket("runs/a")

@@ -46,8 +46,8 @@ def not_in_bucket(text: str) -> str:
     """An argument that is a name, or a path that no bucket can stand for."""
     if is_bucket(text):
         raise argparse.ArgumentTypeError(
-            f"{text}: only train, evaluate and report take buckets; copy the folder to this"
-            " machine and name the copy"
+            f"{text}: only folders of train, evaluate and report may be in a bucket; copy it to"
+            " this machine and name the copy"
         )
     return text
 
