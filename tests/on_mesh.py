@@ -3,7 +3,8 @@
     python tests/on_mesh.py OUTPUT JOBS
 
 JOBS is JSON, a list of {"name", "flags", "folder", "resume", "evaluate"}; every job's parameters
-and losses, and the first member's evaluation, are saved to OUTPUT (.npz) by the first process.
+and losses, and the first member's evaluation, are saved to OUTPUT (.npz) by the first process, and
+whether programs are read from JAX's compilation cache.
 """
 
 import json
@@ -54,6 +55,7 @@ def main() -> None:
                 found[f"{job['name']}|{member}|{name}"] = value
         if job.get("evaluate"):
             found[f"{job['name']}|evaluation"] = evaluated(next(iter(everyone.values())))
+    found["reads programs"] = jax.config.read("jax_enable_compilation_cache")
     if cluster.is_first():
         np.savez(output, **found)
     if jax.process_count() > 1:

@@ -56,7 +56,7 @@ class Running:
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
-    def finish(self, timeout: float = 600) -> Done:
+    def finish(self, timeout: float = 300) -> Done:
         """Waits for its end; one that takes longer is killed, and the test fails."""
         self._process.join(timeout)
         late = self._process.exitcode is None

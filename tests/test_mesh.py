@@ -189,6 +189,8 @@ def test_processes_equal_one_device(processes, devices, one_device, flags, tmp_p
     jobs = jobs if processes == 2 else jobs[:1]
     output = tmp_path / "found.npz"
     found = finish(start_cluster(output, jobs, processes, devices), output)
+    # Read back, they would wait for each other for ever.
+    assert not found["reads programs"]
     alone = one_device[1][""]
     assert_close(found, {"": alone}, "alone")
     if len(jobs) > 1:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmoral.config import MeshConfig
+from jaxmoral.devices.virtual import compile_anew
 from jaxmoral.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -201,6 +202,7 @@ def make_layout(
     Raises:
       UserError: the sizes do not make up the number of devices or of members.
     """
+    compile_anew()
     devices = jax.devices()
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     heavy = weight_bytes > limit / 3
