@@ -138,8 +138,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     from jaxmoral.devices import cluster
 
     cluster.start()
-    if run is None:
-        _check_names(arguments.model, flags)
+    _check_names(run, arguments, flags)
     asked = _beyond(arguments)
     from jaxmoral.models.load import use_compilation_cache
 
@@ -151,11 +150,26 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         _measure(run, arguments, flags, asked)
 
 
-def _check_names(model: str, flags: list[str]) -> None:
-    """Refuses a configuration before the slow imports."""
+def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keys of `evaluation` that are asked for; the others are None."""
+    chosen: dict[str, Any] = {
+        name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
+        for name in ("games", "opponents", "suites", "protocols")
+    }
+    return chosen | {"thinking": arguments.thinking}
+
+
+def _check_names(run: Path | str | None, arguments: argparse.Namespace, flags: list[str]) -> None:
+    """Refuses names before the slow imports, and before a model is loaded."""
     from jaxmoral.learning.resolve import resolve
 
-    resolve(configs.load(None, ["--model.source", model, *flags]))
+    if run is None:
+        config = configs.load(None, ["--model.source", arguments.model, *flags])
+    elif isinstance(run, Path):
+        config = read_config(run / member_names(run)[0] if is_population(run) else run)
+    else:
+        return
+    resolve(configs.with_evaluation(config, _chosen(arguments)))
 
 
 def _measure(
@@ -166,11 +180,7 @@ def _measure(
     from jaxmoral.measuring.source import load_source
 
     output, update = arguments.output, arguments.update
-    chosen: dict[str, Any] = {
-        name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
-        for name in ("games", "opponents", "suites", "protocols")
-    }
-    chosen |= {"thinking": arguments.thinking, "thoughts_of": arguments.thoughts_of}
+    chosen = _chosen(arguments) | {"thoughts_of": arguments.thoughts_of}
     if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")

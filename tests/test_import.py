@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import jaxmoral
+from jaxmoral.config import Config, save
 
 HEAVY = {"jax", "transformers", "orbax", "matplotlib", "pandas", "flax", "torch"}
 
@@ -42,12 +43,18 @@ def test_an_import_loads_what_it_needs(code, unwanted):
             evaluate --run no; play --run no; chat --run no; tournament nobody --output-dir no
             train --output-dir no --model.source tabular --env.opponent titfortatt
             train --output-dir no --env.game chess; train --output-dir no --reward.name [game,foo]
-            train --dry-run --prompt.labels [a,a]; evaluate --model tabular --env.game chess""",
+            train --dry-run --prompt.labels [a,a]; evaluate --model tabular --env.game chess
+            evaluate --run made --games chess; evaluate --run made --suites nosuch
+            evaluate --run many --opponents titfortatt; evaluate --run made --thinking 3""",
             HEAVY - {"jax"},
         ),
     ],
 )
 def test_what_a_command_refuses_or_explains_costs_no_model(tmp_path, commands, unwanted):
+    for folder in ("made", "many/seed=0"):  # a run of a model that nobody loads
+        (tmp_path / folder).mkdir(parents=True)
+        save(Config(), tmp_path / folder / "config.yaml")
+    (tmp_path / "many" / "members.yaml").write_text("[seed=0]")
     code = f"""
 import importlib, sys
 for command in {commands.replace(chr(10), ";").split(";")!r}:

@@ -8,7 +8,7 @@ and compares them; `states.py` says what becomes of them in a run.
 
 from jaxmoral.config.base import LoraConfig, MeshConfig, ModelConfig
 from jaxmoral.config.keeping import AnchorConfig, DistilConfig
-from jaxmoral.config.loading import ALONE, load, load_members, parse
+from jaxmoral.config.loading import ALONE, load, load_members, parse, with_evaluation
 from jaxmoral.config.reader import MAX_TEXT
 from jaxmoral.config.schema import (
     KEYS,
@@ -48,4 +48,5 @@ __all__ = [
     "save",
     "to_dict",
     "tree_differences",
+    "with_evaluation",
 ]

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import yaml
 from jaxmoral.config.checks import check
 from jaxmoral.config.reader import brief, parse_yaml, plain, read_yaml
 from jaxmoral.config.schema import ADAPTER, KEYS, Config
+from jaxmoral.config.trees import to_dict
 from jaxmoral.errors import UserError, split_outside
 
 ALONE = ""  # the name of a run that is no member of a population; checkpoints hold it
@@ -92,6 +93,17 @@ def _keys_like(key: str) -> str:
         return f"did you mean {' or '.join(map(repr, near))}?"
     known = [name for name in KEYS if group and name.startswith(f"{group}.")] or KEYS
     return f"the keys are {', '.join(known)}"
+
+
+def with_evaluation(config: Config, chosen: Mapping[str, Any]) -> Config:
+    """The configuration with these keys of `evaluation`, but for those that are None.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    tree = to_dict(config)
+    tree["evaluation"] |= {key: value for key, value in chosen.items() if value is not None}
+    return parse(tree)
 
 
 def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:

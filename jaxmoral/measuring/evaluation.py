@@ -84,35 +84,33 @@ def evaluate_agent(
     ['ipd', 'ish']
     """
     config, agent, trained, made = load_source(source, update)
-    overrides = {
+    chosen = {
         "games": games,
         "opponents": opponents,
         "suites": suites,
         "protocols": protocols,
+        "thinking": thinking,
     }
-    tree = configs.to_dict(config)
-    tree["evaluation"] |= {key: list(value) for key, value in overrides.items() if value}
-    tree["evaluation"] |= {} if thinking is None else {"thinking": thinking}
-    config = configs.parse(tree)
+    config = configs.with_evaluation(config, chosen)
     resolve(config)
     agent = thoughts.rethought(agent, config)
-    chosen = chosen_conditions(config, agent.presentation)
-    if SUITE in chosen:
-        config = _with_met(config, [c.game for c in chosen[SUITE].values()])
-    _check_fit(agent, config, chosen=chosen)
+    tested = chosen_conditions(config, agent.presentation)
+    if SUITE in tested:
+        config = _with_met(config, [c.game for c in tested[SUITE].values()])
+    _check_fit(agent, config, chosen=tested)
     policies = {"base": agent.policy.reference_parameters()}
     policies |= {} if trained is None else {"tuned": trained}
     if thoughts_of is not None:
-        if thoughts.SUITE not in chosen:
+        if thoughts.SUITE not in tested:
             raise UserError(
                 f"--thoughts-of: only the suite {thoughts.SUITE} exchanges thoughts; add it to"
                 " --suites"
             )
         policies["swapped"] = thoughts.other_thinker(Path(thoughts_of), agent)
-    unique = {c.key: c for suite in chosen.values() for c in suite.values()}
+    unique = {c.key: c for suite in tested.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
-    evaluation = {"update": made} | describe(config, chosen, measured=measured)
-    for name, condition in chosen.get(thoughts.SUITE, {}).items():
+    evaluation = {"update": made} | describe(config, tested, measured=measured)
+    for name, condition in tested.get(thoughts.SUITE, {}).items():
         key = jax.random.fold_in(jax.random.key(config.seed), KEY_TAG)
         studied = thoughts.study(agent, condition, policies, key)
         evaluation["suites"][thoughts.SUITE][name]["thoughts"] = studied
