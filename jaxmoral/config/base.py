@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxmoral.config.kinds import Above, Flag, Positive, closed
+from jaxmoral.config.kinds import Bool, PositiveFloat, PositiveInt, closed
 
 LinearName = Literal["q", "k", "v", "o", "gate", "up", "down", "router", "layer_gate", "layer_out"]
 
@@ -35,8 +35,8 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantisation: Literal["none", "int8", "nf4"] = "none"
     remat: Literal["none", "elementwise", "block"] = "elementwise"
-    max_nodes: Positive = 4096
-    max_logits: Positive = 128
+    max_nodes: PositiveInt = 4096
+    max_logits: PositiveInt = 128
 
 
 @closed
@@ -56,8 +56,8 @@ class LoraConfig:
     """
 
     adapter: str | None = None
-    rank: Positive = 8
-    alpha: Above = 16.0
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Annotated[tuple[LinearName, ...], Field(min_length=1)] = (
         "q",
@@ -68,7 +68,7 @@ class LoraConfig:
         "up",
         "down",
     )
-    rank_stabilised: Flag = False
+    rank_stabilised: Bool = False
 
 
 @closed
@@ -82,6 +82,6 @@ class MeshConfig:
       tensor: parts of every layer.
     """
 
-    data: Positive | None = None
-    fsdp: Positive | None = None
-    tensor: Positive | None = None
+    data: PositiveInt | None = None
+    fsdp: PositiveInt | None = None
+    tensor: PositiveInt | None = None

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxmoral.config.kinds import NonNegative, Positive, closed
+from jaxmoral.config.kinds import NonNegative, PositiveInt, closed
 
 
 @closed
@@ -30,5 +30,5 @@ class AnchorConfig:
     """
 
     coef: NonNegative = 0.0
-    tokens: Positive = 256
-    at_once: Positive = 64
+    tokens: PositiveInt = 256
+    at_once: PositiveInt = 64

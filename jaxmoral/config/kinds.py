@@ -5,10 +5,10 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
-Positive = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
-Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(gt=0, le=1e6)]
-Flag = Annotated[bool, Field(strict=True)]
+Bool = Annotated[bool, Field(strict=True)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -13,12 +13,12 @@ from pydantic import Field
 from jaxmoral.config.base import LoraConfig, MeshConfig, ModelConfig
 from jaxmoral.config.keeping import AnchorConfig, DistilConfig
 from jaxmoral.config.kinds import (
-    Above,
+    Bool,
     Finite,
-    Flag,
     Fraction,
     NonNegative,
-    Positive,
+    PositiveFloat,
+    PositiveInt,
     Weight,
     closed,
 )
@@ -38,7 +38,7 @@ Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "trackio"], ...], pydantic.BeforeValidator(_names)
 ]
 # YAML reads a bare off as false.
-Thinking = Annotated[
+ThinkingSwitch = Annotated[
     Literal["default", "off"], pydantic.BeforeValidator(lambda x: "off" if x is False else x)
 ]
 
@@ -66,7 +66,7 @@ class PromptConfig:
     persona: str = "none"
     table_order: TableOrder = "original"
     template: Literal["plain", "chat"] = "plain"
-    thinking: Thinking = "default"
+    thinking: ThinkingSwitch = "default"
 
 
 @closed
@@ -99,11 +99,11 @@ class EnvConfig:
     game: str = "ipd"
     opponent: str = "tit-for-tat"
     opponent_illegal: Literal["last-move", "zero", "penalty", "paper"] = "last-move"
-    episodes: Positive = 4096
-    rounds: Positive = 5
+    episodes: PositiveInt = 4096
+    rounds: PositiveInt = 5
     noise: Fraction = 0.0
     memory: Annotated[int, Field(ge=0, le=3, strict=True)] = 1
-    blank_start: Flag = False
+    blank_start: Bool = False
     payoff_draws: Annotated[int, Field(ge=0, strict=True)] = 0
     payoff_range: tuple[int, int] = (1, 9)
     max_prompts: Annotated[int, Field(gt=0, le=2**15, strict=True)] = 1024  # numbered in 16 bits
@@ -131,13 +131,13 @@ class MixtureConfig:
 
     games: Axis | None = None
     labels: Annotated[tuple[tuple[str, str], ...], Field(min_length=1)] | str | None = None
-    both_ways: Flag = False
+    both_ways: Bool = False
     wordings: Axis | None = None
     personas: Axis | None = None
     table_orders: Annotated[tuple[TableOrder, ...], Field(min_length=1)] | None = None
     opponents: Annotated[dict[str, Weight], Field(min_length=1)] | None = None
-    conditions: Positive = 1
-    kept: Positive = 1000
+    conditions: PositiveInt = 1
+    kept: PositiveInt = 1000
 
 
 @closed
@@ -160,8 +160,8 @@ class RewardConfig:
     name: str = "deontological"
     then: str | None = None
     transition: Literal["switch", "linear"] = "switch"
-    switch_at: Positive | None = None
-    normalise: Flag = False
+    switch_at: PositiveInt | None = None
+    normalise: Bool = False
     xi: NonNegative = 3.0
     illegal: Finite = -6.0
     exploitability: NonNegative = 0.0
@@ -182,7 +182,7 @@ class PPOConfig:
         terms in the loss, or each token of a sampled answer with the KL as a reward per token, as
         in the paper (then gamma is 1 and gae_lambda runs over tokens; there is no entropy term).
       estimator: an update's episodes are sampled, or their expectation is computed from the Markov
-        chain of remembered rounds, without noise ("exact"; outcome level only).
+        chain of remembered rounds, without sampling ("exact"; outcome level only).
       learning_rate, learning_rate_schedule: Adam's, at the first update and from there on.
       epochs: passes over an update's episodes.
       minibatches: gradient steps of a pass.
@@ -194,7 +194,7 @@ class PPOConfig:
       gamma: 0 makes each round a bandit, as in the paper.
       gae_lambda: of generalised advantage estimation.
       normalise_advantages: to mean 0 and variance 1 in every update.
-      normalise_rewards: divided by a running standard deviation.
+      normalise_rewards: to mean 0 and variance 1 over all rewards so far.
       entropy_coef, final_entropy_coef: at the first and after the last update, linear between.
       barrier_coef: weight of a barrier before answers that never give one of the labels (outcome
         level only), so that what was unlearned is still tried.
@@ -205,13 +205,13 @@ class PPOConfig:
 
     level: Literal["outcome", "token"] = "outcome"
     estimator: Literal["sampled", "exact"] = "sampled"
-    sample_with_dropout: Flag = False
-    learning_rate: Above = 2e-4
+    sample_with_dropout: Bool = False
+    learning_rate: PositiveFloat = 2e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    epochs: Positive = 1
-    minibatches: Positive = 1
-    clip: Above = 0.2
+    epochs: PositiveInt = 1
+    minibatches: PositiveInt = 1
+    clip: PositiveFloat = 0.2
     value_clip: Annotated[float, Field(gt=0)] = 1.0
     value_coef: NonNegative = 0.1
     entropy_coef: NonNegative = 1.0
@@ -219,10 +219,10 @@ class PPOConfig:
     barrier_coef: NonNegative = 0.0
     gamma: Fraction = 0.0
     gae_lambda: Fraction = 0.95
-    normalise_advantages: Flag = False
-    normalise_rewards: Flag = False
+    normalise_advantages: Bool = False
+    normalise_rewards: Bool = False
     kl_coef: NonNegative = 0.02
-    kl_target: Above = 6.0
+    kl_target: PositiveFloat = 6.0
     kl_gain: NonNegative = 0.1
 
 
@@ -287,8 +287,8 @@ class EvaluationConfig:
         tuple[Literal["exact", "long-run", "sampled", "paper"], ...], Field(min_length=1)
     ] = ("exact", "long-run", "sampled")
     xi: NonNegative | None = None
-    episodes: Positive = 100_000
-    rounds: Positive = 5
+    episodes: PositiveInt = 100_000
+    rounds: PositiveInt = 5
     thinking: Annotated[int, Field(ge=0, le=2**15, strict=True)] | None = None
 
 
@@ -335,8 +335,8 @@ class Config:
     plugins: tuple[str, ...] = ()
     objective: Literal["reward", "distil"] = "reward"
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
-    updates: Positive = 40
-    checkpoint_every: Positive = 10
+    updates: PositiveInt = 40
+    checkpoint_every: PositiveInt = 10
     tracker: Trackers = ("tensorboard",)
 
     @property
