@@ -125,10 +125,10 @@ def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, pr
         return shaped(tree, jax.tree.map(lambda _: lead, tree))
 
     state_where = shardings(state, layout, state_prefix(False, several))
-    prompts = prompter.inputs([[condition]])
+    prompts = prompter.pack([[condition]])
     if config.per_layer_dim:  # what layers would look up
         size = config.num_layers * config.per_layer_dim
-        prompts = prompts._replace(rows=np.zeros((*prompts.tree.tokens.shape, size), np.float32))
+        prompts = prompts._replace(beside=np.zeros((*prompts.tree.tokens.shape, size), np.float32))
     inputs = UpdateInputs(
         key=per_member(keys if several else keys[0]),
         frozen=shaped(weights, shardings(weights, layout)),

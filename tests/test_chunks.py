@@ -9,7 +9,7 @@ import pytest
 from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation, all_prompts
-from jaxmoral.learning.agent import drawable, make_agent
+from jaxmoral.learning.agent import drawable_points, make_agent
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
@@ -29,8 +29,8 @@ def test_chunks_have_the_numbers_of_one_tree(shallow):
     """Two remembered rounds, an adapter that is not zero: one tree and several, one table."""
     config, agent = agent_of(shallow, memory=2)
     condition = Condition(player_games(config)[0][0], agent.presentation)
-    whole = agent.prompter.inputs([[condition]])
-    parts = Prompter(agent.model, "plain", max_nodes=1000).inputs([[condition]])
+    whole = agent.prompter.pack([[condition]])
+    parts = Prompter(agent.model, "plain", max_nodes=1000).pack([[condition]])
     assert whole.tree.tokens.shape[1] == 1
     assert parts.tree.tokens.shape[1] > 1
     assert parts.tree.tokens.shape[2] <= 1000
@@ -79,7 +79,7 @@ def test_too_many_prompts_are_refused_with_three_ways_out(shallow):
 def test_a_prompt_that_no_tree_holds_is_refused(real):
     condition = Condition(get_game("ipd"), Presentation())
     with pytest.raises(UserError, match="longer than 50 tokens"):
-        Prompter(real, "plain", max_nodes=50).inputs([[condition]])
+        Prompter(real, "plain", max_nodes=50).pack([[condition]])
 
 
 POINTS_FIRST = """Points {cc_own}/{cc_other}, {cd_own}/{cd_other}, {dc_own}:{dc_other}, {dd_own}.
@@ -103,10 +103,10 @@ def test_all_payoffs_of_a_range_have_one_shape(real, game, wording, payoff_range
     prompter = Prompter(real, "plain")
     drawn = [player_games(config, update)[0][0] for update in range(4)]
     drawn += corner_payoffs(get_game(game), *payoff_range)[::4]
-    room = prompter.room([Condition(get_game(game), shown)], drawable(config))
+    room = prompter.room([Condition(get_game(game), shown)], drawable_points(config))
     found = []
     for played in drawn:
-        inputs = prompter.inputs([[Condition(played, shown)]], room)
+        inputs = prompter.pack([[Condition(played, shown)]], room)
         found.append(jax.tree.map(np.shape, inputs))
     assert all(shapes == found[0] for shapes in found)
     assert inputs.tree.tokens.shape[:2] == (1, 1)
@@ -125,8 +125,8 @@ def test_means_of_several_others_have_room_too(real):
         [Condition(game, shown) for game in player_games(config, update)[0]] for update in range(5)
     ]
     assert any("." in text.split(",")[0] for text in all_prompts(*groups[0][0]))
-    room = prompter.room(groups[0], drawable(config))
-    found = [jax.tree.map(np.shape, prompter.inputs([group], room)) for group in groups]
+    room = prompter.room(groups[0], drawable_points(config))
+    found = [jax.tree.map(np.shape, prompter.pack([group], room)) for group in groups]
     assert all(shapes == found[0] for shapes in found)
 
 
@@ -137,8 +137,8 @@ def test_room_for_other_payoffs_changes_no_number(shallow):
     config = resolve(parse(tree))
     agent = make_agent(config)
     group = [Condition(game, agent.presentation) for game in player_games(config)[0]]
-    roomy = agent.prompter.inputs([group], agent.prompter.room(group, drawable(config)))
-    tight = agent.prompter.inputs([group])
+    roomy = agent.prompter.pack([group], agent.prompter.room(group, drawable_points(config)))
+    tight = agent.prompter.pack([group])
     assert roomy.tree.tokens.size > tight.tree.tokens.size
     trainable = jax.jit(agent.policy.init)(jax.random.key(0))
     trainable = jax.tree.map(

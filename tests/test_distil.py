@@ -61,7 +61,7 @@ def test_what_is_lost_is_the_mean_divergence_of_the_tables(trained):
 
 def test_its_gradient_is_that_of_finite_differences(trained):
     agent, teacher = trained.agent, tables(trained)[0]
-    prompts = agent.prompter.inputs([[Condition(get_game("ipd"), agent.presentation)]])
+    prompts = agent.prompter.pack([[Condition(get_game("ipd"), agent.presentation)]])
     model = agent.policy.bind(agent.frozen, jax.tree.map(lambda leaf: leaf[0], prompts))
     random = np.random.default_rng(0)
     start = jax.tree.map(

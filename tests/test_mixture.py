@@ -201,8 +201,8 @@ def test_a_condition_is_made_once_and_kept_within_the_limit(tiny_flags, monkeypa
     def made(kept):
         config = resolve(configs.load(None, [*flags, "--mixture.kept", str(kept)]))
         agent, calls = make_agent(config), []
-        members, make, seen = [(config, agent)], agent.prompter.inputs, []
-        monkeypatch.setattr(agent.prompter, "inputs", lambda *a: calls.append(a) or make(*a))
+        members, make, seen = [(config, agent)], agent.prompter.pack, []
+        monkeypatch.setattr(agent.prompter, "pack", lambda *a: calls.append(a) or make(*a))
         conditions = Conditions(members, Met(members))
         for update in range(40):
             shown = conditions.shown(update)

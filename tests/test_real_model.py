@@ -57,7 +57,7 @@ def test_deontological_training_works_within_four_updates(trained):
 
 def test_the_reference_is_the_base_and_the_adapter_moved(trained):
     agent = trained.agent
-    inputs = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[IPD]]))
+    inputs = jax.tree.map(lambda x: x[0], agent.prompter.pack([[IPD]]))
     fresh = agent.policy.init(jax.random.key(0))
     base = jax.jit(lambda w, t: agent.policy.bind(w, inputs).table(t))(agent.frozen, fresh)
     reference = jax.jit(partial(reference_table, agent.policy))(agent.frozen, inputs)

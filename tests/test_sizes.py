@@ -104,7 +104,7 @@ def update_of(agent, config):
 def test_activations_are_what_the_compiler_reserves(real):
     config = resolve(configs.load(None, ["--env.episodes", "64"]))
     agent = make_agent(config)
-    inputs = agent.prompter.inputs([[Condition(games.get_game("ipd"), agent.presentation)]])
+    inputs = agent.prompter.pack([[Condition(games.get_game("ipd"), agent.presentation)]])
     init = initial_state(config, agent)
     state, key = jax.eval_shape(init, np.uint32(0), np.float32(config.ppo.kl_coef))
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
@@ -167,7 +167,7 @@ def test_a_footprint_is_what_the_compiler_reserves(flags, folders):
     config = resolve(configs.load(None, [*given, "--env.episodes", "64", *flags]))
     agent = make_agent(config)
     model, lora = agent.model.config, agent.lora
-    inputs = agent.prompter.inputs([[Condition(games.get_game("ipd"), agent.presentation)]])
+    inputs = agent.prompter.pack([[Condition(games.get_game("ipd"), agent.presentation)]])
     needed = footprint(config, model, lora, inputs, agent.layout)
 
     num_players = 2 if config.env.opponent == "learner" else 1
@@ -228,7 +228,7 @@ def test_rounds_count_too():
     agent = make_agent(config)
     state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
-    shown, arena = agent.prompter.inputs([[None]]), environment(config)
+    shown, arena = agent.prompter.pack([[None]]), environment(config)
     given = UpdateInputs(key, agent.frozen, shown, reference, arena, adjustable(config.ppo))
     lowered = jax.jit(update_of(agent, config)).lower(state, given)
     reserved = lowered.compile(on_cpu(OFTEN)).memory_analysis().temp_size_in_bytes

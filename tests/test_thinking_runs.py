@@ -278,10 +278,10 @@ def test_a_prompt_opens_the_thought_and_the_cue_follows(flags, shallow):
     text = model.tokenizer.decode(prompter.sequences(condition)[0])
     assert text.endswith(prompts.THINK + "\nThought:")
     assert model.tokenizer.decode(thinking.cue_tokens) == "\nAnswer:"
-    room, inputs = prompter.room([condition]), prompter.inputs([[condition]])
+    room, inputs = prompter.room([condition]), prompter.pack([[condition]])
     assert room.nodes == inputs.branches.slots.max() + 1
     assert room.depth == inputs.tree.positions.max()
-    assert room.alone == np.unique(inputs.prefixes.paths).size
+    assert room.alone == np.unique(inputs.alone.paths).size
     assert {model.tokenizer.decode([token]) for token in thinking.stops} >= {"\n"}
     assert set(model.stop_tokens()) <= set(thinking.stops)
 

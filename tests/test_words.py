@@ -40,11 +40,11 @@ def test_labels_of_different_shapes_share_a_program(config):
     ]
     fresh = agent.policy.init(jax.random.key(0))
     apply = jax.jit(lambda w, i: agent.policy.bind(w, i).table(fresh).log_probs)
-    together = agent.prompter.inputs([[condition] for condition in shown])
+    together = agent.prompter.pack([[condition] for condition in shown])
     found = []
     for index, condition in enumerate(shown):
         inputs = jax.tree.map(lambda x, at=index: x[at], together)
-        alone = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
+        alone = jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
         assert alone.tree.tokens.shape != inputs.tree.tokens.shape or index == 2
         found.append(apply(agent.frozen, inputs))
         np.testing.assert_allclose(found[-1], apply(agent.frozen, alone), atol=2e-4)

@@ -86,7 +86,7 @@ def pack_thinker(prompts, thoughts, room):
         tokens=tokens,
         lengths=lengths,
         branches=grown.branches,
-        prefixes=Prefixes(pad(alone, 20, 5), paths(alone, last, 6), lengths),
+        alone=Prefixes(pad(alone, 20, 5), paths(alone, last, 6), lengths),
     )
 
 

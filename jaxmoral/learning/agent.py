@@ -69,7 +69,7 @@ class Agent(NamedTuple):
 
 def policy_table(agent: Agent, condition: Condition, trainable: Any) -> PolicyTable:
     """What an agent with these parameters says in one condition."""
-    prompts = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
+    prompts = jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
     return _read(agent.policy, agent.frozen, prompts, trainable)
 
 
@@ -78,7 +78,7 @@ def _read(policy: Policy, frozen: Any, prompts: Any, trainable: Any) -> PolicyTa
     return policy.bind(frozen, prompts).table(trainable)
 
 
-def drawable(config: Config) -> tuple[float, ...]:
+def drawable_points(config: Config) -> tuple[float, ...]:
     """Every number that drawn payoffs can be; none if nothing is drawn."""
     if not config.env.payoff_draws:
         return ()
@@ -149,14 +149,14 @@ class _Plan(NamedTuple):
     presentation: Presentation
     lora: Lora
     adapter: Any
-    inputs: PackedPrompts
+    packed: PackedPrompts
     needed: Footprint
 
 
 def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
-    base, settings, gemma = config.model, config.lora, model.config
-    size = weight_bytes(gemma, 4 if base.dtype == "float32" else 2)
-    layout = make_layout(config.mesh, units, gemma.num_heads, size)
+    base, settings, decoder = config.model, config.lora, model.config
+    size = weight_bytes(decoder, 4 if base.dtype == "float32" else 2)
+    layout = make_layout(config.mesh, units, decoder.num_heads, size)
     multiple = 1 if layout.side_by_side else layout.num_places
     presentation = make_presentation(config, model)
     wordings = config.mixture.wordings or [presentation.wording]
@@ -167,17 +167,17 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     )
     lora = lora_of(config)
     for name in lora.targets:
-        if name not in gemma.linear_names:
+        if name not in decoder.linear_names:
             raise UserError(
                 f"lora.targets: {base.source} has no linear layer {name}, only"
-                f" {' '.join(gemma.linear_names)}"
+                f" {' '.join(decoder.linear_names)}"
             )
     adapter = None
     if settings.adapter is not None:
         adapter, lora = _given_adapter(config, model)
     # One shape serves all that will be drawn; what cannot be spelled is said now.
     conditions = every_condition(config, presentation)
-    room = prompter.room(conditions, drawable(config))
+    room = prompter.room(conditions, drawable_points(config))
     pairs = {condition.presentation.labels for condition in conditions}
     budgets = {prompter.responses(pair).trie.prefix_edges.shape[1] for pair in pairs}
     if config.ppo.level == "token" and len(budgets) > 1:
@@ -185,15 +185,15 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
             "mixture.labels: with ppo.level token all labels must have as many tokens; here they"
             f" have {min(budgets)} to {max(budgets)}"
         )
-    inputs = prompter.inputs(player_conditions(config, presentation)[:1], room)
-    needed = footprint(config, gemma, lora, inputs, layout, units or 1)
+    packed = prompter.pack(player_conditions(config, presentation)[:1], room)
+    needed = footprint(config, decoder, lora, packed, layout, units or 1)
     return _Plan(
         layout=layout,
         prompter=prompter,
         presentation=presentation,
         lora=lora,
         adapter=adapter,
-        inputs=inputs,
+        packed=packed,
         needed=needed,
     )
 
@@ -301,12 +301,12 @@ def settle(config: Resolved, agent: Agent) -> Settled:
 
 
 def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
-    lengths, tokens, lora = plan.inputs.lengths, plan.inputs.tree.tokens, plan.lora
+    lengths, tokens, lora = plan.packed.lengths, plan.packed.tree.tokens, plan.lora
     trees, size = tokens.shape[1:]
     tokens_alone = lengths.sum()
     if plan.prompter.thinking is not None:
-        assert plan.inputs.branches is not None
-        behind = plan.inputs.branches.slots.shape[-1]
+        assert plan.packed.branches is not None
+        behind = plan.packed.branches.slots.shape[-1]
         tokens_alone = np.sum(lengths + behind) * plan.prompter.thinking.thoughts
     head = model.config.embed_dim + 1
     kind: str = config.model.dtype

@@ -54,13 +54,13 @@ class Texts(NamedTuple):
 
     Attributes:
       tree: the packed texts.
-      rows: what layers look up of its tokens, or None.
+      beside: what layers look up of its tokens, or None.
       nodes: `[num_rows]` int32, where the base's tokens are predicted.
       weight: `[num_rows]` of each; over all parts they add up to the number of parts.
     """
 
     tree: PromptTree
-    rows: np.ndarray | None
+    beside: np.ndarray | None
     nodes: np.ndarray | jax.Array
     weight: np.ndarray | jax.Array
 
@@ -154,7 +154,7 @@ def _speaker(policy: LanguagePolicy, how: Branching, layout: Layout) -> Any:
 
 
 def pack(spoken: Spoken, sizes: Sizes, prompter: Prompter) -> Texts:
-    """The texts in parts, all of one shape whatever was written; `rows` are not looked up yet."""
+    """The texts in parts, all of one shape whatever was written; `beside` is not looked up yet."""
     whole = [[*a, *b] for a, b in zip(spoken.openings, spoken.continuations, strict=True)]
     starts = range(0, len(whole), sizes.at_once)
     merged = [merge(spoken.openings[start : start + sizes.at_once])[0] for start in starts]
@@ -186,7 +186,7 @@ def make_anchor(config: Config, agent: Agent) -> Anchor:
     spoken = agent.spoken or speak(config, agent)
     texts = pack(spoken, sizes(config), prompter)
     if policy.beside is not None:
-        texts = texts._replace(rows=policy.beside.read(texts.tree.tokens))
+        texts = texts._replace(beside=policy.beside.read(texts.tree.tokens))
     shown = place(texts, agent.layout.sharding())
     base = _knower(policy, agent.layout)(agent.frozen, shown)
     return Anchor(np.array(config.anchor.coef, np.float32), texts, jax.device_get(base))
@@ -197,7 +197,7 @@ def _knower(policy: LanguagePolicy, layout: Layout) -> Any:
     def know(frozen: PyTree, texts: Texts) -> Known:
         def know_part(part):
             model = policy.reading(frozen)
-            hidden = model.before(policy.reference_parameters(), part.tree, part.nodes, part.rows)
+            hidden = model.before(policy.reference_parameters(), part.tree, part.nodes, part.beside)
             return model.model().know(hidden, policy.max_logits, compared=True)
 
         return jax.lax.map(know_part, texts)
@@ -208,7 +208,7 @@ def _knower(policy: LanguagePolicy, layout: Layout) -> Any:
 def distance(model: PromptedModel, trainable: PyTree, part: Texts, base: Known) -> jax.Array:
     """KL(base || policy) in nats a token over a part of the texts, `[]`."""
     decoder, max_logits = model.model(), model.policy.max_logits
-    hidden = model.before(trainable, part.tree, part.nodes, part.rows)
+    hidden = model.before(trainable, part.tree, part.nodes, part.beside)
     everything = jnp.zeros((1, model.policy.config.vocab_size), bool)
     log_sums = decoder.log_sum_exp(hidden[:, None], everything, max_logits)[:, 0]
     return jnp.sum(part.weight * decoder.divergence(base, (hidden, log_sums), max_logits))

@@ -239,16 +239,16 @@ def split_minibatches(key: jax.Array, batch: Batch, config: PPOConfig) -> Batch:
 
 
 def token_rewards(
-    log_prob: jax.Array, reference: jax.Array, score: jax.Array, kl_coef: jax.Array
+    log_prob: jax.Array, reference: jax.Array, reward: jax.Array, kl_coef: jax.Array
 ) -> jax.Array:
-    """Minus the weighted log-ratio to the reference per token, and the score on the last one.
+    """Minus the weighted log-ratio to the reference per token, and the reward on the last one.
 
     Args:
       log_prob, reference: `[num_samples, budget]` of the sampled tokens.
-      score: `[num_samples]`.
+      reward: `[num_samples]` of the rounds.
       kl_coef: in reward units per nat.
     """
-    return (-kl_coef * (log_prob - reference)).at[:, -1].add(score)
+    return (-kl_coef * (log_prob - reference)).at[:, -1].add(reward)
 
 
 def make_token_batch(

@@ -199,8 +199,8 @@ def expect_rounds(
 def collect_tokens(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: Setup) -> Collected:
     """Samples episodes and the tokens of their answers, as arXiv 2410.01639 did (section 3.3).
 
-    Every round is one sample: a prompt, an answer of a fixed number of tokens, and a score, the
-    round's reward. The KL to the reference policy is a reward per token, measured on the sampled
+    Every round is one sample: a prompt, an answer of a fixed number of tokens, and the round's
+    reward. The KL to the reference policy is a reward per token, measured on the sampled
     tokens; advantages run over an answer's tokens, not over rounds. What an answer amounts to is
     sampled from the exact distribution, and then its tokens given that, which together is plain
     sampling of tokens.
@@ -215,9 +215,9 @@ def collect_tokens(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: S
     trajectories = play(keys.rollout, table.log_probs, inputs, setup)
     flat = lambda field: field.reshape(num_players, -1).astype(jnp.int32)
     prompt, outcome = flat(trajectories.prompt), flat(trajectories.outcome)
-    scores, moments = trajectories.reward.reshape(num_players, -1), state.players.moments
+    rewards, moments = trajectories.reward.reshape(num_players, -1), state.players.moments
     if config.normalise_rewards:
-        scores, moments = jax.vmap(scale_rewards)(scores, moments)
+        rewards, moments = jax.vmap(scale_rewards)(rewards, moments)
 
     def write(shown, trainable, dropout_key, logits, key, prompt, outcome):
         drawn = {"logits": logits, "key": key, "prompt": prompt, "outcome": outcome}
@@ -235,21 +235,21 @@ def collect_tokens(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: S
     def against(shown, prompt, tokens):
         return score(shown, policy.reference_parameters(), prompt, tokens)[0]
 
-    def differentiate(scored, batch):
-        loss = lambda scored, batch: token_loss(scored[0], scored[1], batch, config)
-        return jax.vmap(jax.grad(loss, has_aux=True))(scored, batch)
+    def differentiate(reading, batch):
+        loss = lambda reading, batch: token_loss(*reading, batch, config)
+        return jax.vmap(jax.grad(loss, has_aux=True))(reading, batch)
 
     reference = per_player(against, inputs.prompts, prompt, tokens)
-    scored, pullback = jax.vjp(lambda p: read(p, None), state.players.trainable)
-    log_prob, value = scored
-    rewards = jax.vmap(token_rewards)(log_prob, reference, scores, state.players.kl_coef)
-    batch = jax.vmap(partial(make_token_batch, config=config))(log_prob, value, rewards)
+    reading, pullback = jax.vjp(lambda p: read(p, None), state.players.trainable)
+    log_prob, value = reading
+    by_token = jax.vmap(token_rewards)(log_prob, reference, rewards, state.players.kl_coef)
+    batch = jax.vmap(partial(make_token_batch, config=config))(log_prob, value, by_token)
     measure = partial(sampled_metrics, memory=setup.memory)
     metrics = jax.vmap(measure)(table, trajectories, inputs.reference)
     kl = jnp.mean(jnp.sum(log_prob - reference, -1), -1)
     return Collected(
         read=read,
-        behaviour=(scored, pullback),
+        behaviour=(reading, pullback),
         differentiate=differentiate,
         batches=every_epoch(batch, config),
         metrics=metrics | {"token_kl": kl},

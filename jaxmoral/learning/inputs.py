@@ -7,7 +7,7 @@ import jax
 
 from jaxmoral.devices.mesh import place
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import drawable
+from jaxmoral.learning.agent import drawable_points
 from jaxmoral.learning.anchor import make_anchor
 from jaxmoral.learning.distil import behind
 from jaxmoral.learning.draws import paper_draws
@@ -42,7 +42,7 @@ class Conditions:
         config, agent = members[0]
         possible = [c for own, other in members for c in every_condition(own, other.presentation)]
         unique = list({condition.key: condition for condition in possible}.values())
-        points = drawable(config)
+        points = drawable_points(config)
         room = agent.prompter.room(unique, points)
         kept = config.mixture.kept
         if config.env.payoff_draws:  # none comes twice, but both sides of a game

@@ -41,8 +41,8 @@ class PackedPrompts(NamedTuple):
       trie: the legal responses.
       tokens: `[num_prompts, longest]` int32, the prompts one by one.
       lengths: `[num_prompts]` int32.
-      rows: `[num_nodes, size]`, what layers look up of the tree's tokens, or None.
-      branches, prefixes: of an agent that thinks, where its thoughts are in the tree, and the
+      beside: `[num_nodes, size]`, what layers look up of the tree's tokens, or None.
+      branches, alone: of an agent that thinks, where its thoughts are in the tree, and the
         prompts alone; the rows of `nodes` are then the prompts' thoughts.
     """
 
@@ -51,9 +51,9 @@ class PackedPrompts(NamedTuple):
     trie: Trie
     tokens: np.ndarray | jax.Array
     lengths: np.ndarray | jax.Array
-    rows: np.ndarray | jax.Array | None = None
+    beside: np.ndarray | jax.Array | None = None
     branches: Branches | None = None
-    prefixes: Prefixes | None = None
+    alone: Prefixes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ class PromptedModel:
         self, chunk: PackedPrompts, trainable: PyTree, dropout_key: jax.Array | None
     ) -> jax.Array:
         """Hidden states where answers are decided, `[num_prompts, num_prefixes, embed_dim]`."""
-        hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.rows)
+        hidden = self.hidden(chunk.tree, trainable, dropout_key, chunk.beside)
         return self.rows(hidden, chunk.nodes)
 
     def before(
@@ -185,10 +185,10 @@ class PromptedModel:
         trainable: PyTree,
         tree: PromptTree,
         nodes: np.ndarray | jax.Array,
-        rows: np.ndarray | jax.Array | None,
+        beside: np.ndarray | jax.Array | None,
     ) -> jax.Array:
         """Hidden states of some nodes of a tree of texts, `[num_rows, embed_dim]`; see `hidden`."""
-        return self.rows(self.hidden(tree, trainable, None, rows), nodes[:, None])[:, 0]
+        return self.rows(self.hidden(tree, trainable, None, beside), nodes[:, None])[:, 0]
 
     def rows(self, hidden: jax.Array, nodes: np.ndarray | jax.Array) -> jax.Array:
         """The hidden states of nodes in rows, split over the devices like the tree."""
@@ -214,9 +214,7 @@ class PromptedModel:
         answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
         sequences = jnp.where(place < lengths, room, answers)
         forest = chains(sequences, lengths[:, 0] + budget - 1)
-        beside = self.policy.beside
-        rows = None if beside is None else beside(forest.tokens)  # which nobody knew before
-        hidden = self.hidden(forest, trainable, dropout_key, rows)
+        hidden = self.hidden(forest, trainable, dropout_key, self.look_up(forest.tokens))
         hidden = hidden.reshape(size, -1, hidden.shape[-1])
         before = lengths - 1 + jnp.arange(budget)
         return jnp.take_along_axis(hidden, before[..., None], axis=1)
@@ -226,17 +224,22 @@ class PromptedModel:
         tree: PromptTree,
         trainable: PyTree,
         dropout_key: jax.Array | None,
-        rows: np.ndarray | jax.Array | None = None,
+        beside: np.ndarray | jax.Array | None = None,
     ) -> jax.Array:
         """The last hidden state of every node, `[num_nodes, embed_dim]`.
 
-        `rows` is what the layers look up of each node's token; see `PackedPrompts`.
+        `beside` is what the layers look up of each node's token; see `PackedPrompts`.
         """
         config = self.policy.config
         adapter = prepare(trainable["adapter"], config, self.policy.lora, dropout_key)
         seen = sight(tree, config.sliding_window)
         remat = self.policy.remat
-        return self.model().hidden(tree.tokens, tree.positions, seen, adapter, remat, rows)
+        return self.model().hidden(tree.tokens, tree.positions, seen, adapter, remat, beside)
+
+    def look_up(self, tokens: jax.Array) -> jax.Array | None:
+        """What layers look up of tokens that nobody knew before, as `PackedPrompts.beside`."""
+        table = self.policy.beside
+        return None if table is None else table(tokens)
 
     def over_chunks(self, function: Callable, *beside: PyTree) -> Any:
         """Applies a function to one chunk after the other and joins the results' leading axes.

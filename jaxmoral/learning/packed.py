@@ -102,7 +102,7 @@ class PackedConditions:
         return found
 
     def _pack(self, condition: Condition) -> Packed:
-        prompts = self._agent.prompter.inputs([[condition]], self._room)
+        prompts = self._agent.prompter.pack([[condition]], self._room)
         return Packed(jax.tree.map(lambda leaf: leaf[0], prompts), {})
 
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from jaxmoral.errors import UserError
-from jaxmoral.language import prompt_tree, prompts
+from jaxmoral.language import prompt_tree, responses
 from jaxmoral.language.prompt_tree import merge
-from jaxmoral.language.prompts import Condition
-from jaxmoral.language.responses import Responses, TrieSize, pad, size_of
+from jaxmoral.language.prompts import Condition, all_prompts, number_text
+from jaxmoral.language.responses import Responses, TrieSize, size_of
 from jaxmoral.language.thought_tree import Grown, grow, paths
 from jaxmoral.learning.channel import Thinking
 from jaxmoral.learning.language_policy import PackedPrompts
@@ -78,7 +78,7 @@ class Prompter(Speller):
 
     def texts(self, condition: Condition) -> list[str]:
         """The prompts of a condition as texts."""
-        return prompts.all_prompts(*condition, think=self.thinking is not None)
+        return all_prompts(*condition, think=self.thinking is not None)
 
     def sequences(self, condition: Condition) -> list[list[int]]:
         """The prompts of a condition, each followed by every partial response."""
@@ -113,7 +113,7 @@ class Prompter(Speller):
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
             return np.reshape([len(one) for one in ids], (len(places), len(numbers)))
 
-        most = counts([prompts.number_text(number) for number in points]).max(1)
+        most = counts([number_text(number) for number in points]).max(1)
         first = 10 ** (len(str(size)) - 1)
         for zeros in map("0".__mul__, range(_MAX_ZEROS)):
             texts = [f"{first + index}{zeros}" for index in range(size)]
@@ -142,28 +142,28 @@ class Prompter(Speller):
         if points:
             alike = {(c.presentation, c.game.num_players): c for c in conditions}
             shown += [self.longest(condition, points) for condition in alike.values()]
-        responses = [self.responses(condition.presentation.labels) for condition in shown]
+        answers = [self.responses(condition.presentation.labels) for condition in shown]
         total = math.gcd(*(c.presentation.remembers(c.game).num_prompts for c in shown))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
             nodes, depth, longest, alone = 0, 0, 0, 0
-            for condition, spelled in zip(shown, responses, strict=True):
+            for condition, spelled in zip(shown, answers, strict=True):
                 width = len(spelled.prefixes)
-                for branches in _chunks(self.sequences(condition), each * width):
-                    sizes = self._size(branches, spelled)
+                for sequences in _chunks(self.sequences(condition), each * width):
+                    sizes = self._size(sequences, spelled)
                     nodes, depth, alone = map(max, (nodes, depth, alone), sizes)
-                    longest = max(longest, *(len(ids) for ids in branches[::width]))
+                    longest = max(longest, *(len(ids) for ids in sequences[::width]))
             if nodes <= self.max_nodes:
-                size = size_of([spelled.trie for spelled in responses])
+                size = size_of([spelled.trie for spelled in answers])
                 return Room(each, nodes, depth, longest, size, alone)
         raise UserError(self._too_long(nodes))
 
-    def _size(self, branches: Sequence[list[int]], spelled: Responses) -> tuple[int, int, int]:
+    def _size(self, sequences: Sequence[list[int]], spelled: Responses) -> tuple[int, int, int]:
         """Nodes and depth of `_grow`'s tree; nodes of the prompts alone, if that is a tree too."""
         thinking = self.thinking
         if thinking is None:
-            tree, _ = merge(branches)
+            tree, _ = merge(sequences)
             return len(tree.tokens), int(tree.positions.max()), 0
-        prompts = branches[:: len(spelled.prefixes)]
+        prompts = sequences[:: len(spelled.prefixes)]
         tree, _ = merge(prompts)
         chain = thinking.room + len(thinking.cue_tokens)
         behind = thinking.thoughts * (chain + len(spelled.prefixes) - 1)
@@ -180,14 +180,14 @@ class Prompter(Speller):
             " lower thinking.thoughts or thinking.tokens, or raise it"
         )
 
-    def _grow(self, branches: Sequence[list[int]], spelled: Responses) -> Grown:
+    def _grow(self, sequences: Sequence[list[int]], spelled: Responses) -> Grown:
         """The tree of some of a condition's sequences, and of the thoughts there will be."""
         width, thinking = len(spelled.prefixes), self.thinking
         if thinking is None:
-            tree, last = merge(branches)
+            tree, last = merge(sequences)
             return Grown(tree, None, last.reshape(-1, width))
         return grow(
-            branches[::width],  # the first of each is the empty response
+            sequences[::width],  # the first of each is the empty response
             spelled.prefixes,
             num_thoughts=thinking.thoughts,
             room=thinking.room,
@@ -195,7 +195,7 @@ class Prompter(Speller):
             first_free=self._vocab_size,
         )
 
-    def inputs(
+    def pack(
         self, groups: Sequence[Sequence[Condition]], room: Room | None = None
     ) -> PackedPrompts:
         """Packed prompts, a group of conditions on each place of a leading axis.
@@ -209,20 +209,20 @@ class Prompter(Speller):
         """
         conditions = [condition for group in groups for condition in group]
         room = room or self.room(conditions)
-        chunks = [chunk for condition in conditions for chunk in self._pack(condition, room)]
+        chunks = [chunk for condition in conditions for chunk in self._pack_condition(condition, room)]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *chunks)
         lead = (len(groups), len(chunks) // len(groups))
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), stacked)
 
-    def _pack(self, condition: Condition, room: Room) -> list[PackedPrompts]:
+    def _pack_condition(self, condition: Condition, room: Room) -> list[PackedPrompts]:
         """A condition's prompts in chunks of the room's size."""
         spelled = self.responses(condition.presentation.labels)
         width, packed = len(spelled.prefixes), []
-        trie = pad(spelled.trie, room.responses)
-        for branches in _chunks(self.sequences(condition), room.prompts * width):
-            grown = self._grow(branches, spelled)
+        trie = responses.pad(spelled.trie, room.responses)
+        for sequences in _chunks(self.sequences(condition), room.prompts * width):
+            grown = self._grow(sequences, spelled)
             spare = (0, room.responses.prefixes - width)  # what pads the rows is never reached
-            prompts = branches[::width]
+            prompts = sequences[::width]
             tokens = np.zeros((room.prompts, room.longest), np.int32)
             for row, ids in zip(tokens, prompts, strict=True):
                 row[: len(ids)] = ids
@@ -236,12 +236,12 @@ class Prompter(Speller):
                     lengths=np.array([len(ids) for ids in prompts], np.int32),
                     rows=None if self._beside is None else self._beside.read(tree.tokens),
                     branches=None if grown.branches is None else grown.branches.padded(spare),
-                    prefixes=self._prefixes(prompts, room),
+                    alone=self._prompts_alone(prompts, room),
                 )
             )
         return packed
 
-    def _prefixes(self, prompts: Sequence[list[int]], room: Room) -> Prefixes | None:
+    def _prompts_alone(self, prompts: Sequence[list[int]], room: Room) -> Prefixes | None:
         """The prompts alone, for an agent that continues them."""
         if self.thinking is None:
             return None
@@ -251,5 +251,5 @@ class Prompter(Speller):
         return Prefixes(padded, paths(tree, last, room.longest), lengths)
 
 
-def _chunks(branches: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
-    return [branches[start : start + size] for start in range(0, len(branches), size)]
+def _chunks(sequences: Sequence[list[int]], size: int) -> list[Sequence[list[int]]]:
+    return [sequences[start : start + size] for start in range(0, len(sequences), size)]

@@ -45,7 +45,7 @@ class TablePrompter:
         """The prompts that another policy would read."""
         return all_prompts(*condition)
 
-    def inputs(self, groups: Sequence[Sequence[Condition]], room: None = None) -> np.ndarray:
+    def pack(self, groups: Sequence[Sequence[Condition]], room: None = None) -> np.ndarray:
         """`[num_groups, num_games, 0]`; only how many games there are matters."""
         return np.zeros((len(groups), len(groups[0]), 0), np.float32)
 

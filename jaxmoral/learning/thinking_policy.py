@@ -63,7 +63,7 @@ class ThinkingModel(PromptedModel):
             if not how.tokens:
                 nothing = jnp.zeros((len(chunk.lengths), how.thoughts), jnp.int32)
                 return Thoughts(nothing[..., None], nothing)
-            made = sample(self.model(), adapter, chunk.prefixes, key, branching, self.policy.beside)
+            made = sample(self.model(), adapter, chunk.alone, key, branching, self.policy.beside)
             return Thoughts(*made)
 
         return self.over_chunks(continued, jax.random.split(key, num_chunks))
@@ -77,9 +77,7 @@ class ThinkingModel(PromptedModel):
 
         def read_chunk(chunk, thoughts):
             tree = fill(chunk.tree, chunk.branches.slots, thoughts)
-            beside = self.policy.beside
-            rows = None if beside is None else beside(tree.tokens)
-            hidden = self.hidden(tree, trainable, dropout_key, rows)
+            hidden = self.hidden(tree, trainable, dropout_key, self.look_up(tree.tokens))
             answers = self.decide(self.rows(hidden, chunk.nodes), chunk.trie)
             return Reading(
                 answers.reshape(*thoughts.lengths.shape, 3),

@@ -219,7 +219,7 @@ def _measure_all(
     for group in group_by_size(_sizes(agent, unique), MAX_SHAPES):
         machines = opponents_of(config, [unique[index].game for index in group])
         tested = Tested(
-            inputs=place(agent.prompter.inputs([[unique[index]] for index in group]), everywhere),
+            inputs=place(agent.prompter.pack([[unique[index]] for index in group]), everywhere),
             opponents=place(machines, everywhere),
             frozen=agent.frozen,
             trainables=trainables,

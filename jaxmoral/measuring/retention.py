@@ -46,13 +46,13 @@ class Packed(NamedTuple):
 
     Attributes:
       tree: of their tokens.
-      rows: what layers look up of these, or None.
+      beside: what layers look up of these, or None.
       nodes: `[num_rows]` int32, where tokens are predicted, window by window.
       tokens: `[num_rows]` int32, those that come.
     """
 
     tree: PromptTree
-    rows: np.ndarray | None
+    beside: np.ndarray | None
     nodes: np.ndarray
     tokens: np.ndarray
 
@@ -178,9 +178,9 @@ def pack(
         nodes, tokens = np.concatenate(before), np.concatenate([ids[1:] for ids in own])
         spare = (0, most - len(nodes))
         tree = prompt_tree.pad(tree, room, longest - 1, prompter.multiple)
-        rows = None if policy.beside is None else policy.beside.read(tree.tokens)
+        beside = None if policy.beside is None else policy.beside.read(tree.tokens)
         padded = [np.pad(leaf, spare, mode="edge").astype(np.int32) for leaf in (nodes, tokens)]
-        found.append(Packed(tree, rows, *padded))
+        found.append(Packed(tree, beside, *padded))
     return found
 
 
@@ -190,7 +190,7 @@ def _knower(policy: LanguagePolicy, layout: Layout, compared: bool) -> Any:
 
     def know(frozen: PyTree, packed: Packed) -> tuple[Known, jax.Array]:
         model = policy.reading(frozen)
-        hidden = model.before(policy.reference_parameters(), packed.tree, packed.nodes, packed.rows)
+        hidden = model.before(policy.reference_parameters(), packed.tree, packed.nodes, packed.beside)
         decoder = model.model()
         known = decoder.know(hidden, policy.max_logits, compared=compared)
         return known, decoder.chosen_logits(hidden, packed.tokens) - known.log_sums
@@ -206,7 +206,7 @@ def _comparer(policy: LanguagePolicy, layout: Layout) -> Any:
         frozen: PyTree, packed: Packed, trainable: PyTree, base: Known
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         model = policy.reading(frozen)
-        hidden = model.before(trainable, packed.tree, packed.nodes, packed.rows)
+        hidden = model.before(trainable, packed.tree, packed.nodes, packed.beside)
         decoder = model.model()
         known = decoder.know(hidden, policy.max_logits)
         kl = decoder.divergence(base, (hidden, known.log_sums), policy.max_logits)

@@ -92,7 +92,7 @@ def study(
       [{"thought", "C", "D", "illegal"}, ...]}}}}`; errors are those of C. Histories are as in
       "remembered" of `evaluation.describe`.
     """
-    inputs = jax.tree.map(lambda x: x[0], agent.prompter.inputs([[condition]]))
+    inputs = jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
     policy = agent.policy
     assert isinstance(policy, ThinkingPolicy)
     keys = dict(zip(policies, jax.random.split(key, len(policies)), strict=True))

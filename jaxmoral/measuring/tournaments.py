@@ -81,7 +81,7 @@ def entrant(
     conditions = []
     for game in games:
         conditions += [Condition(seen, agent.presentation) for seen in (game, mirror(game))]
-    inputs = agent.prompter.inputs([[condition] for condition in conditions])
+    inputs = agent.prompter.pack([[condition] for condition in conditions])
     policies = _policies(agent.policy, agent.frozen, inputs, trainable)
     memory = agent.presentation.remembers(games[0])
     try:

@@ -80,7 +80,7 @@ def answers(model: LoadedModel, weights: Any, device: jax.Device) -> Answers:
     """What a device makes of a model with these weights and an adapter that changes it."""
     config = model.config
     presentation = Presentation(labels=tiny_model.LABELS)
-    packed = Prompter(model, "plain").inputs([[Condition(get_game("ipd"), presentation)]])
+    packed = Prompter(model, "plain").pack([[Condition(get_game("ipd"), presentation)]])
     inputs = jax.tree.map(lambda leaf: leaf[0], packed)
     lora = Lora(4, 8.0, 0.0, config.linear_names)
     policy = LanguagePolicy(config, model.definition, lora, beside=model.beside)

@@ -62,7 +62,7 @@ def prompts(config: Config, agent: Agent) -> PackedPrompts:
     """What the first update shows its player, `[1, num_chunks, ...]`."""
     assert isinstance(agent.prompter, Prompter)
     room = agent.prompter.room(every_condition(config, agent.presentation))
-    return agent.prompter.inputs(player_conditions(config, agent.presentation, 0)[:1], room)
+    return agent.prompter.pack(player_conditions(config, agent.presentation, 0)[:1], room)
 
 
 def predicted(case: Case, config: Config, agent: Agent, free: int) -> dict[str, Any]:

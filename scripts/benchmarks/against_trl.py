@@ -63,7 +63,7 @@ def write_task(folder: Path, reward: str, learning_rate: float, seed: int = 0) -
 
 def first_log_probs(agent: Agent, tokens: list[int]) -> list[float]:
     """Of these tokens after the first prompt, to know that both programs have one model."""
-    inputs = agent.prompter.inputs([[Condition(get_game("ipd"), Presentation())]])
+    inputs = agent.prompter.pack([[Condition(get_game("ipd"), Presentation())]])
     inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
     reference = agent.policy.reference_parameters()
     rows, prompt = jnp.array(tokens)[:, None], jnp.zeros(len(tokens), jnp.int32)

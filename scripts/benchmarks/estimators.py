@@ -40,7 +40,7 @@ class Setting:
     def __init__(self, config: Config, agent: Agent):
         self.config, self.policy, self.frozen = config, agent.policy, agent.frozen
         game = get_game(config.env.game)
-        packed = agent.prompter.inputs([[Condition(game, agent.presentation)]])
+        packed = agent.prompter.pack([[Condition(game, agent.presentation)]])
         self.inputs = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), packed)
         self.memory = agent.presentation.remembers(game)
         self.arena = jax.device_put(environment(config))

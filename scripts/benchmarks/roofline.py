@@ -234,7 +234,7 @@ def main() -> None:
     agent = make_agent(config)
     jax.block_until_ready(agent.frozen)
     loading = time.perf_counter() - start
-    packed = agent.prompter.inputs([[Condition(get_game(config.env.game), agent.presentation)]])
+    packed = agent.prompter.pack([[Condition(get_game(config.env.game), agent.presentation)]])
     inputs = jax.tree.map(lambda field: field[0], packed)
     rate, speed = matmul_rate(), bandwidth()
     updates, compiling, saving = whole_updates(config, agent, given.profile)

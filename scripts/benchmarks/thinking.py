@@ -77,7 +77,7 @@ def packed(config: Config, agent: Agent, **changed: Any) -> PackedPrompts:
     assert agent.model is not None
     settings = {"max_nodes": prompter.max_nodes, "thinking": prompter.thinking} | changed
     condition = Condition(training_game(config), agent.presentation)
-    inputs = Prompter(agent.model, prompter.template, **settings).inputs([[condition]])
+    inputs = Prompter(agent.model, prompter.template, **settings).pack([[condition]])
     return jax.tree.map(lambda leaf: leaf[0], inputs)
 
 
@@ -207,7 +207,7 @@ def stages(measured: Measured) -> dict[str, Any]:
     gradient, forward = jit(jax.grad(partial(total, policy))), jit(partial(total, policy))
     prefilling, drawing = jit(prefill), jit(draw)
     programs: dict[str, Callable[[], Any]] = {
-        "prefill": lambda: prefilling(frozen, chunk.prefixes.tree, measured.trainable),
+        "prefill": lambda: prefilling(frozen, chunk.alone.tree, measured.trainable),
         "draw": lambda: drawing(frozen, hidden, uniforms),
         "sampling": lambda: think(frozen, measured.trainable),
         "forward": lambda: forward(*given),
@@ -257,9 +257,9 @@ class ThoughtWork:
         self.read = tree.forward[0] + head
         self.back = tree.backward[0] - tree.head[0] + head
         self.reference = self.read - tree.of_adapters
-        assert inputs.prefixes is not None
+        assert inputs.alone is not None
         # The first token is drawn once for all thoughts of a prompt.
-        alone = inputs._replace(tree=inputs.prefixes.tree, nodes=inputs.prefixes.paths)
+        alone = inputs._replace(tree=inputs.alone.tree, nodes=inputs.alone.paths)
         self.prefill = Work(policy, alone).forward[0] + table * prompts
         # Attention, to prompts of a hundred tokens, is little beside the layers.
         self.steps = (how.room - 1) * rows * tree.of_a_token
