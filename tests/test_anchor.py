@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.language.prompt_tree import chains
+from jaxmoral.language.prompt_tree import pack_unshared
 from jaxmoral.learning.anchor import distance, make_anchor, openings, sizes, speak
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.source import load_source
@@ -52,7 +52,7 @@ def plain(held):
 
     @jax.jit
     def read(trainable):
-        model, tree = agent.policy.reading(agent.frozen), chains(rows, lengths)
+        model, tree = agent.policy.reading(agent.frozen), pack_unshared(rows, lengths)
         hidden = model.hidden(tree, trainable, None)
         hidden = hidden.reshape(len(rows), -1, hidden.shape[-1])[:, : rows.shape[1]]
         return model.model().logits(hidden)

@@ -358,7 +358,7 @@ def assert_gradient(single):
             total = 0.0
             for game in range(2):
                 table = jax.nn.log_softmax(logits[16 * game : 16 * game + 16])
-                for index, chance in enumerate(arena.weights):
+                for index, chance in enumerate(arena.chances):
                     machine = jax.tree.map(lambda x: x[game, index], arena.opponent)  # noqa: B023
                     walk = chain.against(make_memory(), machine)
                     policy = chain.by_state(make_memory(), chain.memory_policy(table))

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmoral.language.prompt_tree import Sight, chains, pack, pad, sight, stack
+from jaxmoral.language.prompt_tree import Sight, pack, pack_unshared, pad, sight, stack
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 
 SEQUENCES = [
@@ -119,7 +119,7 @@ def test_a_block_needs_one_path_and_itself():
 @pytest.mark.parametrize("longest", [7, 64, 65, 150])
 def test_chains_are_causal(longest):
     lengths = np.array([longest, 3, longest // 2 + 1])
-    forest = jax.jit(chains)(jnp.ones((3, longest), jnp.int32), lengths)
+    forest = jax.jit(pack_unshared)(jnp.ones((3, longest), jnp.int32), lengths)
     room = len(forest.tokens) // 3
     counts = seen_by(forest)[1]
     expected = np.eye(3 * room, dtype=int)

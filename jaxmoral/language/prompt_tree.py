@@ -146,7 +146,7 @@ def stack(trees: Sequence[PromptTree], multiple: int = 1) -> PromptTree:
     return PromptTree(*map(np.stack, zip(*padded, strict=True)))
 
 
-def chains(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
+def pack_unshared(sequences: jax.Array, lengths: jax.Array) -> PromptTree:
     """Sequences without shared nodes, side by side; what is past a length attends to itself only.
 
     Args:

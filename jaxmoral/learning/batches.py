@@ -17,7 +17,16 @@ import jax.numpy as jnp
 from jaxmoral.config import PPOConfig
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.state import Moments
-from jaxmoral.world import chain as chains
+from jaxmoral.world.chain import (
+    against,
+    between,
+    by_shown,
+    by_state,
+    expected_advantages,
+    memory_policy,
+    noisy_rewards,
+    visits,
+)
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.memory import NUM_ORDERS, Memory
 from jaxmoral.world.rollout import Environment, Trajectories
@@ -123,7 +132,15 @@ def make_batch(
         advantage = whiten(advantage)
     log_prob = table.log_probs[prompt, outcome]
     weight = jnp.full(prompt.shape, config.minibatches / prompt.size)
-    batch = Batch(weight, prompt, outcome, log_prob, values, advantage, target)
+    batch = Batch(
+        weight=weight,
+        prompt=prompt,
+        outcome=outcome,
+        log_prob=log_prob,
+        value=values,
+        advantage=advantage,
+        value_target=target,
+    )
     return jax.tree.map(jnp.ravel, batch)
 
 
@@ -167,7 +184,7 @@ def exact_batch(
     game = partial(
         _expected_game,
         noise=environment.noise,
-        weights=environment.weights,
+        chances=environment.chances,
         memory=memory,
         num_rounds=num_rounds,
         config=config,
@@ -180,7 +197,15 @@ def exact_batch(
     target = advantage + values
     if config.normalise_advantages:
         advantage = whiten(advantage, weight)
-    batch = Batch(weight, None, None, table.log_probs, values, advantage, target)
+    batch = Batch(
+        weight=weight,
+        prompt=None,
+        outcome=None,
+        log_prob=table.log_probs,
+        value=values,
+        advantage=advantage,
+        value_target=target,
+    )
     return Expectation(jax.tree.map(jnp.ravel, batch), shares.mean(0), reward.mean())
 
 
@@ -191,33 +216,33 @@ def _expected_game(
     others_log_probs: jax.Array | None,
     *,
     noise: chex.Array | None,
-    weights: chex.Array | None,
+    chances: chex.Array | None,
     memory: Memory,
     num_rounds: int,
     config: PPOConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """`[num_prompts, 3]` weights and advantages, shares and mean reward of one game."""
     if opponent is not None:
-        chain = chains.against(memory, opponent, noise=noise, weights=weights)
+        chain = against(memory, opponent, noise=noise, chances=chances)
     else:
         assert others_log_probs is not None
-        chain = chains.between(memory, chains.memory_policy(others_log_probs), noise=noise)
+        chain = between(memory, memory_policy(others_log_probs), noise=noise)
     probs = jnp.exp(table.log_probs).reshape(-1, NUM_ORDERS, 3)
-    policy = chains.by_state(memory, probs)
-    rewards = chains.noisy_rewards(rewards, noise)
-    visited, advantage = chains.expected_advantages(
+    policy = by_state(memory, probs)
+    rewards = noisy_rewards(rewards, noise)
+    visited, advantage = expected_advantages(
         chain,
         policy,
         rewards=rewards,
-        values=chains.by_state(memory, table.values.reshape(-1, NUM_ORDERS)),
+        values=by_state(memory, table.values.reshape(-1, NUM_ORDERS)),
         num_rounds=num_rounds,
         gamma=config.gamma,
         lam=config.gae_lambda,
     )
-    shares = chains.visits(chain, policy.mean(1), num_rounds=num_rounds)
+    shares = visits(chain, policy.mean(1), num_rounds=num_rounds)
     # What the prompt does not show is averaged over: it is all the same to the policy.
-    seen = chains.by_shown(memory, visited)
-    mean = chains.by_shown(memory, visited[:, None, None] * advantage)
+    seen = by_shown(memory, visited)
+    mean = by_shown(memory, visited[:, None, None] * advantage)
     mean = mean / jnp.maximum(seen, 1e-20)[:, None, None]
     weight = seen[:, None, None] / NUM_ORDERS * probs
     return weight.reshape(-1, 3), mean.reshape(-1, 3), shares, jnp.sum(shares * rewards)
@@ -260,4 +285,4 @@ def make_token_batch(
     target = advantage + value
     if config.normalise_advantages:
         advantage = whiten(advantage)
-    return TokenBatch(log_prob, value, advantage, target)
+    return TokenBatch(log_prob=log_prob, value=value, advantage=advantage, value_target=target)

@@ -56,14 +56,19 @@ def make_environment(
         weight = np.full(len(games), config.reward.exploitability, np.float32)
         exploited = Exploited(weight, np.array(points, np.float32))
     if machines is None:
-        return Environment(None, rewards, noise, exploited=exploited)
+        return Environment(opponent=None, rewards=rewards, noise=noise, exploited=exploited)
     chances = [*met_by(config).values()]
     if len(chances) > 1:
-        opponent, weights = stack([stack(row) for row in machines]), np.array(chances, np.float32)
-        return Environment(opponent, rewards[0], noise, weights, exploited)
+        return Environment(
+            opponent=stack([stack(row) for row in machines]),
+            rewards=rewards[0],
+            noise=noise,
+            chances=np.array(chances, np.float32),
+            exploited=exploited,
+        )
     alone = [machine for (machine,) in machines]
     opponent = stack(alone) if len(alone) > 1 else alone[0]
-    return Environment(opponent, rewards[0], noise, exploited=exploited)
+    return Environment(opponent=opponent, rewards=rewards[0], noise=noise, exploited=exploited)
 
 
 def environment(config: Config, update: int = 0) -> Environment:
@@ -88,7 +93,15 @@ def _rewards_between(config: Config, game: Game, share: float) -> np.ndarray:
 
 def _rewards(config: Config, game: Game, name: str) -> np.ndarray:
     settings, env = config.reward, config.env
-    table = reward_table(game, get_reward(name), settings.xi, settings.illegal, settings.normalise)
+    table = reward_table(
+        game,
+        get_reward(name),
+        xi=settings.xi,
+        r_illegal=settings.illegal,
+        normalise=settings.normalise,
+    )
     if env.opponent != LEARNER:
         return table
-    return add_illegal_opponent(table, env.opponent_illegal, name, settings.illegal)
+    return add_illegal_opponent(
+        table, rule=env.opponent_illegal, reward_name=name, r_illegal=settings.illegal
+    )

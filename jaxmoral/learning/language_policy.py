@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxmoral.devices.mesh import Layout, constrain
-from jaxmoral.language.prompt_tree import PromptTree, chains, sight
+from jaxmoral.language.prompt_tree import PromptTree, pack_unshared, sight
 from jaxmoral.language.responses import (
     Trie,
     edge_sources,
@@ -213,7 +213,7 @@ class PromptedModel:
         place = jnp.arange(room.shape[1])
         answers = jnp.take_along_axis(tokens, jnp.clip(place - lengths, 0, budget - 1), axis=1)
         sequences = jnp.where(place < lengths, room, answers)
-        forest = chains(sequences, lengths[:, 0] + budget - 1)
+        forest = pack_unshared(sequences, lengths[:, 0] + budget - 1)
         hidden = self.hidden(forest, trainable, dropout_key, self.look_up(forest.tokens))
         hidden = hidden.reshape(size, -1, hidden.shape[-1])
         before = lengths - 1 + jnp.arange(budget)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxmoral.config import PPOConfig
 from jaxmoral.learning.batches import Batch, TokenBatch
 from jaxmoral.learning.policy import PolicyTable
-from jaxmoral.world import chain
+from jaxmoral.world.chain import best_response, by_state, memory_policy
 from jaxmoral.world.memory import Memory
 
 Metrics = dict[str, jax.Array]
@@ -51,8 +51,8 @@ def exploitability(
     """
 
     def taken(log_probs, points):
-        policy = chain.by_state(memory, chain.memory_policy(log_probs))
-        return chain.best_response(memory, policy, points, num_rounds=num_rounds, noise=noise)
+        policy = by_state(memory, memory_policy(log_probs))
+        return best_response(memory, policy, points, num_rounds=num_rounds, noise=noise)
 
     return jax.vmap(taken)(log_probs.reshape(len(points), -1, 3), points).mean()
 

@@ -224,7 +224,12 @@ def presentation_with(config: Config, labels: tuple[str, str]) -> Presentation:
     prompt, env = config.prompt, config.env
     presentation = prompts.check(
         Presentation(
-            prompt.wording, prompt.persona, labels, prompt.table_order, env.memory, env.blank_start
+            wording=prompt.wording,
+            persona=prompt.persona,
+            labels=labels,
+            table_order=prompt.table_order,
+            memory=env.memory,
+            blank=env.blank_start,
         )
     )
     game = training_game(config)

@@ -18,7 +18,7 @@ from jaxmoral.learning.lookup import LEARNER, training_game
 from jaxmoral.learning.losses import Metrics
 from jaxmoral.learning.mixture import label_pairs, num_choices
 from jaxmoral.learning.ppo import Update
-from jaxmoral.learning.state import ADJUSTABLE, TrainState, UpdateInputs
+from jaxmoral.learning.state import ADJUSTABLE, INITIAL, TrainState, UpdateInputs
 from jaxmoral.world.machines import stack
 from jaxmoral.world.rollout import Environment
 
@@ -36,7 +36,7 @@ VARYING = (
     *(f"prompt.{name}" for name in ("labels", "random_labels", "wording", "persona")),
     "prompt.table_order",
     "anchor.coef",
-    *(f"ppo.{name}" for name in ADJUSTABLE),
+    *(f"ppo.{name}" for name in (*ADJUSTABLE, *INITIAL)),
 )
 
 

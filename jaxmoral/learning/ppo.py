@@ -58,7 +58,15 @@ def make_update(
     Returns:
       `update(state, inputs) -> (state, metrics)`, metrics with a leading axis of players.
     """
-    setup = Setup(policy, config, memory, num_updates, num_episodes, num_rounds, thinking)
+    setup = Setup(
+        policy=policy,
+        config=config,
+        memory=memory,
+        num_updates=num_updates,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
+        thinking=thinking,
+    )
     collect = collect_tokens if config.level == "token" else collect_answers
     if thinking is not None:
         collect = collect_thoughts

@@ -23,7 +23,14 @@ from jaxmoral.learning.met import Met
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, per_member
 from jaxmoral.learning.state import TrainState, per_player
-from jaxmoral.world import chain as chains
+from jaxmoral.world.chain import (
+    against,
+    between,
+    by_state,
+    memory_policy,
+    noisy_rewards,
+    visits,
+)
 from jaxmoral.world.memory import Memory, make_memory
 from jaxmoral.world.rollout import Environment
 
@@ -116,18 +123,18 @@ def expected_reward(
       memory: of the players.
       num_rounds: length of an episode.
     """
-    policies: list[Any] = [chains.memory_policy(table) for table in log_probs]
+    policies: list[Any] = [memory_policy(table) for table in log_probs]
     noise = environment.noise
     rewards = jnp.asarray(environment.rewards)
     if environment.opponent is None:
-        chain, own = chains.between(memory, policies[1], noise=noise), rewards[0, 0]
+        chain, own = between(memory, policies[1], noise=noise), rewards[0, 0]
     else:
-        opponent, weights, own = environment.opponent, environment.weights, rewards[0]
-        if weights is not None:
+        opponent, chances, own = environment.opponent, environment.chances, rewards[0]
+        if chances is not None:
             opponent = jax.tree.map(lambda leaf: leaf[0], opponent)
-        chain = chains.against(memory, opponent, noise=noise, weights=weights)
-    shares = chains.visits(chain, chains.by_state(memory, policies[0]), num_rounds=num_rounds)
-    reward = jnp.sum(shares * chains.noisy_rewards(own, noise))
+        chain = against(memory, opponent, noise=noise, chances=chances)
+    shares = visits(chain, by_state(memory, policies[0]), num_rounds=num_rounds)
+    reward = jnp.sum(shares * noisy_rewards(own, noise))
     if environment.exploited is None:
         return reward
     weight, points = (leaf[0] for leaf in environment.exploited)

@@ -61,7 +61,7 @@ class Speller:
             # Both may take as many tokens as the longer one.
             budget, spaced = (max(counts) for counts in self._token_counts(labels))
             try:
-                spelled = self._spell(labels, budget, spaced)
+                spelled = self._spell(labels, budget=budget, spaced_budget=spaced)
             except ValueError as error:
                 raise UserError(
                     f"labels {'/'.join(labels)}: {error}; choose two labels of the same number of"
@@ -77,8 +77,11 @@ class Speller:
           UserError: they cannot be spelled, or in too many ways.
         """
         if texts not in self._options:
+            budget, spaced = self._token_counts(texts)
             try:
-                spelled = self._spell(texts, *self._token_counts(texts), MAX_OPTION_PREFIXES)
+                spelled = self._spell(
+                    texts, budget=budget, spaced_budget=spaced, max_prefixes=MAX_OPTION_PREFIXES
+                )
             except ValueError as error:
                 raise UserError(f"{error}; shorten the options, or name them by labels") from error
             self._options[texts] = spelled
@@ -92,6 +95,7 @@ class Speller:
     def _spell(
         self,
         texts: Sequence[str],
+        *,
         budget: int | list[int],
         spaced_budget: int | list[int],
         max_prefixes: int = MAX_PREFIXES,
@@ -106,9 +110,9 @@ class Speller:
             [text.encode() for text in texts],
             ChainMap(own, self._pieces),  # type: ignore[arg-type]
             self._stop_tokens,
-            budget,
-            spaced_budget,
-            max_prefixes,
+            budget=budget,
+            spaced_budget=spaced_budget,
+            max_prefixes=max_prefixes,
         )
 
     def tokens(self, text: str) -> list[int]:

@@ -96,10 +96,11 @@ ADJUSTABLE = (
     "barrier_coef",
     "gamma",
     "gae_lambda",
-    "kl_coef",
     "kl_target",
     "kl_gain",
 )
+# Those that may differ likewise, but are only numbers of the first state.
+INITIAL = ("kl_coef",)
 
 
 def adjustable(config: PPOConfig) -> dict[str, Any]:
@@ -108,12 +109,12 @@ def adjustable(config: PPOConfig) -> dict[str, Any]:
 
 
 def fixed(config: PPOConfig) -> PPOConfig:
-    """The settings with defaults in the place of the adjustable ones.
+    """The settings with defaults in the place of those that may differ.
 
     Updates that agree in them are one program.
     """
-    defaults = PPOConfig()
-    return dataclasses.replace(config, **{name: getattr(defaults, name) for name in ADJUSTABLE})
+    names, defaults = (*ADJUSTABLE, *INITIAL), PPOConfig()
+    return dataclasses.replace(config, **{name: getattr(defaults, name) for name in names})
 
 
 def make_optimiser(config: PPOConfig, num_updates: int) -> optax.GradientTransformation:

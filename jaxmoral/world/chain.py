@@ -68,23 +68,23 @@ def against(
     opponent: Opponent,
     *,
     noise: chex.Array | None = None,
-    weights: chex.Array | None = None,
+    chances: chex.Array | None = None,
 ) -> Chain:
     """The chain of an agent that meets a machine, or one of several that it cannot tell apart.
 
     Args:
       memory: of the agent.
-      opponent: who is played; with weights a stack.
-      noise, weights: see `rollout.Environment`.
+      opponent: who is played; with chances a stack.
+      noise, chances: see `rollout.Environment`.
     """
     size, follows = memory.num_playable, _follows(memory)
-    if weights is None:
+    if chances is None:
         first = jax.nn.one_hot(opponent.start, len(opponent.moves))
         opening = jnp.broadcast_to(opponent.opening, opponent.moves.shape)
     else:  # one machine of all their states, which begins in one of several
         num_states = opponent.moves.shape[1]
         opponent = side_by_side(opponent)
-        first = weights @ jax.nn.one_hot(opponent.start, len(opponent.moves))
+        first = chances @ jax.nn.one_hot(opponent.start, len(opponent.moves))
         opening = jnp.repeat(opponent.opening, num_states, axis=0)
     moves = jnp.asarray(opponent.moves)
     chex.assert_shape(moves, (None, memory.num_moves))
@@ -92,8 +92,8 @@ def against(
     here = jax.nn.one_hot(memory.start, len(memory.previous))
     distribution = here[:, None] * first
     for index in range(memory.opening):
-        chances = moves if index else opening
-        rounds = 0.5 * jnp.einsum("hs,sf->hfs", distribution, chances)
+        played = moves if index else opening
+        rounds = 0.5 * jnp.einsum("hs,sf->hfs", distribution, played)
         distribution = jnp.einsum("hfs,sfet,hefg->gt", rounds, machine, follows)
     return Chain(
         start=distribution[:size],

@@ -42,7 +42,7 @@ class Environment(NamedTuple):
         `[2 (player), num_games, num_previous, 3, 3]` from `rewards.add_illegal_opponent`. The
         prompts of the games follow each other.
       noise: `[]` probability that a legal answer comes out as the other move; None for never.
-      weights: `[num_opponents]` chances that an episode is against each; `opponent` is then a stack
+      chances: `[num_opponents]` that an episode is against each; `opponent` is then a stack
         `[num_games, num_opponents]`. None if there is but one.
       exploited: None if nobody's best response counts.
     """
@@ -50,7 +50,7 @@ class Environment(NamedTuple):
     opponent: Opponent | None
     rewards: np.ndarray | jax.Array
     noise: np.ndarray | jax.Array | None = None
-    weights: np.ndarray | jax.Array | None = None
+    chances: np.ndarray | jax.Array | None = None
     exploited: Exploited | None = None
 
 
@@ -252,10 +252,10 @@ def _make_arena(
     side: _Machine | _EachOther = _EachOther()
     if environment.opponent is not None:
         kind = None
-        if environment.weights is not None:
+        if environment.chances is not None:
             kind_key = jax.random.fold_in(key, _KIND_TAG)
-            chances = jnp.log(environment.weights)
-            kind = jax.random.categorical(kind_key, chances, shape=(num_episodes,))
+            log_chances = jnp.log(environment.chances)
+            kind = jax.random.categorical(kind_key, log_chances, shape=(num_episodes,))
         side = _meet_machines(environment.opponent, memory.opening, game=game, kind=kind)
     return _Arena(
         memory=memory,
