@@ -221,6 +221,11 @@ def load_tiny(folder: Path, dtype: str = "float32", quantisation: str | None = N
     return Tiny(config, *made, huggingface.beside(folder, config))
 
 
+def reference_table(policy, frozen, prompts) -> jax.Array:
+    """The untrained policy's log-probabilities, `[num_prompts, 3]`."""
+    return policy.bind(frozen, prompts).table(policy.reference_parameters()).log_probs
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """(config, definition, weights, torch twin) of a random Gemma 3 with non-trivial norms."""

@@ -199,7 +199,7 @@ def test_arrays_of_another_version_are_no_damage(finished, tmp_path, monkeypatch
     folder = shutil.copytree(finished[0], tmp_path / "run")
     known = TabularPolicy.reference_parameters
     other = lambda self: known(self) | {"more": jnp.zeros(2)}
-    kept = first_state._jit_initial
+    kept = first_state._jit_first
     kept.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(TabularPolicy, "reference_parameters", other)

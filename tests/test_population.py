@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from conftest import reference_table
 
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
@@ -15,7 +16,6 @@ from jaxmoral.language.responses import index_pieces, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
-from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.population import over_members, state_prefix
 from jaxmoral.learning.saved import load_run
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import reference_table
 from test_rollout import play_alone
 
 from jaxmoral import config as configs
@@ -28,7 +29,7 @@ from jaxmoral.learning.batches import (
 from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts, PromptedModel
 from jaxmoral.learning.losses import adapt_kl_coef, ppo_loss
-from jaxmoral.learning.policy import PolicyTable, reference_table
+from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.state import (
     Moments,
     UpdateInputs,

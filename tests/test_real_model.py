@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import safetensors
+from conftest import reference_table
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -18,7 +19,6 @@ from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.language_policy import LanguagePolicy
-from jaxmoral.learning.policy import reference_table
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.speller import random_labels

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,10 +19,10 @@ from jaxmoral.learning import agent as agents
 from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.environments import environment
-from jaxmoral.learning.first_state import initial_state
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
+from jaxmoral.learning.lookup import num_learners
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.state import UpdateInputs, adjustable
+from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.models import load as gemma_load
 from jaxmoral.models.hf_export import huggingface_config
@@ -101,12 +102,24 @@ def update_of(agent, config):
     )
 
 
+def shapes_of(agent, config):
+    """Of the first state, and of a PRNG key."""
+    start = partial(
+        init_state,
+        policy=agent.policy,
+        optimiser=make_optimiser(config.ppo, config.updates),
+        kl_coef=np.float32(0.02),
+        num_players=num_learners(config),
+    )
+    key = jax.eval_shape(jax.random.key, np.uint32(0))
+    return jax.eval_shape(start, key), key
+
+
 def test_activations_are_what_the_compiler_reserves(real):
     config = resolve(configs.load(None, ["--env.episodes", "64"]))
     agent = make_agent(config)
     inputs = agent.prompter.pack([[Condition(games.get_game("ipd"), agent.presentation)]])
-    init = initial_state(config, agent)
-    state, key = jax.eval_shape(init, np.uint32(0), np.float32(config.ppo.kl_coef))
+    state, key = shapes_of(agent, config)
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
     given = UpdateInputs(
         key, agent.frozen, inputs, reference, environment(config), adjustable(config.ppo)
@@ -172,7 +185,7 @@ def test_a_footprint_is_what_the_compiler_reserves(flags, folders):
 
     num_players = 2 if config.env.opponent == "learner" else 1
     both = jax.tree.map(lambda leaf: np.repeat(leaf, num_players, 0), inputs)
-    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
+    state, key = shapes_of(agent, config)
     reference = jax.ShapeDtypeStruct((num_players, inputs.lengths.size, 3), np.float32)
     given = UpdateInputs(
         key, agent.frozen, both, reference, environment(config), adjustable(config.ppo)
@@ -226,7 +239,7 @@ def test_rounds_count_too():
     flags = ["--model.source", "tabular", "--env.episodes", "100000"]
     config = resolve(configs.load(None, flags))
     agent = make_agent(config)
-    state, key = jax.eval_shape(initial_state(config, agent), np.uint32(0), np.float32(0.02))
+    state, key = shapes_of(agent, config)
     reference = jax.ShapeDtypeStruct((1, 16, 3), np.float32)
     shown, arena = agent.prompter.pack([[None]]), environment(config)
     given = UpdateInputs(key, agent.frozen, shown, reference, arena, adjustable(config.ppo))

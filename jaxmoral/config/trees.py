@@ -14,7 +14,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save(config: Config, path: Path) -> None:
-    """Writes the resolved configuration as YAML."""
+    """Writes the configuration as YAML."""
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
 

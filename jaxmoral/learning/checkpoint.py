@@ -57,7 +57,8 @@ def _read_back(stored: _Stored) -> TrainState:
 def changed_keys(config: Config, saved: Config) -> list[str]:
     """The keys in which a checkpoint's configuration differs, but for what may change.
 
-    Other devices may go on, with more or less memory, for longer (see `resume`), other trackers on.
+    These may: the devices (`mesh.*`), how many conditions are kept packed (`mixture.kept`), the
+    number of updates (see `resume`) and the trackers.
     """
     free = ("mesh.", "mixture.kept", "updates", "tracker")
     return [key for key in differences(config, saved) if not key.startswith(free)]

@@ -50,7 +50,7 @@ def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState
     """Returns the state before the first update, and the compiled update (it donates the state).
 
     Args:
-      members: resolved configurations, and the same agent for all but its presentation. With more
+      members: pinned configurations, and the same agent for all but its presentation. With more
         than one everything has a leading axis of members.
       met: those whom they meet, if somebody else needs them too.
     """

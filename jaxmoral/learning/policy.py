@@ -83,8 +83,3 @@ class Policy(Protocol):
 
     def bind(self, frozen: PyTree, prompts: PyTree) -> BoundPolicy:
         """The policy with its arrays."""
-
-
-def reference_table(policy: Policy, frozen: PyTree, prompts: PyTree) -> jax.Array:
-    """The untrained policy's log-probabilities, `[num_prompts, 3]`."""
-    return policy.bind(frozen, prompts).table(policy.reference_parameters()).log_probs

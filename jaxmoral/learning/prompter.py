@@ -209,12 +209,12 @@ class Prompter(Speller):
         """
         conditions = [condition for group in groups for condition in group]
         room = room or self.room(conditions)
-        chunks = [chunk for condition in conditions for chunk in self._pack_condition(condition, room)]
+        chunks = [chunk for condition in conditions for chunk in self._packed(condition, room)]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *chunks)
         lead = (len(groups), len(chunks) // len(groups))
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), stacked)
 
-    def _pack_condition(self, condition: Condition, room: Room) -> list[PackedPrompts]:
+    def _packed(self, condition: Condition, room: Room) -> list[PackedPrompts]:
         """A condition's prompts in chunks of the room's size."""
         spelled = self.responses(condition.presentation.labels)
         width, packed = len(spelled.prefixes), []

@@ -1,7 +1,7 @@
 """What a run's folder and a population's folder hold, and whose they are while they are written.
 
     RUN/
-      config.yaml       the resolved configuration
+      config.yaml       the configuration, pinned; see `config.states`
       plugins/          copies of the user's own code that it was made with; see `plugins`
       anchor.json       what the base said, if the run is kept at it; see `anchor`
       checkpoints/      a folder each, by the number of updates; see `checkpoint`

@@ -11,7 +11,7 @@ def summary(members: Sequence[Config]) -> dict[str, str]:
     """What is played, rewarded, shown and done, by a word for each.
 
     Args:
-      members: resolved configurations of runs, or of a population's members.
+      members: pinned configurations of runs, or of a population's members.
     """
 
     def told(text: Callable[[Config], str]) -> str:

@@ -1,6 +1,6 @@
 """Where metrics go besides files: TensorBoard, Weights & Biases, Trackio. None stops a run.
 
-A tracker gets the resolved configuration, every number of every update (of a population the
+A tracker gets the pinned configuration, every number of every update (of a population the
 members' mean) and, when there are some, pictures and evaluations. One that fails is said once and
 left out from there on. A run goes on in the same run of a tracker when it is resumed, by the name
 in `tracking.json`.
@@ -93,7 +93,7 @@ class Trackers:
 
         Args:
           folder: of the run or the population.
-          members: the resolved configurations by name.
+          members: the pinned configurations by name.
           start: how many updates were made.
           what: comes, if not the updates that follow.
           say: where lines for people go.

@@ -15,7 +15,7 @@ class TrainedAgent:
     """What a run, or a member of a population, ends with.
 
     Attributes:
-      config: resolved, and what was chosen when the model was read filled in.
+      config: pinned; see `config.states`.
       agent: the policy and its frozen arrays.
       state: after the last update.
       history: one record an update made by this call, as in `metrics.jsonl`.

@@ -286,16 +286,16 @@ def _loop(
                     bar.write(f"{name}: not finite numbers from update {update} on")
             history.append(record)
             if keep and keep.log:
-                for place in keep.log:
-                    place.append(record)
+                for sink in keep.log:
+                    sink.append(record)
             bar.set_postfix_str(metrics.postfix(values), refresh=False)
             bar.update()
             stopped = largest(received[0] if received else 0)  # whichever process was told
             last = update == config.updates or stopped
             due = last or update % config.checkpoint_every == 0
             if keep and (due or update in kept):
-                for place in keep.log or ():
-                    place.sync()  # a checkpoint never knows more than the metrics do
+                for sink in keep.log or ():
+                    sink.sync()  # a checkpoint never knows more than the metrics do
                 keep.checkpoints.save(update, state, members=members, rewards=keep.score(state))
                 if keep.push:
                     keep.checkpoints.wait()

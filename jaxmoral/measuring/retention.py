@@ -190,7 +190,8 @@ def _knower(policy: LanguagePolicy, layout: Layout, compared: bool) -> Any:
 
     def know(frozen: PyTree, packed: Packed) -> tuple[Known, jax.Array]:
         model = policy.reading(frozen)
-        hidden = model.before(policy.reference_parameters(), packed.tree, packed.nodes, packed.beside)
+        reference = policy.reference_parameters()
+        hidden = model.before(reference, packed.tree, packed.nodes, packed.beside)
         decoder = model.model()
         known = decoder.know(hidden, policy.max_logits, compared=compared)
         return known, decoder.chosen_logits(hidden, packed.tokens) - known.log_sums

@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     Attributes:
       folder: where it is.
-      config: as it was resolved.
+      config: as the folder keeps it, pinned.
       history: the records of `metrics.jsonl`.
       evaluation: `evaluation.json`, or None if there is none yet.
       answers: `answers.json`, or an empty list.
