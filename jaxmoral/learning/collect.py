@@ -236,7 +236,7 @@ def collect_tokens(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: S
         return score(shown, policy.reference_parameters(), prompt, tokens)[0]
 
     def differentiate(reading, batch):
-        loss = lambda reading, batch: token_loss(*reading, batch, config)
+        loss = lambda both, batch: token_loss(both[0], both[1], batch, config)
         return jax.vmap(jax.grad(loss, has_aux=True))(reading, batch)
 
     reference = per_player(against, inputs.prompts, prompt, tokens)

@@ -236,7 +236,7 @@ class PromptedModel:
         remat = self.policy.remat
         return self.model().hidden(tree.tokens, tree.positions, seen, adapter, remat, beside)
 
-    def look_up(self, tokens: jax.Array) -> jax.Array | None:
+    def look_up(self, tokens: np.ndarray | jax.Array) -> jax.Array | None:
         """What layers look up of tokens that nobody knew before, as `PackedPrompts.beside`."""
         table = self.policy.beside
         return None if table is None else table(tokens)

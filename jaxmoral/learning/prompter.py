@@ -234,7 +234,7 @@ class Prompter(Speller):
                     trie=trie,
                     tokens=tokens,
                     lengths=np.array([len(ids) for ids in prompts], np.int32),
-                    rows=None if self._beside is None else self._beside.read(tree.tokens),
+                    beside=None if self._beside is None else self._beside.read(tree.tokens),
                     branches=None if grown.branches is None else grown.branches.padded(spare),
                     alone=self._prompts_alone(prompts, room),
                 )

@@ -168,9 +168,7 @@ def main() -> None:
     agent = make_agent(config)
     jax.block_until_ready(agent.frozen)
     show("model and tokenizer, from the cache", f"{time.perf_counter() - start:.1f} s", "<= 10 s")
-    packed = agent.prompter.pack(
-        [[Condition(games.get_game(config.env.game), agent.presentation)]]
-    )
+    packed = agent.prompter.pack([[Condition(games.get_game(config.env.game), agent.presentation)]])
     inputs = jax.tree.map(lambda field: field[0], packed)
     with tempfile.TemporaryDirectory() as cache:
         measure_update(dataclasses.replace(config, updates=40), agent, inputs, cache)
