@@ -377,13 +377,13 @@ def _with_numbers(game: Game, low: int, high: int, choose: Callable[[int], np.nd
     """The game with a player's distinct payoffs replaced by so many rising numbers."""
 
     def renumber(points: np.ndarray) -> np.ndarray:
-        ranks = np.unique(points, return_inverse=True)[1].reshape(points.shape)
-        if high - low + 1 <= ranks.max():
+        values, ranks = np.unique(points, return_inverse=True)
+        if high - low + 1 < len(values):
             raise UserError(
                 f"env.payoff_range: {low} to {high} holds fewer numbers than {game.name} has"
-                f" different payoffs ({ranks.max() + 1})"
+                f" different payoffs ({len(values)})"
             )
-        return choose(ranks.max() + 1)[ranks]
+        return choose(len(values))[ranks.reshape(points.shape)]
 
     own = renumber(game.payoffs[0])
     if _alike(game):

@@ -251,7 +251,7 @@ def reward_table(
             f" against {where[2]} defectors"
         )
     if normalise:
-        low, high = legal[:-1].min(), legal[:-1].max()
+        low, high = np.min(legal[:-1]), np.max(legal[:-1])
         # Rewards that differ by rounding only are alike.
         legal = np.zeros_like(legal) if np.isclose(low, high) else (legal - low) / (high - low)
     table = np.full((2 * others + 3, 3, others + 1), r_illegal, np.float32)
