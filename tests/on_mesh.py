@@ -55,7 +55,7 @@ def main() -> None:
                 found[f"{job['name']}|{member}|{name}"] = value
         if job.get("evaluate"):
             found[f"{job['name']}|evaluation"] = evaluated(next(iter(everyone.values())))
-    found["reads programs"] = jax.config.read("jax_enable_compilation_cache")
+    found["reads programs"] = jax.config.jax_enable_compilation_cache
     if cluster.is_first():
         np.savez(output, **found)
     if jax.process_count() > 1:
