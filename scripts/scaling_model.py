@@ -231,7 +231,9 @@ def _group_size(line: str) -> int:
     mesh, names, width, members = match.groups()
     if mesh:
         axes = dict(part.split("=") for part in mesh.split(","))
-        return math.prod(int(axes[name]) for name in names.split(","))
+        # A part of an axis says its own size, after that of what is before it: name:(4)2.
+        size = lambda name: name.rpartition(")")[2] if ":(" in name else axes[name]
+        return math.prod(int(size(name)) for name in names.split(","))
     return int(width) if width else members.count(",") + 1
 
 
