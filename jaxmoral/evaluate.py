@@ -133,12 +133,14 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError("--update: an untrained model has no checkpoints; leave it out")
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
-    if isinstance(run, Path) and not is_population(run):
-        read_config(run)  # what can be refused is, before the slow imports
+    config = _config_of(run, arguments, flags)
     from jaxmoral.devices import cluster
 
     cluster.start()
-    _check_names(run, arguments, flags)
+    if config is not None:  # what can be refused is, before the slow imports
+        from jaxmoral.learning.resolve import resolve
+
+        resolve(config)
     asked = _beyond(arguments)
     from jaxmoral.models.load import use_compilation_cache
 
@@ -159,17 +161,17 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     return chosen | {"thinking": arguments.thinking}
 
 
-def _check_names(run: Path | str | None, arguments: argparse.Namespace, flags: list[str]) -> None:
-    """Refuses names before the slow imports, and before a model is loaded."""
-    from jaxmoral.learning.resolve import resolve
-
+def _config_of(
+    run: Path | str | None, arguments: argparse.Namespace, flags: list[str]
+) -> configs.Config | None:
+    """What is evaluated and how, a population's first member for all; None in a bucket."""
+    if isinstance(run, str):
+        return None
     if run is None:
         config = configs.load(None, ["--model.source", arguments.model, *flags])
-    elif isinstance(run, Path):
-        config = read_config(run / member_names(run)[0] if is_population(run) else run)
     else:
-        return
-    resolve(configs.with_evaluation(config, _chosen(arguments)))
+        config = read_config(run / member_names(run)[0] if is_population(run) else run)
+    return configs.with_evaluation(config, _chosen(arguments))
 
 
 def _measure(
