@@ -9,10 +9,11 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import Agent, make_agent, policy_table, settle
+from jaxmoral.learning.agent import Agent, drawable_points, make_agent, settle
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.met import check_stored
-from jaxmoral.learning.mixture import player_conditions
+from jaxmoral.learning.mixture import every_condition, player_conditions
+from jaxmoral.learning.packed import PackedConditions
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.starting import start_from
@@ -47,7 +48,7 @@ def preview(config: Config, which: str = FIRST) -> Iterator[str]:
     yield from _shown(texts, memory, which)
     if isinstance(agent.prompter, Prompter):
         yield from _answers(agent.prompter, condition)
-    yield from _base(agent, condition, memory)
+    yield from _base(settled, agent, condition, memory)
     yield from _seconds(settled, agent)
 
 
@@ -86,9 +87,12 @@ def _answers(prompter: Prompter, condition: Condition) -> Iterator[str]:
         )
 
 
-def _base(agent: Agent, condition: Condition, memory: Memory) -> Iterator[str]:
+def _base(config: Config, agent: Agent, condition: Condition, memory: Memory) -> Iterator[str]:
     """The untrained policy after each history, the mean over the labels' orders."""
-    log_probs = policy_table(agent, condition, agent.policy.reference_parameters()).log_probs
+    possible = every_condition(config, agent.presentation)
+    # By the program that training reads its reference with.
+    packed = PackedConditions(agent, agent.prompter.room(possible, drawable_points(config)), 1)
+    log_probs = packed.tables(packed.reference, [[condition]])[0]
     table = np.asarray(memory_policy(log_probs), np.float64)
     yield "untrained  history      C       D  illegal"
     for name, shares in zip(_names(memory), table, strict=True):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 # How vocabularies write the end of a turn, and of a text.
 _ENDS = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>")
 _FORMAT = 3  # of a converted model's folder; another number makes a new conversion
+_WORTH_KEEPING = 0.1  # seconds that compiling a program takes; JAX would say 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,8 @@ def use_compilation_cache() -> None:
     """Lets JAX keep compiled programs in the cache folder, unless the user chose another place."""
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
 
 
 def load(

@@ -5,6 +5,7 @@ splitting every piece into all pairs of pieces, better pieces first.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,17 +159,31 @@ def save(tokenizer: "transformers.PreTrainedTokenizerFast", folder: Path) -> Non
 
 
 def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
-    """Reads what `save` wrote."""
+    """Reads what `save` wrote.
+
+    `from_pretrained` would read the vocabulary twice, in Python too: a second of every start.
+    """
     from transformers import PreTrainedTokenizerFast  # slow to import
 
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    template = folder / "chat_template.jinja"
+    if template.exists():
+        settings["chat_template"] = template.read_text()
+    names = [f"{role}_token" for role in ("bos", "eos", "unk", "pad")]
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        chat_template=settings.get("chat_template"),
+        clean_up_tokenization_spaces=False,
+        **{name: settings[name] for name in names if name in settings},
+    )
 
 
 def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes | None]:
     """What each token adds to a decoded text, `[vocab_size]`; None for control tokens.
 
-    None as well for a byte token whose character has a piece of its own: no model spells with it,
-    and counting it would double the spellings of a label with every character.
+    None as well for an id that no token has, and for a byte token whose character has a piece of
+    its own: no model spells with it, and counting it would double the spellings of a label with
+    every character.
     """
     special = set(tokenizer.all_special_tokens) | {
         str(token) for token in tokenizer.added_tokens_decoder.values() if token.special
@@ -177,16 +192,16 @@ def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes
     by_bytes = byte_level.decodes_bytes(tokenizer.backend_tokenizer.decoder)
     byte = re.compile(r"<0x([0-9A-F]{2})>")
     vocabulary = tokenizer.get_vocab()
-    pieces: list[bytes | None] = []
-    for token, piece in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
+    pieces: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
+    for piece, token in vocabulary.items():
         if piece in special:
-            pieces.append(None)
-        elif by_bytes:
-            pieces.append(piece.encode() if token in added else byte_level.piece_bytes(piece))
+            continue
+        if by_bytes:
+            pieces[token] = piece.encode() if token in added else byte_level.piece_bytes(piece)
         elif match := byte.fullmatch(piece):
             code = int(match[1], 16)
             character = chr(code).replace(" ", SPACE)
-            pieces.append(None if code < 128 and character in vocabulary else bytes([code]))
+            pieces[token] = None if code < 128 and character in vocabulary else bytes([code])
         else:
-            pieces.append(piece.replace(SPACE, " ").encode())
+            pieces[token] = piece.replace(SPACE, " ").encode()
     return pieces
