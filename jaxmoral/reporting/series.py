@@ -151,6 +151,8 @@ def setting_text(key: str, value: Any, keys: Sequence[str]) -> str:
 def _text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "none" if value is None else str(value).lower()
+    if isinstance(value, str) and value != " ".join(value.split()):
+        return repr(value)  # spaces and line breaks that would not be seen
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -31,7 +31,7 @@ from jaxmoral.world.rewards import get_reward, reward_table
 REQUIREMENTS = ["torch==2.13.0", "trl==1.16.0", "transformers==5.24.0", "peft==0.21.2"]
 TOKENS, THOUGHTS = 32, 8
 THINKING = ["--thinking.tokens", TOKENS, "--thinking.thoughts", THOUGHTS]
-THINKING += ["--model.max_nodes", 8192, "--env.episodes", 4096]
+THINKING += ["--model.max_nodes", 1024, "--env.episodes", 4096]
 
 
 def write_task(folder: Path) -> Path:
