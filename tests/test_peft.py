@@ -71,9 +71,14 @@ def test_an_exported_adapter_gives_our_logits_in_peft(models, kind, stabilised, 
     save_peft(tmp_path, model[0], adapter, lora, "tiny")
     adapted = PeftModel.from_pretrained(copy.deepcopy(twin), tmp_path).eval()
     with torch.no_grad():
-        expected = torch_logits(adapted).numpy()
+        single = torch_logits(adapted).numpy()
+        adapted.base_model.model.set_experts_implementation("eager")  # others know no float64
+        expected = torch_logits(adapted.double()).numpy()
     ours = logits(model, adapter, lora)
-    np.testing.assert_allclose(ours, expected, atol=1e-4)
+    # Random layers blow rounding up, in torch as well.
+    rounding = np.abs(single - expected).max()
+    assert rounding < 5e-4
+    np.testing.assert_allclose(ours, expected, atol=max(1e-4, 4 * rounding))
     assert np.abs(ours - logits(model, {}, lora)).max() > 0.01
     back, settings = load_peft(tmp_path, model[0], 0.1)
     assert settings == lora

@@ -33,6 +33,7 @@ from jaxmoral.learning.state import (
 from jaxmoral.world.memory import Memory
 
 Update = Callable[[TrainState, UpdateInputs], tuple[TrainState, Metrics]]
+Collector = Callable[[TrainState, UpdateInputs, Keys, Setup], Collected]
 
 
 def make_update(
@@ -67,9 +68,6 @@ def make_update(
         num_rounds=num_rounds,
         thinking=thinking,
     )
-    collect = collect_tokens if config.level == "token" else collect_answers
-    if thinking is not None:
-        collect = collect_thoughts
 
     def update(state: TrainState, inputs: UpdateInputs) -> tuple[TrainState, Metrics]:
         settings = dataclasses.replace(config, **inputs.settings)
@@ -77,8 +75,7 @@ def make_update(
         key = jax.random.fold_in(inputs.key, state.update)
         keys = Keys(*jax.random.split(key, 3))
 
-        gather = collect if inputs.teacher is None else collect_lessons
-        collected = gather(state, inputs, keys, now)
+        collected = _collector(now, inputs)(state, inputs, keys, now)
         if inputs.anchor is not None:
             collected = anchored(collected, state, inputs, policy)
         players, parts = gradient_steps(state.players, collected, keys.dropout, now)
@@ -91,6 +88,15 @@ def make_update(
         return TrainState(state.update + 1, players), metrics
 
     return update
+
+
+def _collector(setup: Setup, inputs: UpdateInputs) -> Collector:
+    """What gathers what an update learns from."""
+    if inputs.teacher is not None:
+        return collect_lessons
+    if setup.thinking is not None:
+        return collect_thoughts
+    return collect_tokens if setup.config.level == "token" else collect_answers
 
 
 def gradient_steps(
