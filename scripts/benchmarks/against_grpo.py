@@ -3,8 +3,9 @@
     python scripts/benchmarks/against_grpo.py [--updates 3]
 
 Sixteen prompts, eight generations of 32 new tokens for each, one optimiser step. TRL writes thought
-and answer in them, ours a thought, and the answer after it is exact. TRL and its dependencies are
-installed in an environment of their own (once, about 2 GB). The programs take turns on one machine;
+and answer in them, ours a thought, and the answer after it is exact; ours also in smaller trees,
+which take less memory and more time. TRL and its dependencies are installed in an environment of
+their own (once, about 2 GB). The programs take turns on one machine;
 medians and ranges go to docs/benchmarks/against_grpo.json.
 """
 
@@ -30,8 +31,8 @@ from jaxmoral.world.rewards import get_reward, reward_table
 
 REQUIREMENTS = ["torch==2.13.0", "trl==1.16.0", "transformers==5.24.0", "peft==0.21.2"]
 TOKENS, THOUGHTS = 32, 8
-THINKING = ["--thinking.tokens", TOKENS, "--thinking.thoughts", THOUGHTS]
-THINKING += ["--model.max_nodes", 1024, "--env.episodes", 4096]
+THINKING = ["--thinking.tokens", TOKENS, "--thinking.thoughts", THOUGHTS, "--env.episodes", 4096]
+NODES = {"one tree": 8192, "trees of 1,024 nodes": 1024}
 
 
 def write_task(folder: Path) -> Path:
@@ -75,8 +76,10 @@ def main() -> None:
         trl = Worker(python, "grpo_worker.py", task, scratch)
         expected = json.loads(task.read_text())["first_log_probs"]
         np.testing.assert_allclose(trl.ready["first_log_probs"], expected, atol=1e-3)
-        ours = Worker(sys.executable, "jaxmoral_worker.py", *OURS, *THINKING)
-        workers = {"TRL, GRPOTrainer": trl, "ours": ours}
+        workers = {"TRL, GRPOTrainer": trl}
+        for name, nodes in NODES.items():
+            flags = [*OURS, *THINKING, "--model.max_nodes", nodes]
+            workers[f"ours, {name}"] = Worker(sys.executable, "jaxmoral_worker.py", *flags)
         results = {}
         for name, answers in in_turns(workers, updates).items():
             results[name] = {
