@@ -109,6 +109,33 @@ def test_tokens_are_those_of_transformers_for_the_same_file(cutting, tmp_path):
             assert tokenizer.encode(text, add_special_tokens=False) == tokens, text
 
 
+def test_what_was_saved_is_read_as_transformers_reads_it(trained, tmp_path):
+    """Tokens, pieces, roles and the chat template; what is missing or cut short is said."""
+    folders = [tmp_path / "bytes", tmp_path / "words"]
+    tokenizers.save(write(tmp_path / "m.gguf", trained, "llama-bpe", bos_token_id=0), folders[0])
+    tokenizers.save(tokenizers.build(tiny_model.vocabulary()), folders[1])
+    for folder in folders:
+        ours = tokenizers.load(folder)
+        theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        for name in ("chat_template", "all_special_tokens", "bos_token_id", "eos_token_id"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+        assert (ours.pad_token_id, ours.unk_token_id) == (theirs.pad_token_id, theirs.unk_token_id)
+        assert str(ours.added_tokens_decoder) == str(theirs.added_tokens_decoder)
+        assert ours.get_vocab() == theirs.get_vocab()
+        assert tokenizers.byte_pieces(ours) == tokenizers.byte_pieces(theirs)
+        for text in [*spellings(), *ODD]:
+            tokens = theirs.encode(text)
+            assert ours.encode(text) == tokens
+            assert ours.decode(tokens) == theirs.decode(tokens)
+        file = folder / "tokenizer.json"
+        file.write_text(file.read_text()[:1000])
+        with pytest.raises(ValueError, match=r"tokenizer\.json: EOF"):
+            tokenizers.load(folder)
+        file.unlink()
+        with pytest.raises(ValueError, match=r"tokenizer\.json: "):
+            tokenizers.load(folder)
+
+
 @pytest.mark.parametrize(
     ("cutting", "given", "begin"),
     [

@@ -162,6 +162,9 @@ def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
     """Reads what `save` wrote.
 
     `from_pretrained` would read the vocabulary twice, in Python too: a second of every start.
+
+    Raises:
+      OSError, ValueError: a file is missing or damaged.
     """
     from transformers import PreTrainedTokenizerFast  # slow to import
 
@@ -170,12 +173,15 @@ def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
     if template.exists():
         settings["chat_template"] = template.read_text()
     names = [f"{role}_token" for role in ("bos", "eos", "unk", "pad")]
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"),
-        chat_template=settings.get("chat_template"),
-        clean_up_tokenization_spaces=False,
-        **{name: settings[name] for name in names if name in settings},
-    )
+    try:
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "tokenizer.json"),
+            chat_template=settings.get("chat_template"),
+            clean_up_tokenization_spaces=False,
+            **{name: settings[name] for name in names if name in settings},
+        )
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ValueError(f"tokenizer.json: {bare(error)}") from error
 
 
 def byte_pieces(tokenizer: "transformers.PreTrainedTokenizerFast") -> list[bytes | None]:

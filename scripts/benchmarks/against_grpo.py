@@ -5,8 +5,8 @@
 Sixteen prompts, eight generations of 32 new tokens for each, one optimiser step. TRL writes thought
 and answer in them, ours a thought, and the answer after it is exact; ours also in smaller trees,
 which take less memory and more time. TRL and its dependencies are installed in an environment of
-their own (once, about 2 GB). The programs take turns on one machine;
-medians and ranges go to docs/benchmarks/against_grpo.json.
+their own (once, about 2 GB). The programs take turns on one machine; medians and ranges go to
+docs/benchmarks/against_grpo.json.
 """
 
 import argparse

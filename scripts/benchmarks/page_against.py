@@ -68,9 +68,8 @@ def against_grpo() -> list[str]:
         " tokens for each, a KL to the untrained model, LoRA of rank 64 on every linear layer, one"
         " optimiser step. TRL writes thought and answer in these tokens, and takes the gradient of"
         " eight generations at a time; ours writes a thought, and the answer after it is exact."
-        " Smaller trees (`model.max_nodes`) take less memory and more time. Here the one tree was"
-        " measured after the others had ended, in two updates."
-        f" Updates measured after a first one: {results['updates']}.",
+        " Smaller trees (`model.max_nodes`) take less memory and more time."
+        f" Updates measured after a first one: {results['updates']}{results.get('note', '')}.",
         ["program", "seconds an update", "faster", "peak GiB", "share"],
         rows,
         f"{machine(results)}; {versions(programs)}.",
