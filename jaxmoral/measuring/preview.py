@@ -9,11 +9,13 @@ import numpy as np
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import Agent, drawable_points, make_agent, settle
+from jaxmoral.learning.agent import make_agent, settle
 from jaxmoral.learning.experiment import compile_update
-from jaxmoral.learning.met import check_stored
-from jaxmoral.learning.mixture import every_condition, player_conditions
+from jaxmoral.learning.inputs import Conditions
+from jaxmoral.learning.met import Met, check_stored
+from jaxmoral.learning.mixture import player_conditions
 from jaxmoral.learning.packed import PackedConditions
+from jaxmoral.learning.population import Members
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.starting import start_from
@@ -49,8 +51,10 @@ def preview(config: Config, which: str = FIRST) -> Iterator[str]:
     yield from _shown(texts, memory, which)
     if isinstance(agent.prompter, Prompter):
         yield from _answers(agent.prompter, condition)
-    yield from _base(settled, agent, condition, memory)
-    yield from _seconds(settled, agent)
+    members = [(settled, agent)]
+    met = Met(members)
+    yield from _base(Conditions(members, met).packed, condition, memory)
+    yield from _seconds(members, met)
 
 
 def _names(memory: Memory) -> list[str]:
@@ -88,11 +92,8 @@ def _answers(prompter: Prompter, condition: Condition) -> Iterator[str]:
         )
 
 
-def _base(config: Config, agent: Agent, condition: Condition, memory: Memory) -> Iterator[str]:
+def _base(packed: PackedConditions, condition: Condition, memory: Memory) -> Iterator[str]:
     """The untrained policy after each history, the mean over the labels' orders."""
-    possible = every_condition(config, agent.presentation)
-    # By the program that training reads its reference with.
-    packed = PackedConditions(agent, agent.prompter.room(possible, drawable_points(config)), 1)
     log_probs = packed.tables(packed.reference, [[condition]])[0]
     table = np.asarray(memory_policy(log_probs), np.float64)
     yield "untrained  history      C       D  illegal"
@@ -100,10 +101,11 @@ def _base(config: Config, agent: Agent, condition: Condition, memory: Memory) ->
         yield f"           {name:7} {shares[0]:7.2%} {shares[1]:7.2%} {shares[2]:7.2%}"
 
 
-def _seconds(config: Config, agent: Agent) -> Iterator[str]:
+def _seconds(members: Members, met: Met) -> Iterator[str]:
     """The first update, or the one after it where the first is short and mostly preparation."""
+    config = members[0][0]
     started = time.perf_counter()
-    state, step = compile_update([(config, agent)])
+    state, step = compile_update(members, met)
     compiled = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, 0))
     taken = time.perf_counter() - compiled
