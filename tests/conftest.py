@@ -248,20 +248,21 @@ def weights_once():
 
     This process has one device, on which every layout places them alike.
     """
-    read, kept = gemma_load._read_converted, {}
+    open_converted, opened, kept = gemma_load._open_converted, {}, {}
 
-    def read_once(source, folder, digest, dtype, quantisation, layout_for):
-        key = source, folder, dtype, quantisation
-        if key in kept:
-            shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-            shapes = jax.tree.map(shape, kept[key].weights)
-            layout_for(dataclasses.replace(kept[key], weights=shapes))
-        else:
-            kept[key] = read(source, folder, digest, dtype, quantisation, layout_for)
-        return kept[key]
+    def open_once(*asked):
+        if asked not in opened:
+            opened[asked] = open_converted(*asked)
+
+        def read(layout):
+            if asked not in kept:
+                kept[asked] = opened[asked].read(layout)
+            return kept[asked]
+
+        return opened[asked]._replace(read=read)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gemma_load, "_read_converted", read_once)
+        patch.setattr(gemma_load, "_open_converted", open_once)
         yield
 
 
@@ -269,7 +270,7 @@ def weights_once():
 def real(weights_once):
     """The real model, converted into the user's cache on the first run."""
     layout = make_layout(MeshConfig(), 1)
-    return gemma_load.load("gemma3-270m", "float32", layout_for=lambda _: layout)
+    return gemma_load.open_model("gemma3-270m").read(layout)
 
 
 @pytest.fixture(scope="session")

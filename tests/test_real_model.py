@@ -19,6 +19,7 @@ from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.language_policy import LanguagePolicy
+from jaxmoral.learning.mixture import kinds_of_labels
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.speller import random_labels
@@ -133,6 +134,14 @@ def test_unused_tokens_and_random_strings_are_labels_too(real):
         assert {0, 1} == set(spelled.trie.spelling_action.tolist())
     for pair in (("A", "B"), ("0", "1"), ("action2", "action1")):
         assert prompter.responses(pair).prefixes[0] == ()
+
+
+def test_labels_of_a_kind_have_as_many_tokens(real):
+    """Behind white space, too, so that a pair's answers are alike in length."""
+    one = [{(1, 1)}] * 4  # words, letters, names, other languages
+    length = lambda text: len(real.tokenizer.encode(text, add_special_tokens=False))
+    found = [{(length(x), length(f" {x}")) for x in kind} for kind in kinds_of_labels()]
+    assert found == [*one, {(2, 3)}, {(2, 2)}, {(2, 2)}]
 
 
 def test_agents_know_their_model(real):

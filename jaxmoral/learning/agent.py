@@ -30,7 +30,7 @@ from jaxmoral.learning.run_folder import (
 from jaxmoral.learning.speller import random_labels
 from jaxmoral.learning.tabular_policy import TablePrompter, TabularPolicy
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
-from jaxmoral.models.load import LoadedModel, load, same_base
+from jaxmoral.models.load import LoadedModel, Opened, open_model, same_base
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import at_revision, load_peft
 from jaxmoral.models.sizes import num_adapter_parameters, num_parameters, weight_bytes
@@ -203,7 +203,7 @@ def make_agent(
     units: int | None = 1,
     warn: Callable[[str], None] | None = None,
     *,
-    read: Callable[..., LoadedModel] = load,
+    open_model: Callable[..., Opened] = open_model,
 ) -> Agent:
     """Builds the agent a configuration asks for.
 
@@ -213,7 +213,7 @@ def make_agent(
         side; 1 for a single agent in training, None for any number.
       warn: where a line goes, before the weights are read, if training needs more memory than is
         free.
-      read: what makes the model of its source, as `models.load.load` does.
+      open_model: what finds the model of its source, as `models.load.open_model` does.
 
     Raises:
       UserError: the model, the labels or the mesh cannot be used.
@@ -224,17 +224,11 @@ def make_agent(
         return _tabular(config, units, warn)
     base = config.model
     quantisation = None if base.quantisation == "none" else base.quantisation
-    plans: list[_Plan] = []
-
-    def layout_for(model: LoadedModel) -> Layout:
-        plan = _plan(config, units, model)
-        plans.append(plan)
-        if warn and (line := shortage(plan.needed, free_bytes(), config, units or 1)):
-            warn(line)
-        return plan.layout
-
-    model = read(_source_of(config), base.dtype, base.sha256, quantisation, layout_for)
-    (plan,) = plans
+    opened = open_model(_source_of(config), base.dtype, base.sha256, quantisation)
+    plan = _plan(config, units, opened.model)
+    if warn and (line := shortage(plan.needed, free_bytes(), config, units or 1)):
+        warn(line)
+    model = opened.read(plan.layout)
     policy = LanguagePolicy(
         config=model.config,
         definition=model.definition,

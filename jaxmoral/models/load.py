@@ -14,8 +14,9 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import huggingface_hub
 import jax
@@ -87,7 +88,16 @@ class LoadedModel:
         return sorted(ends)
 
 
-LayoutFor = Callable[[LoadedModel], Layout | None]
+class Opened(NamedTuple):
+    """A model whose weights are not read yet, so that it can be asked where they should go.
+
+    Attributes:
+      model: with shapes in place of the weights.
+      read: from the layout that they get (None: the default device) to the model with them.
+    """
+
+    model: LoadedModel
+    read: Callable[[Layout | None], LoadedModel]
 
 
 def cache_folder() -> Path:
@@ -115,9 +125,18 @@ def load(
     dtype: str = "float32",
     sha256: str | None = None,
     quantisation: str | None = None,
-    layout_for: LayoutFor = lambda model: None,
 ) -> LoadedModel:
-    """Loads a model; a GGUF file is converted on the first call.
+    """Loads a model to the default device; see `open_model`."""
+    return open_model(source, dtype, sha256, quantisation).read(None)
+
+
+def open_model(
+    source: str,
+    dtype: str = "float32",
+    sha256: str | None = None,
+    quantisation: str | None = None,
+) -> Opened:
+    """Finds a model and reads all but its weights; a GGUF file is converted on the first call.
 
     Args:
       source: a name in `PACKAGED`, the path of a GGUF file, the path of a folder in
@@ -125,8 +144,6 @@ def load(
       dtype: of the weights and activations, "float32" or "bfloat16".
       sha256: the digest the model must have, if known; see `LoadedModel`.
       quantisation: of the matrices, "int8" or "nf4"; None keeps them as they are.
-      layout_for: where the weights go of a model, which is given with shapes in place of them;
-        None is the default device. What it raises ends the loading.
 
     Raises:
       UserError: no such source, its package is not installed, or a file is damaged or altered.
@@ -143,9 +160,9 @@ def load(
     else:
         if not path.is_dir():
             source, path = _from_hub(source)
-        return _read_huggingface(source, path, dtype, sha256, quantisation, layout_for)
+        return _open_huggingface(source, path, dtype, sha256, quantisation)
     _check_digest(source, digest, sha256)
-    return _read_converted(source, folder, digest, dtype, quantisation, layout_for)
+    return _open_converted(source, folder, digest, dtype, quantisation)
 
 
 def _check_digest(source: str, digest: str, expected: str | None) -> None:
@@ -237,15 +254,10 @@ def _publish(scratch: Path, folder: Path) -> None:
             raise
 
 
-def _read_converted(
-    source: str,
-    folder: Path,
-    digest: str,
-    dtype: str,
-    quantisation: str | None,
-    layout_for: LayoutFor,
-) -> LoadedModel:
-    try:
+def _open_converted(
+    source: str, folder: Path, digest: str, dtype: str, quantisation: str | None
+) -> Opened:
+    with _undamaged(folder):
         sizes = json.loads((folder / "config.json").read_text())
         config = from_json(sizes | {"quantisation": quantisation})
         tokenizer = tokenizers.load(folder / "tokenizer")
@@ -253,16 +265,29 @@ def _read_converted(
         empty = LoadedModel(
             source, digest, config, *Decoder.abstract(config), tokenizer, generation=generation
         )
-        with safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file:
-            layout = layout_for(empty)
+
+    def read(layout: Layout | None) -> LoadedModel:
+        with (
+            _undamaged(folder),
+            safetensors.safe_open(folder / "weights.safetensors", framework="numpy") as file,
+        ):
             definition, weights = assemble(config, _converted_parts(file), dtype, layout)
-    except UserError:  # of the layout
+        return dataclasses.replace(empty, definition=definition, weights=weights)
+
+    return Opened(empty, read)
+
+
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    """Raises UserError where reading a conversion fails."""
+    try:
+        yield
+    except UserError:  # says it all
         raise
     except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
         raise UserError(
             f"model.source: the cached conversion in {folder} is damaged ({error}); delete it"
         ) from error
-    return dataclasses.replace(empty, definition=definition, weights=weights)
 
 
 def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
@@ -273,14 +298,9 @@ def _converted_parts(file: Any) -> Iterator[tuple[str, Any, np.ndarray]]:
             yield name, index, tensor[index]
 
 
-def _read_huggingface(
-    source: str,
-    folder: Path,
-    dtype: str,
-    sha256: str | None,
-    quantisation: str | None,
-    layout_for: LayoutFor,
-) -> LoadedModel:
+def _open_huggingface(
+    source: str, folder: Path, dtype: str, sha256: str | None, quantisation: str | None
+) -> Opened:
     if is_adapter(folder):
         raise UserError(
             f"model.source: {folder} holds a PEFT adapter; give its base as model.source and the"
@@ -301,7 +321,10 @@ def _read_huggingface(
         huggingface.read_generation(folder, described),
         huggingface.beside(folder, config),
     )
-    layout = layout_for(empty)
-    parts = huggingface.weights(folder, config)
-    definition, weights = assemble(config, parts, dtype, layout)
-    return dataclasses.replace(empty, definition=definition, weights=weights)
+
+    def read(layout: Layout | None) -> LoadedModel:
+        parts = huggingface.weights(folder, config)
+        definition, weights = assemble(config, parts, dtype, layout)
+        return dataclasses.replace(empty, definition=definition, weights=weights)
+
+    return Opened(empty, read)

@@ -13,7 +13,7 @@ from roofline import Work, matmul_rate
 from workers import count_compilation
 
 from accelerator.cases import CASES, Case
-from accelerator.stand_in import reader, tokenizer
+from accelerator.stand_in import opener, tokenizer
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.config.states import Resolved
@@ -54,8 +54,8 @@ def settings(case: Case, tiny: bool) -> Resolved:
 def agent_of(case: Case, tiny: bool, *, empty: bool = False) -> tuple[Resolved, Agent]:
     """A case's configuration and its agent, with random weights or shapes in their place."""
     config = settings(case, tiny)
-    read = reader(shapes(case, tiny), tokenizer(tiny)[0], empty=empty)
-    return config, make_agent(config, case.members, read=read)
+    open_model = opener(shapes(case, tiny), tokenizer(tiny)[0], empty=empty)
+    return config, make_agent(config, case.members, open_model=open_model)
 
 
 def prompts(config: Config, agent: Agent) -> PackedPrompts:

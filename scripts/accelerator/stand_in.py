@@ -15,7 +15,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.models import packaged
 from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.config import DecoderConfig
-from jaxmoral.models.load import LoadedModel, converted_folder, load
+from jaxmoral.models.load import LoadedModel, Opened, converted_folder, load
 from jaxmoral.models.model import Decoder
 
 REAL = "gemma3-270m"
@@ -35,8 +35,8 @@ def tokenizer(tiny: bool) -> tuple["transformers.PreTrainedTokenizerFast", bool]
     return tokenizers.build(tiny_model.vocabulary()), False
 
 
-def reader(config: DecoderConfig, words: Any, *, empty: bool = False) -> Callable[..., LoadedModel]:
-    """What `make_agent` reads a model of these shapes with, instead of a file.
+def opener(config: DecoderConfig, words: Any, *, empty: bool = False) -> Callable[..., Opened]:
+    """What `make_agent` opens a model of these shapes with, instead of a file.
 
     Args:
       config: of the model.
@@ -44,20 +44,21 @@ def reader(config: DecoderConfig, words: Any, *, empty: bool = False) -> Callabl
       empty: whether its weights stay shapes, for an agent that is looked at and never run.
     """
 
-    def read(
-        source: str, dtype: str, sha256: Any, quantisation: Any, layout_for: Callable
-    ) -> LoadedModel:
+    def open_model(source: str, dtype: str, sha256: Any, quantisation: Any) -> Opened:
         shaped = dataclasses.replace(config, quantisation=quantisation)
-        definition, shapes = Decoder.abstract(shaped)
-        model = LoadedModel("random", "", shaped, definition, shapes, words)
-        layout = layout_for(model)
-        if empty:
-            return model
-        definition, shapes = Decoder.abstract(shaped, layout)
-        weights = random_weights(shapes, dtype, layout)
-        return dataclasses.replace(model, definition=definition, weights=weights)
+        model = LoadedModel("random", "", shaped, *Decoder.abstract(shaped), words)
 
-    return read
+        def read(layout: Layout | None) -> LoadedModel:
+            if empty:
+                return model
+            definition, shapes = Decoder.abstract(shaped, layout)
+            assert layout is not None
+            weights = random_weights(shapes, dtype, layout)
+            return dataclasses.replace(model, definition=definition, weights=weights)
+
+        return Opened(model, read)
+
+    return open_model
 
 
 def random_weights(shapes: Any, dtype: str, layout: Layout) -> Any:

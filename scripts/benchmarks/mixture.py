@@ -4,7 +4,8 @@
 
 All on the packaged model with the default settings. Every update of a mixture of labels is made to
 draw conditions that were not drawn before, whose prompts are packed and whose reference is computed
-first: the worst case. Results go to docs/benchmarks/mixture.json.
+first: the worst case; of a few labels all were drawn before. Results go to
+docs/benchmarks/mixture.json.
 """
 
 import argparse
@@ -21,10 +22,14 @@ from jaxmoral.learning.mixture import drawn
 from jaxmoral.learning.resolve import resolve
 
 LABELS = ["--mixture.labels", "words(200)", "--mixture.both_ways", "true"]
+FEW = ["--mixture.labels", "words(7)"]  # a pair of each kind
+FOUR = ["--mixture.conditions", "4"]
 KINDS = {
     "one condition": [],
+    "one condition, labels of two tokens": ["--prompt.labels", "[b4,m9]"],
     "labels, 1 condition an update": LABELS,
-    "labels, 4 conditions an update": [*LABELS, "--mixture.conditions", "4"],
+    "labels, 4 conditions an update": [*LABELS, *FOUR],
+    "few labels, 4 conditions an update": [*FEW, *FOUR],
     "four machines": [
         "--mixture.opponents",
         "{tit-for-tat: 2, random: 1, always-defect: 1, always-cooperate: 1}",
@@ -32,6 +37,7 @@ KINDS = {
     "a past self": ["--env.opponent", "past(2)"],
     "labels and a past self": [*LABELS, "--env.opponent", "past(2)"],
 }
+WARM_UP = 5  # updates, by which all of few labels were drawn
 
 
 class Kind(Updates):
@@ -60,7 +66,7 @@ def seed_without_repeats(flags: list[str], num_updates: int) -> list[str]:
         found = [*flags, "--seed", str(seed)]
         config = resolve(configs.load(None, found))
         names = [choice.name for update in range(num_updates) for choice in drawn(config, update)]
-        if len({*names}) == len(names) or "--mixture.labels" not in flags:
+        if len({*names}) == len(names) or found[:2] != LABELS[:2]:
             return found
     raise RuntimeError("every seed repeats a condition")
 
@@ -69,18 +75,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--updates", type=int, default=8)
     updates = parser.parse_args().updates
-    total = updates + 2  # the last one prepares none
     agent = make_agent(resolve(configs.load(None, [])))
-    kinds = {
-        name: Kind(agent, seed_without_repeats(flags, total), total)
-        for name, flags in KINDS.items()
-    }
+    kinds = {}
+    for name, flags in KINDS.items():
+        warm_up = WARM_UP if flags[:2] == FEW else 1
+        total = warm_up + updates + 1  # the last one prepares none
+        kinds[name] = Kind(agent, seed_without_repeats(flags, total), total)
+        for _ in range(warm_up):
+            kinds[name]()
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    for turn in range(updates + 1):
+    for _ in range(updates):
         for name, kind in kinds.items():
-            taken = kind()
-            if turn:
-                times[name].append(taken)
+            times[name].append(kind())
     found = {name: spread(taken) for name, taken in times.items()}
     alone = found["one condition"]["median"]
     for name, kind in kinds.items():

@@ -8,16 +8,17 @@ from typing import Any
 from workers import is_measured, read
 
 LEVEL = -0.5  # of the deontological reward
-# Measured on two cores of Zen 5; the rest on Zen 4.
-OTHER_MACHINE = ("cost", "rounds")
+# Measured on two cores of Zen 5, or of a processor without AVX-512; the rest on Zen 4.
+OTHER_MACHINE = {"cost": " *", "rounds": " *", "against_lm_eval": " †"}
 Figure = tuple[str, str, str]  # what, measured, by which script
 
 
 def rows() -> list[list[str]]:
     found = [*from_trl(), *from_cost(), *from_start(), *from_learning(), *from_tunix()]
     found += [*from_mixture(), *(from_thinking() if is_measured("against_grpo") else [])]
+    found += from_lm_eval() if is_measured("against_lm_eval") else []
     return [
-        [what + (" *" if script in OTHER_MACHINE else ""), measured, f"`{script}.py`"]
+        [what + OTHER_MACHINE.get(script, ""), measured, f"`{script}.py`"]
         for what, measured, script in [*found, *from_rounds(), *from_roofline()]
     ]
 
@@ -88,6 +89,13 @@ def from_thinking() -> list[Figure]:
             )
         )
     return found
+
+
+def from_lm_eval() -> list[Figure]:
+    seconds = read("against_lm_eval")["seconds"]
+    slow, fast = seconds["lm-eval"], seconds["ours"]
+    figure = "options of scenarios in two orders, base and tuned: ours, lm-eval"
+    return [(figure, f"{fast:.0f} s, {slow:.0f} s: {slow / fast:.1f}x", "against_lm_eval")]
 
 
 def from_start() -> list[Figure]:

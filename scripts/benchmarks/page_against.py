@@ -76,6 +76,33 @@ def against_grpo() -> list[str]:
     )
 
 
+def against_lm_eval() -> list[str]:
+    results = read("against_lm_eval")
+    base = results["seconds"]["lm-eval"]
+    rows = [
+        [
+            name,
+            f"{seconds:.1f}",
+            f"{base / seconds:.1f}x",
+            f"{results['peak_gib']['lm-eval' if name == 'lm-eval' else 'ours']:.1f}",
+        ]
+        for name, seconds in results["seconds"].items()
+    ]
+    return section(
+        "Scenarios, against lm-eval",
+        f"`python scripts/benchmarks/against_lm_eval.py --items {results['items']}`: Gemma 3 270M"
+        f" and a tuned agent, {results['items']:,} items of two options, shown in both orders"
+        f" ({results['tokens']:.0f} tokens each). lm-eval is asked for the log-likelihood of the"
+        " same answers (a letter, with or without a space before it), in the batches that are"
+        f" fastest of 1, 4 and 16; of answers of one token it reads the common text once. Both"
+        f" find the same probabilities within {results['apart']:g}. Ours is measured before lm-eval"
+        " (then compiling is in it) and after.",
+        ["program", "seconds", "faster", "peak GiB"],
+        rows,
+        f"{machine(results)}; {versions({'': results})}.",
+    )
+
+
 def against_tunix() -> list[str]:
     results = read("against_tunix")
     head = ["program", "seconds an update", "samples a second", "more", "start to first update, s"]

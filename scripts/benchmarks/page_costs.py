@@ -65,7 +65,8 @@ def mixtures() -> list[str]:
         "Mixtures",
         "`python scripts/benchmarks/mixture.py`: seconds of an update. Every one of a mixture of"
         " labels draws conditions that were not drawn before, so that their prompts are packed and"
-        " their reference is computed too; later updates find both.",
+        " their reference is computed too; later updates find both, and so do those of few labels."
+        " Trees have room for the longest labels, which have two tokens, like `action1`.",
         ["what is drawn", "seconds", "against one condition", "drawing and packing"],
         rows,
         f"{machine(results)}; jax {results['versions']['jax']}.",
