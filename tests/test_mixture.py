@@ -25,7 +25,14 @@ from jaxmoral.learning.environments import environment
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
-from jaxmoral.learning.mixture import drawn, every_condition, kinds_of_labels, label_pairs
+from jaxmoral.learning.mixture import (
+    LISTS,
+    drawn,
+    every_condition,
+    kinds_of_labels,
+    label_pairs,
+    labels_in_words,
+)
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
@@ -95,10 +102,14 @@ def test_words_are_pairs_that_can_be_told_apart():
     assert set(both) == {*pairs, *((b, a) for a, b in pairs)}
 
 
-def test_pairs_are_of_one_kind_and_few_of_many_kinds():
-    kinds = kinds_of_labels()
+@pytest.mark.parametrize("name", LISTS)
+def test_pairs_are_of_one_kind_and_few_of_many_kinds(name):
+    kinds = kinds_of_labels(name)
     for seed in ("0", "1"):
-        pairs = label_pairs(settings("--mixture.labels", "words(14)", "--seed", seed))
+        asked = f"{name}({2 * len(kinds)})"
+        config = settings("--mixture.labels", asked, "--seed", seed)
+        assert labels_in_words(config) == labels_in_words(resolve(config)) == asked
+        pairs = label_pairs(config)
         kind_of = lambda pair: [{*pair} <= {*kind} for kind in kinds].index(True)
         found = Counter(map(kind_of, pairs))
         assert found == dict.fromkeys(range(len(kinds)), 2)
@@ -113,7 +124,7 @@ def test_ready_mixtures_resolve(path):
 def test_held_out_labels_are_in_no_list():
     held = held_out_labels()
     assert len(held) == len(set(held)) >= 40
-    known = [label for kind in kinds_of_labels() for label in kind]
+    known = [label for kind in kinds_of_labels("labels") for label in kind]
     assert len(known) == len(set(known))
     assert not {label for pair in held for label in pair} & set(known)
     assert not any(a.startswith(b) or b.startswith(a) for a, b in held)

@@ -140,7 +140,7 @@ def test_labels_of_a_kind_have_as_many_tokens(real):
     """Behind white space, too, so that a pair's answers are alike in length."""
     one = [{(1, 1)}] * 4  # words, letters, names, other languages
     length = lambda text: len(real.tokenizer.encode(text, add_special_tokens=False))
-    found = [{(length(x), length(f" {x}")) for x in kind} for kind in kinds_of_labels()]
+    found = [{(length(x), length(f" {x}")) for x in kind} for kind in kinds_of_labels("labels")]
     assert found == [*one, {(2, 3)}, {(2, 2)}, {(2, 2)}]
 
 

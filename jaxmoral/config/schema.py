@@ -119,7 +119,8 @@ class MixtureConfig:
 
     Attributes:
       games: names and sets, as in `evaluation.games`; all with as many players as `env.game`.
-      labels: pairs of C's and D's, or "words(n)": so many, drawn by the seed from a list.
+      labels: pairs of C's and D's, or so many, drawn by the seed from a list: "words(n)", or
+        "labels(n)", which has longer ones too.
       both_ways: every pair also with its meanings exchanged.
       wordings, personas, table_orders: as `prompt.wording`, `prompt.persona` and
         `prompt.table_order` have one.

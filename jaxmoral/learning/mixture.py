@@ -25,7 +25,9 @@ from jaxmoral.learning.whom import meets_agents
 from jaxmoral.world.games import Game, draw_payoffs, mirror
 from jaxmoral.world.memory import NUM_ORDERS
 
-_WORDS = re.compile(r"words\((\d{1,4})\)")
+# Names of what labels are drawn from, and the files that hold it.
+LISTS = {"words": ("labels.txt",), "labels": ("labels.txt", "longer_labels.txt")}
+_DRAWN = re.compile(r"(words|labels)\((\d{1,4})\)")
 _DRAWS, _PAIRS = 1, 2  # the third number that seeds a stream, which keeps them apart
 
 
@@ -56,10 +58,14 @@ class Choice(NamedTuple):
 
 
 @cache
-def kinds_of_labels() -> tuple[tuple[str, ...], ...]:
-    """What pairs of labels are drawn from, by kind: words, letters, numbers, strings, ..."""
-    text = (Path(prompts.__file__).parent / "labels.txt").read_text(encoding="utf-8")
-    _, *kinds = text.split("\n\n")  # the first lines say what the file is for
+def kinds_of_labels(name: str) -> tuple[tuple[str, ...], ...]:
+    """What pairs of a list are drawn from, by kind: words, letters, names, other languages, ..."""
+    folder, kinds = Path(prompts.__file__).parent, []
+    for file in LISTS[name]:
+        _, *found = (
+            (folder / file).read_text(encoding="utf-8").split("\n\n")
+        )  # first what it is for
+        kinds += found
     return tuple(tuple(kind.splitlines()[1:]) for kind in kinds)
 
 
@@ -82,24 +88,29 @@ def label_pairs(config: Config) -> list[tuple[str, str]] | None:
 
 
 def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
-    """The pairs of "words(n)", of every kind in turn as long as there are some."""
-    match = _WORDS.fullmatch(asked)
+    """The pairs of "words(n)" or "labels(n)"."""
+    match = _DRAWN.fullmatch(asked)
+    every = _shuffled_pairs(match[1] if match else "words", seed)
+    most = len(every) // 10 * 10
+    if not match or not 0 < int(match[2]) <= most:
+        raise UserError(
+            f"mixture.labels: {asked!r} is neither a list of pairs nor words(n) or labels(n) with n"
+            f" from 1 to {most}"
+        )
+    return every[: int(match[2])]
+
+
+def _shuffled_pairs(name: str, seed: int) -> list[tuple[str, str]]:
+    """All pairs of a list that a seed makes, of every kind in turn as long as there are some."""
     random = np.random.default_rng([seed, 0, _PAIRS])
     kinds = []
-    for known in kinds_of_labels():
+    for known in kinds_of_labels(name):
         order = random.permutation(len(known))
         pairs = [(known[a], known[b]) for a, b in order[: len(order) // 2 * 2].reshape(-1, 2)]
         # "sea" and "seal" could not be told apart.
         kinds.append([(a, b) for a, b in pairs if not (a.startswith(b) or b.startswith(a))])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
-    drawn = [pair for pair in turns if pair is not None]
-    most = len(drawn) // 10 * 10
-    if not match or not 0 < int(match[1]) <= most:
-        raise UserError(
-            f"mixture.labels: {asked!r} is neither a list of pairs nor words(n) with n from 1 to"
-            f" {most}"
-        )
-    return drawn[: int(match[1])]
+    return [pair for pair in turns if pair is not None]
 
 
 def seen_labels(config: Config) -> list[tuple[str, str]]:
@@ -108,16 +119,13 @@ def seen_labels(config: Config) -> list[tuple[str, str]]:
 
 
 def labels_in_words(config: Config) -> str:
-    """A mixture's labels, whatever words the seed drew: "words(200), both ways"."""
+    """A mixture's labels, whatever the seed drew: "words(200), both ways"."""
     mixture = config.mixture
     told = mixture.labels or ()
     if not isinstance(told, str):
-        text, pairs = f"words({len(told)})", [tuple(pair) for pair in told]
-        try:
-            was_drawn = _drawn_pairs(text, config.seed) == pairs
-        except UserError:
-            was_drawn = False
-        told = text if was_drawn else " ".join(map("/".join, pairs))
+        pairs = [tuple(pair) for pair in told]
+        drawn = [n for n in LISTS if _shuffled_pairs(n, config.seed)[: len(pairs)] == pairs]
+        told = f"{drawn[0]}({len(pairs)})" if drawn else " ".join(map("/".join, pairs))
     return told + (", both ways" if mixture.both_ways else "")
 
 

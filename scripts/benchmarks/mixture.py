@@ -22,14 +22,14 @@ from jaxmoral.learning.mixture import drawn
 from jaxmoral.learning.resolve import resolve
 
 LABELS = ["--mixture.labels", "words(200)", "--mixture.both_ways", "true"]
-FEW = ["--mixture.labels", "words(7)"]  # a pair of each kind
+FEW = ["--mixture.labels", "words(8)"]  # two pairs of each kind
 FOUR = ["--mixture.conditions", "4"]
 KINDS = {
     "one condition": [],
-    "one condition, labels of two tokens": ["--prompt.labels", "[b4,m9]"],
     "labels, 1 condition an update": LABELS,
     "labels, 4 conditions an update": [*LABELS, *FOUR],
     "few labels, 4 conditions an update": [*FEW, *FOUR],
+    "longer labels, 1 condition an update": ["--mixture.labels", "labels(200)", *LABELS[2:]],
     "four machines": [
         "--mixture.opponents",
         "{tit-for-tat: 2, random: 1, always-defect: 1, always-cooperate: 1}",
@@ -66,7 +66,7 @@ def seed_without_repeats(flags: list[str], num_updates: int) -> list[str]:
         found = [*flags, "--seed", str(seed)]
         config = resolve(configs.load(None, found))
         names = [choice.name for update in range(num_updates) for choice in drawn(config, update)]
-        if len({*names}) == len(names) or found[:2] != LABELS[:2]:
+        if len({*names}) == len(names) or flags[:2] == FEW or "--mixture.labels" not in flags:
             return found
     raise RuntimeError("every seed repeats a condition")
 

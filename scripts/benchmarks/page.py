@@ -27,8 +27,9 @@ def in_short() -> list[str]:
     return section(
         "In short",
         "Two cores of an AMD EPYC in float32, Gemma 3 270M unless it says otherwise: rows with a"
-        " star on Zen 5, which makes 480 GFLOP/s, with a dagger on cores without AVX-512, which make"
-        " 100, the others on Zen 4, which makes 220. Commands are in `scripts/benchmarks/`.",
+        " star on Zen 5, which makes 480 GFLOP/s, with a dagger on an older one without AVX-512,"
+        " which makes 100, the others on Zen 4, which makes 220. Commands are in"
+        " `scripts/benchmarks/`.",
         ["figure", "measured", "command"],
         overview.rows(),
     )

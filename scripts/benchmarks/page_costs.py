@@ -66,7 +66,8 @@ def mixtures() -> list[str]:
         "`python scripts/benchmarks/mixture.py`: seconds of an update. Every one of a mixture of"
         " labels draws conditions that were not drawn before, so that their prompts are packed and"
         " their reference is computed too; later updates find both, and so do those of few labels."
-        " Trees have room for the longest labels, which have two tokens, like `action1`.",
+        " Trees have room for the longest labels: words have one token, `action1` and longer labels"
+        " two.",
         ["what is drawn", "seconds", "against one condition", "drawing and packing"],
         rows,
         f"{machine(results)}; jax {results['versions']['jax']}.",
