@@ -62,9 +62,8 @@ def kinds_of_labels(name: str) -> tuple[tuple[str, ...], ...]:
     """What pairs of a list are drawn from, by kind: words, letters, names, other languages, ..."""
     folder, kinds = Path(prompts.__file__).parent, []
     for file in LISTS[name]:
-        _, *found = (
-            (folder / file).read_text(encoding="utf-8").split("\n\n")
-        )  # first what it is for
+        text = (folder / file).read_text(encoding="utf-8")
+        _, *found = text.split("\n\n")  # the first lines say what the file is for
         kinds += found
     return tuple(tuple(kind.splitlines()[1:]) for kind in kinds)
 
