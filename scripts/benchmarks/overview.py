@@ -9,7 +9,7 @@ from workers import is_measured, read
 
 LEVEL = -0.5  # of the deontological reward
 # Measured on two cores of Zen 5, or of a processor without AVX-512; the rest on Zen 4.
-OTHER_MACHINE = {"cost": " *", "rounds": " *", "against_lm_eval": " †"}
+OTHER_MACHINE = {"cost": " *", "rounds": " *", "against_lm_eval": " †", "mixture": " †"}
 Figure = tuple[str, str, str]  # what, measured, by which script
 
 
@@ -69,9 +69,17 @@ def from_cost() -> list[Figure]:
 
 def from_mixture() -> list[Figure]:
     kinds = read("mixture")["kinds"]
-    one, four = (kinds[f"labels, {n} an update"]["times"] for n in ("1 condition", "4 conditions"))
-    figure = "update of a mixture of 400 label pairs against one condition: 1, 4 conditions drawn"
-    return [(figure, f"{one:.2f}x, {four:.2f}x", "mixture")]
+    names = ["labels, 1 condition", "few labels, 4 conditions", "labels, 4 conditions"]
+    times = [kinds[f"{name} an update"]["times"] for name in names]
+    longer = kinds["longer labels, 1 condition an update"]["times"]
+    return [
+        (
+            "update of a mixture of words against one condition: a new one drawn, four known ones,"
+            " four new ones; of longer labels a new one",
+            f"{', '.join(f'{n:.2f}x' for n in times)}; {longer:.2f}x",
+            "mixture",
+        )
+    ]
 
 
 def from_thinking() -> list[Figure]:
