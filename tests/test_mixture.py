@@ -106,13 +106,13 @@ def test_words_are_pairs_that_can_be_told_apart():
 def test_pairs_are_of_one_kind_and_few_of_many_kinds(name):
     kinds = kinds_of_labels(name)
     for seed in ("0", "1"):
-        asked = f"{name}({2 * len(kinds)})"
+        asked = f"{name}({3 * len(kinds)})"
         config = settings("--mixture.labels", asked, "--seed", seed)
         assert labels_in_words(config) == labels_in_words(resolve(config)) == asked
         pairs = label_pairs(config)
         kind_of = lambda pair: [{*pair} <= {*kind} for kind in kinds].index(True)
         found = Counter(map(kind_of, pairs))
-        assert found == dict.fromkeys(range(len(kinds)), 2)
+        assert found == dict.fromkeys(range(len(kinds)), 3)
 
 
 @pytest.mark.parametrize("path", sorted(READY.glob("*.yaml")), ids=lambda path: path.stem)

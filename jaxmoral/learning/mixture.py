@@ -27,7 +27,7 @@ from jaxmoral.world.memory import NUM_ORDERS
 
 # Names of what labels are drawn from, and the files that hold it.
 LISTS = {"words": ("labels.txt",), "labels": ("labels.txt", "longer_labels.txt")}
-_DRAWN = re.compile(r"(words|labels)\((\d{1,4})\)")
+_DRAWN = re.compile(rf"({'|'.join(LISTS)})\((\d{{1,4}})\)")
 _DRAWS, _PAIRS = 1, 2  # the third number that seeds a stream, which keeps them apart
 
 
