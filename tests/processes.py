@@ -6,6 +6,7 @@ the environment of the test, the functions that run at its end. It compiles as t
 """
 
 import atexit
+import gc
 import importlib
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ FORKS.set_forkserver_preload(
         *("jaxmoral.report", "jaxmoral.sweep", "jaxmoral.api", "tensorboardX.record_writer"),
         *("jaxmoral.measuring.opened", "jaxmoral.measuring.tournaments", "transformers"),
         *("jaxmoral.models.merged", "jaxmoral.reporting.page", "jaxmoral.reporting.evaluated"),
+        "transformers.models.gemma3.configuration_gemma3",  # which brings torch along
     ]
 )
 
@@ -80,6 +82,8 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     compile_quickly(quickly)
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     for number, path in enumerate(files):
         flags = os.O_WRONLY | os.O_CREAT if number else os.O_RDONLY
         os.dup2(os.open(path, flags), number)
