@@ -5,6 +5,7 @@ The file may be a stranger's, so its lengths are checked here against what is le
 """
 
 import math
+import struct
 from typing import Any
 
 import gguf
@@ -15,10 +16,10 @@ from jaxmoral.models.foreign import bare, shown
 _MAX_ENTRIES = 2**16  # of the table of metadata and of the table of tensors
 _MAX_TEXTS = 2**21  # of all lists of texts together: they cost time, and memory if they are kept
 _MAX_DIMENSIONS = 4
-# How GGUF numbers the types of metadata, and what numpy calls them.
+# How GGUF numbers the types of metadata, and what struct and numpy call them.
 _U32, _STRING, _ARRAY, _U64 = 4, 8, 9, 10
-_NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", _U32: "<u4", 5: "<i4", 6: "<f4", 7: "?"}
-_NUMBERS |= {_U64: "<u8", 11: "<i8", 12: "<f8"}
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", _U32: "<I", 5: "<i", 6: "<f", 7: "<?"}
+_NUMBERS |= {_U64: "<Q", 11: "<q", 12: "<d"}
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 KEPT = (TOKENS, MERGES)  # the only lists of texts that are
 
@@ -33,7 +34,7 @@ class Head:
     """
 
     def __init__(self, data: np.ndarray):
-        self._data, self._at, self._texts = data, 0, 0
+        self._bytes, self._at, self._texts = data.data, 0, 0
         if self._take(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")
         version = self._number(_U32)
@@ -66,14 +67,14 @@ class Head:
             end = last
 
     def _take(self, size: int) -> bytes:
-        if size > len(self._data) - self._at:
+        if size > len(self._bytes) - self._at:
             raise ValueError("it ends early")
         self._at += size
-        return self._data[self._at - size : self._at].tobytes()
+        return bytes(self._bytes[self._at - size : self._at])
 
     def _number(self, kind: int) -> Any:
-        dtype = np.dtype(_NUMBERS[kind])
-        return np.frombuffer(self._take(dtype.itemsize), dtype)[0].item()
+        name = _NUMBERS[kind]
+        return struct.unpack(name, self._take(struct.calcsize(name)))[0]
 
     def _text(self) -> str:
         return str(self._take(self._number(_U64)), "utf-8")
