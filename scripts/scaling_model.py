@@ -143,12 +143,13 @@ def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, pr
 
 
 class Account(NamedTuple):
-    """The compiled float32 update, per device: bytes of arguments and of what is temporary, FLOPs,
-    and bytes sent by kind of collective."""
+    """The compiled float32 update, per device: bytes of arguments and of what is temporary, FLOPs
+    times the number of devices against those before it was split, and bytes sent by kind of
+    collective."""
 
     held: float
     made: float
-    flops: float
+    repeated: float
     sent: dict[str, float]
 
 
@@ -156,14 +157,15 @@ class Account(NamedTuple):
 def account(
     config: DecoderConfig, sizes: tuple[int, int, int], members: int, prompter: Prompter
 ) -> Account:
-    compiled = lowered(config, sizes, members, prompter).compile()
+    whole = lowered(config, sizes, members, prompter)
+    compiled = whole.compile()
     found = compiled.memory_analysis()
     made = found.output_size_in_bytes - found.alias_size_in_bytes
-    flops = compiled.cost_analysis()["flops"]
+    flops = [program.cost_analysis()["flops"] for program in (compiled, whole)]
     return Account(
         found.argument_size_in_bytes,
         found.temp_size_in_bytes + made,
-        flops,
+        flops[0] * math.prod(sizes) / flops[1],
         sent(compiled.as_text(), config.num_layers),
     )
 
@@ -301,22 +303,19 @@ def print_memory(prompter: Prompter, small: DecoderConfig) -> None:
         "XLA's account of the compiled update in GiB per device: 16 prompts, LoRA rank 64 on every"
         " linear layer. Compiled in float32, because XLA for CPUs copies bfloat16 weights to"
         " float32; weights are then counted in bfloat16, and what is temporary as it is, which for"
-        " bfloat16 activations is an upper bound. FLOPs are those of all devices against one, per"
-        " member; XLA counts a scanned block once.\n"
+        " bfloat16 activations is an upper bound. FLOPs are those of all devices against the"
+        " same program's before it is split; XLA counts a scanned block once.\n"
     )
     print("| model | members | data, fsdp, tensor | arguments | temporary | total | FLOPs |")
     print("|---" * 7 + "|")
     for name in SEVERAL:
-        alone = 0.0
         for members, sizes in CASES:
-            held, made, flops, _ = account(MODELS[name], sizes, members, prompter)
-            alone = alone or flops
+            held, made, repeated, _ = account(MODELS[name], sizes, members, prompter)
             held -= weight_bytes(MODELS[name], 2) / (sizes[1] * sizes[2])
-            ratio = flops * np.prod(sizes) / (alone * members)
             shown = ", ".join(map(str, sizes))
             print(
                 f"| {name} | {members} | {shown} | {held / GIB:.2f} | {made / GIB:.2f} |"
-                f" {(held + made) / GIB:.2f} | {ratio:.2f} |",
+                f" {(held + made) / GIB:.2f} | {repeated:.2f} |",
                 flush=True,
             )
     print_eighths(prompter)
