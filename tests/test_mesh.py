@@ -21,8 +21,8 @@ FLAGS += ["--ppo.learning_rate", "1e-3", "--checkpoint_every", "2"]
 # Linear layers that a mesh splits by what they make, by heads that are too few, by what they read.
 FEW = ["--lora.targets", "[q, v, down]"]
 MEMBERS = ["--seed", "[0, 1, 2, 3]", "--reward.name", "[game, utilitarian]"]
-FSDP, TENSOR, ALL = (1, 8, 1), (1, 1, 8), (2, 2, 2)
-TOGETHER = {"data": (8, 1, 1), "all": ALL}
+ALONE = {"fsdp": (1, 8, 1), "tensor": (1, 1, 8), "all": (2, 2, 2)}
+TOGETHER = {"data": (8, 1, 1), "all": (2, 2, 2)}
 
 
 def mesh_flags(sizes):
@@ -76,7 +76,6 @@ def one_device(flags, tmp_path_factory):
 BIASED = {"family": "qwen2", "qk_norm": False, "post_norms": False, "activation": "silu"}
 BIASED |= {"scaled_embedding": False, "tied": False, "biases": ("q", "k", "v")}
 OTHERS = {"biased": BIASED, "sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
-MESHES = {"biased": TENSOR, "sharing": FSDP, "experts": ALL}  # of which each is one's
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +91,17 @@ def others(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eight_devices(flags, others, tmp_path_factory):
-    """The folder of the run of an agent alone, and what all jobs computed."""
+    """The folder of the run on all axes, and what all of them computed."""
     folder = tmp_path_factory.mktemp("eight")
-    alone = {"flags": [*flags, *mesh_flags(ALL)], "folder": str(folder / "run"), "evaluate": True}
-    jobs = [{"name": "alone"} | alone]
+    jobs = [
+        {
+            "name": f"alone-{name}",
+            "flags": [*flags, *mesh_flags(sizes)],
+            "evaluate": name == "all",
+            "folder": str(folder / "run") if name == "all" else None,
+        }
+        for name, sizes in ALONE.items()
+    ]
     jobs += [
         {
             "name": f"together-{name}",
@@ -105,40 +111,38 @@ def eight_devices(flags, others, tmp_path_factory):
         for name, sizes in TOGETHER.items()
     ]
     jobs += [
-        {"name": name, "flags": [*given, *mesh_flags(MESHES[name])]}
+        {"name": name, "flags": [*given, *mesh_flags(ALONE["all"])]}
         for name, given in others.items()
     ]
     return folder / "run", finish([start(folder / "found.npz", jobs, 8)], folder / "found.npz")
 
 
-def assert_close(ours, expected, what=""):
-    """As shares of the whole.
+def assert_close(found, expected, name, within=1e-5, spared=0.0):
+    """As shares of each whole: Adam blows up the rounding of gradients that are zero but for it.
 
-    Of a gradient that is zero but for rounding Adam makes a whole step, so one value in a thousand
-    may be ten times as far.
+    The share `spared` of the values may be so far that the whole is 1e-4 of itself away.
     """
-    gaps = np.sort(np.abs(ours - expected))
-    size = np.linalg.norm(expected)
-    assert np.linalg.norm(gaps[: len(gaps) - len(gaps) // 1000]) <= 1e-5 * size, what
-    assert np.linalg.norm(gaps) <= 1e-4 * size, what
-
-
-def assert_all_close(found, expected, name):
     for member, values in expected.items():
         for kind, value in values.items():
-            assert_close(found[f"{name}|{member}|{kind}"], value, (name, member, kind))
+            gaps = np.sort(np.abs(found[f"{name}|{member}|{kind}"] - value))
+            most = gaps[: len(gaps) - int(spared * len(gaps))]
+            assert np.linalg.norm(most) <= within * np.linalg.norm(value), (name, kind)
+            assert np.linalg.norm(gaps) <= 1e-4 * np.linalg.norm(value), (name, kind)
 
 
 @pytest.mark.slow
-def test_an_agent_on_all_axes(one_device, eight_devices):
-    assert_all_close(eight_devices[1], {"": one_device[1][""]}, "alone")
+@pytest.mark.parametrize("mesh", ALONE)
+def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
+    assert_close(eight_devices[1], {"": one_device[1][""]}, f"alone-{mesh}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_of_other_shapes_are_split_too(name, others, eight_devices):
     trained = train_population(load_members(None, others[name]), say=lambda line: None)[""]
-    assert_all_close(eight_devices[1], {"": numbers(trained)}, name)
+    # A step of Adam moves them by a hundredth of themselves, also where a gradient is rounding.
+    found = eight_devices[1]
+    assert_close(found, {"": numbers(trained)}, name, within=3e-5, spared=1e-3)
 
 
 @pytest.mark.slow
@@ -146,14 +150,14 @@ def test_models_of_other_shapes_are_split_too(name, others, eight_devices):
 def test_a_population_on_every_mesh(mesh, one_device, eight_devices):
     members = {name: values for name, values in one_device[1].items() if name}
     assert len(members) == 8
-    assert_all_close(eight_devices[1], members, f"together-{mesh}")
+    assert_close(eight_devices[1], members, f"together-{mesh}")
 
 
 @pytest.mark.slow
 def test_an_evaluation_is_spread(one_device, eight_devices):
-    for name, expected in zip(("alone", "together-data"), one_device[2], strict=True):
+    for name, expected in zip(("alone-all", "together-data"), one_device[2], strict=True):
         found = eight_devices[1][f"{name}|evaluation"]
-        assert_close(found, expected, name)
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
         assert len(found) == 3
 
 
@@ -170,13 +174,15 @@ def test_checkpoints_move_between_meshes(one_device, eight_devices, flags, tmp_p
     here = numbers(resumed(eight_devices[0], flags, 3, tmp_path / "from-eight"))
     assert len(here["losses"]) == 1  # of update 3
     expected = one_device[1][""]
-    assert_close(here["parameters"], expected["parameters"])
+    gap = np.linalg.norm(here["parameters"] - expected["parameters"])
+    assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
 
     copy = shutil.copytree(one_device[0], tmp_path / "from-one")
     shutil.rmtree(copy / "checkpoints" / "3")
     job = {"name": "on", "flags": flags, "folder": str(copy), "resume": True}
     found = finish([start(tmp_path / "on.npz", [job], 8)], tmp_path / "on.npz")
-    assert_close(found["on||parameters"], expected["parameters"])
+    gap = np.linalg.norm(found["on||parameters"] - expected["parameters"])
+    assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
 
 
 @pytest.mark.slow
@@ -192,10 +198,11 @@ def test_processes_equal_one_device(processes, devices, one_device, flags, tmp_p
     # Read back, they would wait for each other for ever.
     assert not found["reads programs"]
     alone = one_device[1][""]
-    assert_all_close(found, {"": alone}, "alone")
+    assert_close(found, {"": alone}, "alone")
     if len(jobs) > 1:
-        assert_all_close(found, {k: v for k, v in one_device[1].items() if k}, "together")
-        assert_close(found["together|evaluation"], one_device[2][1])
+        assert_close(found, {k: v for k, v in one_device[1].items() if k}, "together")
+        gap = np.linalg.norm(found["together|evaluation"] - one_device[2][1])
+        assert gap <= 1e-5 * np.linalg.norm(one_device[2][1])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["update"] for line in lines] == [1, 2, 3]
     # What several processes saved, one goes on with.
