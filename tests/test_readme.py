@@ -37,7 +37,7 @@ NOT_RUN = {
     "README.md": 1,
     "docs/devices.md": 1,
     "docs/models.md": 1,
-    "docs/results.md": 5,
+    "docs/results.md": 6,
     "docs/runs.md": 3,
 }
 # Where a tiny random Gemma stands for the packaged model; elsewhere free logits do.
