@@ -117,6 +117,11 @@ def eight_devices(flags, others, tmp_path_factory):
     return folder / "run", finish([start(folder / "found.npz", jobs, 8)], folder / "found.npz")
 
 
+def assert_near(found, expected):
+    """As a share of the whole."""
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
 def assert_close(found, expected, name, within=1e-5, spared=0.0):
     """As shares of each whole: Adam blows up the rounding of gradients that are zero but for it.
 
@@ -157,7 +162,7 @@ def test_a_population_on_every_mesh(mesh, one_device, eight_devices):
 def test_an_evaluation_is_spread(one_device, eight_devices):
     for name, expected in zip(("alone-all", "together-data"), one_device[2], strict=True):
         found = eight_devices[1][f"{name}|evaluation"]
-        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+        assert_near(found, expected)
         assert len(found) == 3
 
 
@@ -174,15 +179,13 @@ def test_checkpoints_move_between_meshes(one_device, eight_devices, flags, tmp_p
     here = numbers(resumed(eight_devices[0], flags, 3, tmp_path / "from-eight"))
     assert len(here["losses"]) == 1  # of update 3
     expected = one_device[1][""]
-    gap = np.linalg.norm(here["parameters"] - expected["parameters"])
-    assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
+    assert_near(here["parameters"], expected["parameters"])
 
     copy = shutil.copytree(one_device[0], tmp_path / "from-one")
     shutil.rmtree(copy / "checkpoints" / "3")
     job = {"name": "on", "flags": flags, "folder": str(copy), "resume": True}
     found = finish([start(tmp_path / "on.npz", [job], 8)], tmp_path / "on.npz")
-    gap = np.linalg.norm(found["on||parameters"] - expected["parameters"])
-    assert gap <= 1e-5 * np.linalg.norm(expected["parameters"])
+    assert_near(found["on||parameters"], expected["parameters"])
 
 
 @pytest.mark.slow
@@ -201,8 +204,7 @@ def test_processes_equal_one_device(processes, devices, one_device, flags, tmp_p
     assert_close(found, {"": alone}, "alone")
     if len(jobs) > 1:
         assert_close(found, {k: v for k, v in one_device[1].items() if k}, "together")
-        gap = np.linalg.norm(found["together|evaluation"] - one_device[2][1])
-        assert gap <= 1e-5 * np.linalg.norm(one_device[2][1])
+        assert_near(found["together|evaluation"], one_device[2][1])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["update"] for line in lines] == [1, 2, 3]
     # What several processes saved, one goes on with.
