@@ -1,6 +1,7 @@
 """The error for bad input, the command wrapper that shows it, and the look-ups that raise it."""
 
 import difflib
+import gc
 import inspect
 import math
 import sys
@@ -160,6 +161,7 @@ def run_command(command: Callable[[], None]) -> None:
     That is a UserError, the operating system's refusal (no space, no permission), or whatever the
     user's own code raises.
     """
+    gc.set_threshold(100_000, 50, 50)  # imports and tracing make many objects, and few cycles
     try:
         command()
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Rollouts and the exact chain against a plain Python loop over episodes and rounds."""
 
 import itertools
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoral.measuring.protocols import sampled_visits
+from jaxmoral.measuring import protocols
 from jaxmoral.world import chain, games, machines, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout
@@ -74,10 +75,19 @@ def only_player(tree):
     return jax.tree.map(lambda leaf: leaf[0], tree)
 
 
+def play(key, log_probs, arena, draws=None, **settings):
+    """A rollout in one program, which compiles faster than its steps one by one."""
+    return jax.jit(partial(rollout, **settings))(key, log_probs, arena, draws=draws)
+
+
+def sampled_visits(played, memory):
+    return jax.jit(partial(protocols.sampled_visits, memory=memory))(played)
+
+
 def play_alone(key, log_probs, arena, memory, num_episodes, num_rounds, draws=None):
     """A rollout of one agent, without the axis of players."""
     sizes = {"num_episodes": num_episodes, "num_rounds": num_rounds}
-    return only_player(rollout(key, log_probs[None], arena, memory=memory, **sizes, draws=draws))
+    return only_player(play(key, log_probs[None], arena, draws, memory=memory, **sizes))
 
 
 def table(name, game):
@@ -131,9 +141,14 @@ def mean_policy(log_probs):
 
 def exact_visits(setting, log_probs, num_rounds):
     memory = setting.memory
-    policy = chain.by_state(memory, chain.memory_policy(log_probs))
-    walk = chain.against(memory, setting.machine(), noise=setting.environment().noise)
-    return chain.visits(walk, policy, num_rounds=num_rounds)
+
+    @jax.jit
+    def visits(log_probs, machine, noise):
+        policy = chain.by_state(memory, chain.memory_policy(log_probs))
+        walk = chain.against(memory, machine, noise=noise)
+        return chain.visits(walk, policy, num_rounds=num_rounds)
+
+    return visits(log_probs, setting.machine(), setting.environment().noise)
 
 
 def check_visits(setting, num_rounds):
@@ -296,7 +311,7 @@ def test_machines_vmap():
     stacked = machines.stack(list(MACHINES.values()))
     stacked = jax.tree.map(jnp.asarray, stacked)
     policy = chain.by_state(ONE, chain.memory_policy(random_table(3)))
-    shares = lambda opponent: chain.visits(chain.against(ONE, opponent), policy, num_rounds=3)
+    shares = jax.jit(lambda each: chain.visits(chain.against(ONE, each), policy, num_rounds=3))
     for found, opponent in zip(jax.vmap(shares)(stacked), MACHINES.values(), strict=True):
         np.testing.assert_allclose(found, shares(opponent), atol=1e-6)
 
@@ -325,7 +340,7 @@ def test_two_agents_follow_the_rules(rule, setting):
     memory, arena = setting.memory, Environment(None, pair_rewards(rule))
     log_probs = jnp.stack([random_table(1, memory), random_table(2, memory)])
     played = jax.device_get(
-        rollout(jax.random.key(0), log_probs, arena, memory=memory, num_episodes=200, num_rounds=6)
+        play(jax.random.key(0), log_probs, arena, memory=memory, num_episodes=200, num_rounds=6)
     )
     payoffs = games.get_game("bos").payoffs
     prompts = np.concatenate([played.prompt, played.last_prompt[:, None]], axis=1)
@@ -400,15 +415,20 @@ def pair_visits_by_enumeration(policies, setting, num_rounds):
 def test_the_chain_of_two_agents_equals_enumeration_and_sampling(setting):
     memory = setting.memory
     log_probs = jnp.stack([random_table(1, memory), random_table(2, memory)])
-    own, other = (chain.memory_policy(table) for table in log_probs)
     noise = setting.environment().noise
-    walk = chain.between(memory, other, noise=noise)
-    exact = chain.visits(walk, chain.by_state(memory, own), num_rounds=3)
+
+    @jax.jit
+    def visits(log_probs, noise):
+        own, other = (chain.memory_policy(table) for table in log_probs)
+        walk = chain.between(memory, other, noise=noise)
+        return chain.visits(walk, chain.by_state(memory, own), num_rounds=3)
+
+    exact = visits(log_probs, noise)
     expected = pair_visits_by_enumeration([mean_policy(t) for t in log_probs], setting, 3)
     np.testing.assert_allclose(exact, expected, atol=1e-6)
 
     arena = Environment(None, pair_rewards("zero"), noise)
-    played = rollout(
+    played = play(
         jax.random.key(0), log_probs, arena, memory=memory, num_episodes=200_000, num_rounds=3
     )
     first = only_player(played)
@@ -425,7 +445,7 @@ def test_an_agent_that_plays_tit_for_tat_is_the_machine():
     legal = jax.nn.log_softmax(random_table(4).at[:, 2].set(-50.0))
     log_probs = jnp.stack([legal, mirror.reshape(16, 3)])
     arena = Environment(None, pair_rewards("zero"))
-    played = rollout(
+    played = play(
         jax.random.key(3), log_probs, arena, memory=ONE, num_episodes=200_000, num_rounds=5
     )
     sampled = sampled_visits(only_player(played), ONE)
@@ -510,7 +530,7 @@ def test_a_rollout_is_a_plain_loop_over_the_same_random_numbers(setting, num_pla
         arena = Environment(None, pair_rewards("zero"), arena.noise)
     log_probs = jnp.stack([random_table(seed, memory) for seed in range(num_players)])
     key = jax.random.key(9)
-    played = rollout(key, log_probs, arena, memory=memory, num_episodes=40, num_rounds=5)
+    played = play(key, log_probs, arena, memory=memory, num_episodes=40, num_rounds=5)
     by_hand = rollout_by_hand(key, log_probs, setting, 40, 5)
     names = ("prompt", "outcome", "other_action", "last_prompt")
     for name, expected in zip(names, by_hand, strict=True):
@@ -526,7 +546,7 @@ def test_two_agents_play_several_games_side_by_side():
         [jnp.concatenate([random_table(3 * player + i) for i in range(3)]) for player in (0, 1)]
     )
     arena = Environment(None, tables)
-    played = rollout(
+    played = play(
         jax.random.key(0), log_probs, arena, memory=ONE, num_episodes=60_000, num_rounds=2
     )
     game = np.arange(60_000) % 3
