@@ -70,10 +70,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _read(folders: Sequence[Path]) -> "list[Run]":
-    from jaxmoral.measuring.runs import find_runs
+    from jaxmoral.measuring.runs import find_runs, without_stale
 
-    runs, skipped = find_runs(folders)
-    for line in skipped:
+    found, skipped = find_runs(folders)
+    runs, stale = without_stale(found)
+    for line in (*skipped, *stale):
         print(f"left out: {line}")
     if not runs:
         raise UserError(f"{', '.join(map(str, folders))}: no runs there")

@@ -1,5 +1,7 @@
 """Two groups of runs beside each other, against scipy's bootstrap and sums by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -72,6 +74,27 @@ def test_what_cannot_be_compared_is_refused(groups):
     untested = [run._replace(evaluation=None) for run in groups["game"]]
     with pytest.raises(UserError, match="--with: no run was evaluated"):
         compare(groups["game"], untested)
+
+
+def test_a_run_whose_evaluation_is_old_has_no_part_in_the_pairs(groups, monkeypatch, capsys):
+    """The seeds that are left differ, so nothing is paired."""
+    (*ours, stale), others = groups["game"], groups["utilitarian"]
+    kept = compare(ours, others)
+    text = (stale.folder / "evaluation.json").read_text()
+    with (stale.folder / "evaluation.json").open("w") as file:
+        json.dump(json.loads(text) | {"update": 1}, file)
+    folders = [[str(run.folder) for run in runs] for runs in (groups["game"], others)]
+    monkeypatch.setattr("sys.argv", ["compare", *folders[0], "--with", *folders[1]])
+    try:
+        command.main()
+    finally:
+        (stale.folder / "evaluation.json").write_text(text)
+    said = capsys.readouterr().out
+    assert "is of update 1, the run has made 2 updates" in said
+    assert "3 and 4 runs, unpaired" in said
+    assert kept.seeds == []
+    assert (kept.table["low"] <= kept.table["difference"]).all()
+    assert (kept.table["difference"] <= kept.table["high"]).all()
 
 
 def test_the_command(groups, tmp_path, monkeypatch, capsys):

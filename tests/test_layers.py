@@ -14,8 +14,9 @@ from jaxmoral import config, load_members, train_population
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack, sight
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.agent import make_agent, policy_table
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.layers import Section, sections, stack_names
@@ -148,6 +149,16 @@ def test_it_learns_and_its_exports_say_the_same(alone, tmp_path):
     for cell, shares in tuned.items():
         assert found[cell] == pytest.approx(shares, abs=1e-3)
         assert again[cell] == pytest.approx(shares, abs=1e-4)
+
+
+@slow
+def test_a_prompt_is_answered_like_any_other_text(alone):
+    """By the packed prompts' table, and as a question among texts."""
+    agent = alone[1].agent
+    shown = Condition(get_game("ipd"), agent.presentation)
+    table = policy_table(agent, shown, alone[1].trainable)
+    found = choose(alone[1], agent.prompter.texts(shown)[0], agent.presentation.labels)["tuned"]
+    np.testing.assert_allclose(list(found.values()), np.exp(table.log_probs[0]), atol=1e-5)
 
 
 @slow

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -94,6 +95,20 @@ def test_perplexity_and_divergence_are_those_of_each_window_alone(loaded, tmp_pa
     assert measure_retention(loaded, path) == found  # from there
     kept.write_bytes(b"PK")
     assert measure_retention(loaded, path) == found
+
+
+def test_what_is_kept_is_of_a_models_numbers(loaded, tmp_path):
+    """Another model of the same sizes, whose files look the same from outside."""
+    tiny_model.write(tmp_path / "model", seed=1, **tiny_model.SHALLOW)
+    config = configs.load(None, [*FLAGS, "--model.source", str(tmp_path / "model")])
+    other = load_source(config)._replace(trained=loaded.trained)
+    assert other.agent.model.sha256 == loaded.agent.model.sha256
+    path = tmp_path / "some.txt"
+    path.write_text(WORDS)
+    perplexity = lambda of: measure_retention(of, path)["all"]["perplexity"]["base"]
+    first, second = perplexity(loaded), perplexity(other)
+    assert second == perplexity(other._replace(trained=None)) != first
+    assert first == perplexity(loaded)
 
 
 def test_an_untrained_adapter_changes_nothing(loaded):

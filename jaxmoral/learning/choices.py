@@ -112,13 +112,13 @@ def size(forests: Sequence[Forest]) -> Size:
     )
 
 
-def padded(forest: Forest, size: Size, multiple: int = 1) -> PackedPrompts:
+def padded(forest: Forest, size: Size, prompter: Prompter) -> PackedPrompts:
     """A forest of a size; what pads it repeats rows and groups.
 
     Args:
       forest: of `plant`.
       size: of `size`.
-      multiple: of which the number of the tree's blocks is one.
+      prompter: what the forest was planted with.
 
     Returns:
       One tree with `nodes` `[groups, rows, prefixes]` and a trie a group. Nothing is written after
@@ -131,12 +131,14 @@ def padded(forest: Forest, size: Size, multiple: int = 1) -> PackedPrompts:
         tries.append(pad(spelled.trie, size.trie))
     spare = size.groups - len(nodes)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *tries, *([tries[-1]] * spare))
+    tree = prompt_tree.pad(forest.tree, size.nodes, size.depth, prompter.multiple)
     return PackedPrompts(
-        tree=prompt_tree.pad(forest.tree, size.nodes, size.depth, multiple),
+        tree=tree,
         nodes=np.stack([*nodes, *([nodes[-1]] * spare)]).astype(np.int32),
         trie=stacked,
         tokens=np.zeros((0, 0), np.int32),
         lengths=np.zeros(0, np.int32),
+        beside=prompter.beside(tree.tokens),
     )
 
 
@@ -149,7 +151,7 @@ def reader(policy: LanguagePolicy, num_options: int, layout: Layout) -> Any:
 
     def read(frozen: PyTree, inputs: PackedPrompts, trainable: PyTree) -> jax.Array:
         model = policy.bind(frozen, inputs)
-        hidden = model.hidden(inputs.tree, trainable, None)
+        hidden = model.hidden(inputs.tree, trainable, None, inputs.beside)
 
         def decide(group):
             nodes, trie = group

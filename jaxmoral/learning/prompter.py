@@ -214,6 +214,10 @@ class Prompter(Speller):
         lead = (len(groups), len(chunks) // len(groups))
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), stacked)
 
+    def beside(self, tokens: np.ndarray) -> np.ndarray | None:
+        """What layers look up of tokens, if the model's do; see `PackedPrompts`."""
+        return None if self._beside is None else self._beside.read(tokens)
+
     def _packed(self, condition: Condition, room: Room) -> list[PackedPrompts]:
         """A condition's prompts in chunks of the room's size."""
         spelled = self.responses(condition.presentation.labels)
@@ -234,7 +238,7 @@ class Prompter(Speller):
                     trie=trie,
                     tokens=tokens,
                     lengths=np.array([len(ids) for ids in prompts], np.int32),
-                    beside=None if self._beside is None else self._beside.read(tree.tokens),
+                    beside=self.beside(tree.tokens),
                     branches=None if grown.branches is None else grown.branches.padded(spare),
                     alone=self._prompts_alone(prompts, room),
                 )

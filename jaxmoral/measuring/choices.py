@@ -98,7 +98,7 @@ def answer_all(loaded: Loaded, items: Sequence[Encoded]) -> dict[str, list[np.nd
             chosen = [forests[index] for index in group]
             room = size([forest for _, forest in chosen])
             for indices, forest in chosen:
-                inputs = padded(forest, room, prompter.multiple)
+                inputs = padded(forest, room, prompter)
                 inputs = place(inputs, agent.layout.sharding())
                 read = reader(policy, most, agent.layout)
                 for name, trainable in policies.items():

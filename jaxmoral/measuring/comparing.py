@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmoral.errors import UserError
-from jaxmoral.measuring.runs import Run, tidy, without_stale
+from jaxmoral.measuring.runs import Run, tidy
 
 # What is compared, and what it is called.
 MEASURES = {
@@ -49,12 +49,16 @@ class Comparison(NamedTuple):
 
 
 def compare(ours: Sequence[Run], others: Sequence[Run]) -> Comparison:
-    """Compares the tuned agents of two groups of evaluated runs in what both were tested in.
+    """Compares the tuned agents of two groups of runs in what both were tested in.
+
+    Runs that were not evaluated are left out, and so should be (`runs.without_stale`) those whose
+    evaluation is of an earlier checkpoint.
 
     Raises:
       UserError: a group has no evaluated run, or nothing was measured of both.
     """
-    a, b = (_measured(runs, name) for runs, name in ((ours, "the runs"), (others, "--with")))
+    ours, others = _evaluated(ours, "the runs"), _evaluated(others, "--with")
+    a, b = _measured(ours), _measured(others)
     common = a.index.intersection(b.index)
     if common.empty:
         raise UserError(
@@ -81,27 +85,29 @@ def compare(ours: Sequence[Run], others: Sequence[Run]) -> Comparison:
     return Comparison(table.reset_index(), seeds, few)
 
 
-def _measured(runs: Sequence[Run], name: str) -> pd.DataFrame:
-    """`[what was measured, runs]`, the runs in the order of their seeds."""
-    kept, _ = without_stale(run for run in runs if run.evaluation is not None)
-    tested = sorted(
-        (run for run in kept if run.evaluation is not None), key=lambda run: run.config.seed
-    )
+def _evaluated(runs: Sequence[Run], name: str) -> list[Run]:
+    """The runs that were, in the order of their seeds."""
+    tested = [run for run in runs if run.evaluation is not None]
     if not tested:
         raise UserError(f"{name}: no run was evaluated; run python -m jaxmoral.evaluate --run ...")
-    rows = tidy(tested)
+    return sorted(tested, key=lambda run: run.config.seed)
+
+
+def _measured(runs: Sequence[Run]) -> pd.DataFrame:
+    """`[what was measured, runs]`."""
+    rows = tidy(runs)
     chosen = (
         (rows["policy"] == "tuned") & (rows["protocol"] == "exact") & rows["metric"].isin(MEASURES)
     )
     wide = rows[chosen].pivot_table(
         index=_WHERE, columns="folder", values="value", sort=False, observed=True
     )
-    return wide.reindex(columns=[str(run.folder) for run in tested]).dropna()
+    return wide.reindex(columns=[str(run.folder) for run in runs]).dropna()
 
 
 def _paired_seeds(ours: Sequence[Run], others: Sequence[Run]) -> list[int]:
     """The seeds, if each stands once in both groups."""
-    a, b = (sorted(run.config.seed for run in runs if run.evaluation) for runs in (ours, others))
+    a, b = ([run.config.seed for run in runs] for runs in (ours, others))
     return a if a == b and len(set(a)) == len(a) else []
 
 

@@ -26,6 +26,7 @@ from jaxmoral.language import prompt_tree
 from jaxmoral.language.prompt_tree import PromptTree, merge
 from jaxmoral.language.texts import Text, read_texts
 from jaxmoral.language.thought_tree import paths
+from jaxmoral.learning.damage import checksum
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.measuring.choices import longest_prompt, speaking
@@ -38,7 +39,7 @@ WINDOW = 256  # tokens that a text is cut into, BOS included
 AT_ONCE = 1024  # tokens
 WHOLE = "all"  # texts together
 _MOST = 2**28  # bytes of a base's distributions that are kept
-_FORMAT = 1  # of these; another number makes new ones
+_FORMAT = 2  # of these; another number makes new ones
 
 
 class Packed(NamedTuple):
@@ -121,7 +122,7 @@ def predict(
         tuned = place(jax.tree.map(jnp.asarray, tuned), where)
     groups = _groups([len(window) for window in windows])
     batches = [place(packed, where) for packed in pack(policy, agent.prompter, windows, groups)]
-    keeping = _Kept(loaded, windows)
+    keeping = _Kept(loaded, windows, batches)
     kept, fresh = keeping.read(), []
     found: list[Predicted] = [Predicted(np.zeros(0))] * len(windows)
     for number, (indices, packed) in enumerate(zip(groups, batches, strict=True)):
@@ -223,11 +224,14 @@ class _Kept:
       fits: whether it is small enough to be kept.
     """
 
-    def __init__(self, loaded: Loaded, windows: Sequence[Sequence[int]]):
+    def __init__(self, loaded: Loaded, windows: Sequence[Sequence[int]], batches: Sequence[Packed]):
         config, model = loaded.config.model, loaded.agent.model
         assert model is not None
         where = jax.default_backend(), loaded.agent.layout.mesh.size
-        about = [_FORMAT, model.sha256, config.dtype, config.quantisation, where, AT_ONCE]
+        # A folder's digest is of shapes and sizes; fine-tunes of one base differ in numbers only.
+        numbers = checksum((loaded.agent.frozen, [packed.beside for packed in batches]))
+        about = [_FORMAT, model.sha256, int(numbers), config.dtype, config.quantisation]
+        about += [where, AT_ONCE]
         digest = hashlib.sha256(json.dumps([about, *map(list, windows)]).encode()).hexdigest()
         self._path = cache_folder() / "retention" / f"{digest[:32]}.npz"
         self.fits = 8 * model.config.embed_dim * sum(map(len, windows)) <= _MOST

@@ -119,6 +119,8 @@ class Decoder(nnx.Module):
         self, x: jax.Array, adapter: dict[str, LayerAdapter], rows: np.ndarray | jax.Array | None
     ) -> dict[str, Layer]:
         """All layers, stacked by their shapes; see `beside` for x and rows."""
+        if (rows is None) != (self.config.per_layer_dim == 0):
+            raise ValueError("rows are what a model reads that has a per_layer_dim, and no other")
         beside = None if rows is None else self.beside(x, rows)
         nested = any(section.periods > 1 for section in self.config.sections)
         return {
