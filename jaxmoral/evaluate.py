@@ -268,9 +268,12 @@ def _evaluate_members(
     from jaxmoral.measuring.source import load_source
     from jaxmoral.reporting.evaluated import keep_and_draw
 
-    lines = []
+    lines: list[str] = []
     files = {name: _file_of(home / name, update) for name in member_names(home)}
     for folder, member in load_population(home, update):
+        if not member.is_finite():
+            lines.append(f"{folder.name}: left out; its training diverged")
+            continue
         evaluation = _evaluate(load_source(member), chosen, asked)
         if cluster.is_first():
             file = files[folder.name]

@@ -102,10 +102,16 @@ def missing(evaluation: dict[str, Any], config: Config) -> list[str]:
     from jaxmoral.measuring.evaluation import chosen_conditions, described, xi_of
 
     settings = config.evaluation
-    wanted = {"update": config.updates, "rounds": settings.rounds, "xi": xi_of(config)}
+    wanted: dict[str, Any] = {
+        "update": config.updates,
+        "rounds": settings.rounds,
+        "xi": xi_of(config),
+        "thinking": settings.thinking,
+    }
     if "sampled" in settings.protocols:
         wanted["episodes"] = settings.episodes
-    found = {"update": config.updates} | evaluation
+    thinking = evaluation.get("config", {}).get("evaluation", {}).get("thinking")
+    found = {"update": config.updates, "thinking": thinking} | evaluation
     lacking = [f"{key} {value}" for key, value in wanted.items() if found.get(key) != value]
     protocols: list[str] = list(dict.fromkeys(["exact", *settings.protocols]))
     pairs = [(who, name) for who in settings.opponents for name in protocols if name != "paper"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
+from jaxmoral import evaluate
 from jaxmoral.errors import UserError
 from jaxmoral.learning import training
 from jaxmoral.learning.checkpoint import Checkpoints
@@ -168,6 +169,22 @@ def test_a_member_that_is_lost_has_no_best(tmp_path):
     with Checkpoints(tmp_path / "many") as checkpoints:
         assert checkpoints.best(0) > 1
         assert checkpoints.best(1) <= 1  # the last one with numbers in it
+
+
+def test_a_member_that_is_lost_takes_nobody_with_it(tmp_path, monkeypatch, capsys):
+    """Though it meets its own past, and the evaluation has nothing to say of it."""
+    flags = [*FLAGS, "--ppo.value_coef", "[3e38, 0.1]", "--ppo.max_grad_norm", ".inf"]
+    flags += ["--mixture.opponents", "{past(2): 1, random: 1}", "--checkpoint_every", "2"]
+    together = fit_population(configs.load_members(None, flags), tmp_path / "many", say=quiet)
+    lost, kept = together
+    alone = fit_agent(configs.load(None, [*flags, "--ppo.value_coef", "0.1"]), say=quiet)
+    np.testing.assert_allclose(together[kept].trainable["logits"], alone.trainable["logits"])
+    given = ["--run", str(tmp_path / "many"), "--games", "ipd", "--protocols", "exact"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *given])
+    evaluate.main()
+    assert f"{lost}: left out; its training diverged" in capsys.readouterr().out
+    assert not (tmp_path / "many" / lost / "evaluation.json").exists()
+    assert (tmp_path / "many" / kept / "evaluation.json").exists()
 
 
 def test_checkpoints_of_earlier_versions_load_and_have_no_best(tmp_path):

@@ -158,6 +158,12 @@ def test_a_family_member_is_found_again_by_its_name():
         np.testing.assert_array_equal(again.payoffs, game.payoffs)
 
 
+def test_games_that_differ_by_little_have_names_that_differ():
+    names = ["affine(ipd,1.0000001,100000.3)", "affine(ipd,1,100000.3)", "affine(ipd,1,100000)"]
+    assert [games.get_game(name).name for name in names] == names
+    assert games.get_game("donation(3.0, 1e0)").name == "donation(3,1)"
+
+
 PAIRS = {"CC": (1.5, 2), "CD": (0, 5), "DC": (5, 0), "DD": (1, -1)}
 PAPER = ["ipd", "ish", "icn", "bos", "icd", "ivd"]
 

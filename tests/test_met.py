@@ -75,7 +75,7 @@ def test_an_agent_as_a_machine_does_what_the_agent_does(length, blank):
 
 
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
-def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator):
+def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monkeypatch):
     _, agent, trainable = load_run(selfish)
     shown = Condition(get_game("ipd"), agent.presentation)
     policy = np.asarray(chain.memory_policy(policy_table(agent, shown, trainable).log_probs))
@@ -90,6 +90,10 @@ def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator):
         found = fit_agent(settings(*met, name), say=quiet)
         assert found.config.env.opponent == f"{selfish}@3"
         assert_alike(found, alone)
+    monkeypatch.chdir(selfish.parent)
+    beside = fit_agent(settings(*met, f"./{selfish.name}"), say=quiet)
+    assert beside.config.env.opponent == f"./{selfish.name}@3"
+    assert_alike(beside, alone)
     earlier = fit_agent(settings(*met, f"{selfish}@0"), say=quiet)
     assert plain(earlier.history[0]) != plain(alone.history[0])
 

@@ -39,6 +39,14 @@ def members(*flags):
     return configs.load_members(None, flags)
 
 
+def test_labels_of_other_lengths_are_no_members_of_one_population(shallow):
+    """Sampled answers have as many tokens as the longest label of all."""
+    flags = ["--model.source", str(shallow), "--ppo.level", "token"]
+    flags += ["--prompt.labels", "[[X, Y], [Who1, You2]]"]
+    with pytest.raises(UserError, match=r"prompt.labels: .* as many tokens; here they have 1 to 4"):
+        fit_population(members(*flags), say=quiet)
+
+
 @pytest.mark.parametrize(
     "flags",
     [

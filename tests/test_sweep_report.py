@@ -1,5 +1,6 @@
 """Sweeps over tabular experiments and the page made of them."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.run_folder import read_config
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import rows
@@ -117,6 +119,14 @@ def again(monkeypatch, experiments, output, *flags):
     failed = sweeps.sweep(experiments[:1], [1], output, [*FLAGS, *flags])
     monkeypatch.undo()
     return failed, done
+
+
+def test_an_evaluation_with_other_thoughts_is_another(swept):
+    folder = swept[0] / "selfish-seed1"
+    held, made = json.loads((folder / "evaluation.json").read_text()), read_config(folder)
+    assert sweeps.missing(held, made) == []
+    without = dataclasses.replace(made.evaluation, thinking=0)
+    assert sweeps.missing(held, dataclasses.replace(made, evaluation=without)) == ["thinking 0"]
 
 
 def test_a_start_that_was_cut_before_its_first_checkpoint_is_begun_anew(

@@ -336,3 +336,6 @@ def test_wordings_that_end_differently_need_a_cue(flags, tmp_path):
     with pytest.raises(UserError, match="thinking.cue: after {think} the wordings have"):
         fit_agent(settings(flags, *mixed), say=quiet)
     fit_agent(settings(flags, *mixed, "--thinking.cue", '"\\nAnswer:"'), say=quiet)
+    members = load_members(None, [*flags, "--prompt.wording", f"[structured, {other}]"])
+    with pytest.raises(UserError, match=r"prompt.wording: member .*other.txt would end"):
+        fit_population(members, say=quiet)

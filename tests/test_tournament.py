@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +16,10 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring import tournaments
 from jaxmoral.measuring.evaluation import evaluate_agent
-from jaxmoral.measuring.tournaments import entrant, hold, read_entrants, strategy
+from jaxmoral.measuring.tournaments import entrant, hold, read_entrants, strategy, together
 from jaxmoral.reporting.meetings import find_tournaments
 from jaxmoral.reporting.page import write_report
-from jaxmoral.world.games import choose_games, get_game
+from jaxmoral.world.games import choose_games, get_game, make_games
 
 NAMES = ["tit-for-tat", "always-defect", "always-cooperate", "grim-trigger", "alternator"]
 quiet = lambda line: None
@@ -296,3 +297,15 @@ def test_a_damaged_tournament_is_left_out(tmp_path, text):
     assert "is damaged" in skipped[0]
     with pytest.raises(UserError, match="no run in"):
         write_report([tmp_path], tmp_path / "page")
+
+
+def test_a_game_that_two_runs_define_is_found_within_others():
+    points = {"CC": [3, 3], "CD": [0, 4], "DC": [4, 0], "DD": [1, 1]}
+    each = {
+        Path("a"): make_games({"my(game)": points}),
+        Path("b"): make_games({"my(game)": points | {"CC": [2, 2]}}),
+    }
+    for asked in ("my(game)", "affine(my(game),2)", "group( my(game), 3)", "all"):
+        with pytest.raises(UserError, match=r"games.my\(game\): a and b define it differently"):
+            together("games", each, ["ipd", asked])
+    assert list(together("games", each, ["ipd", "affine(ipd,2)"])) == ["my(game)"]

@@ -1,7 +1,7 @@
 """From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +141,23 @@ def _source_of(config: Config) -> str:
     return theirs.model.source if same_base(source, theirs.model.source) else source
 
 
+def check_lengths(key: str, prompter: Prompter, conditions: Iterable[Condition]) -> None:
+    """Raises UserError if labels differ in tokens, of which an answer that is sampled has a number.
+
+    Args:
+      key: that names the labels.
+      prompter: of the conditions.
+      conditions: that one program shows.
+    """
+    pairs = {condition.presentation.labels for condition in conditions}
+    budgets = {prompter.responses(pair).trie.prefix_edges.shape[1] for pair in pairs}
+    if len(budgets) > 1:
+        raise UserError(
+            f"{key}: with ppo.level token all labels must have as many tokens; here they have"
+            f" {min(budgets)} to {max(budgets)}"
+        )
+
+
 class _Plan(NamedTuple):
     """All of an agent that is known before the base's weights are read."""
 
@@ -178,13 +195,8 @@ def _plan(config: Config, units: int | None, model: LoadedModel) -> _Plan:
     # One shape serves all that will be drawn; what cannot be spelled is said now.
     conditions = every_condition(config, presentation)
     room = prompter.room(conditions, drawable_points(config))
-    pairs = {condition.presentation.labels for condition in conditions}
-    budgets = {prompter.responses(pair).trie.prefix_edges.shape[1] for pair in pairs}
-    if config.ppo.level == "token" and len(budgets) > 1:
-        raise UserError(
-            "mixture.labels: with ppo.level token all labels must have as many tokens; here they"
-            f" have {min(budgets)} to {max(budgets)}"
-        )
+    if config.ppo.level == "token":
+        check_lengths("mixture.labels", prompter, conditions)
     packed = prompter.pack(player_conditions(config, presentation)[:1], room)
     needed = footprint(config, decoder, lora, packed, layout, units or 1)
     return _Plan(

@@ -41,7 +41,7 @@ def pinned(config: Settled) -> Pinned:
     names = {}
     for whom in met_by(config):
         if whom.kind == "stored" and whom.update is None and is_run(whom.folder):
-            names[whom.name] = f"{whom.folder}@{update_of(whom.folder)}"
+            names[whom.name] = f"{whom.name}@{update_of(whom.folder)}"
     return Pinned(renamed(config, names))
 
 
@@ -135,10 +135,12 @@ class Met:
             fixed = self._fixed(whom, member, update, packed)
             tables = packed.tables(fixed, [[condition] for condition in seen])
             if not np.isfinite(tables).all():
-                raise UserError(
-                    f"{key_of_met(config)}: what {whom.name} does is not a number; its training"
-                    " diverged"
-                )
+                if whom.kind == "stored" or len(self._members) == 1:
+                    raise UserError(
+                        f"{key_of_met(config)}: what {whom.name} does is not a number; its training"
+                        " diverged"
+                    )
+                tables = np.full_like(tables, -np.log(3))  # a lost member's; the others go on
             policies = [np.asarray(memory_policy(jnp.asarray(table))) for table in tables]
             memories = [agent.presentation.remembers(c.game) for c in conditions]
             columns.append(list(map(agent_machine, memories, policies)))

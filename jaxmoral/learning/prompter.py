@@ -214,7 +214,7 @@ class Prompter(Speller):
         lead = (len(groups), len(chunks) // len(groups))
         return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), stacked)
 
-    def beside(self, tokens: np.ndarray) -> np.ndarray | None:
+    def beside(self, tokens: np.ndarray | jax.Array) -> np.ndarray | None:
         """What layers look up of tokens, if the model's do; see `PackedPrompts`."""
         return None if self._beside is None else self._beside.read(tokens)
 

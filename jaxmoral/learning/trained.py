@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.learning.agent import Agent
@@ -36,6 +37,10 @@ class TrainedAgent:
     def trainable(self) -> Any:
         """The agent's trained parameters; of two learners the first one's."""
         return first_player(self.state)
+
+    def is_finite(self) -> bool:
+        """Whether these are numbers; they are not if training diverged."""
+        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.trainable))
 
 
 def first_player(state: TrainState) -> Any:

@@ -18,14 +18,23 @@ from jaxmoral.config import ALONE, Config
 from jaxmoral.config.states import Pinned, Resolved
 from jaxmoral.devices.cluster import is_first, largest, on_first
 from jaxmoral.errors import UserError
+from jaxmoral.language.prompts import Condition
 from jaxmoral.learning import metrics
-from jaxmoral.learning.agent import Agent, make_agent, make_presentation, settle
+from jaxmoral.learning.agent import (
+    Agent,
+    check_lengths,
+    make_agent,
+    make_presentation,
+    settle,
+)
 from jaxmoral.learning.anchor import with_texts, write_texts
+from jaxmoral.learning.channel import make_thinking
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.experiment import Step, compile_update
 from jaxmoral.learning.met import Met, check_stored, pinned
-from jaxmoral.learning.mixture import drawn, num_choices
+from jaxmoral.learning.mixture import drawn, every_condition, num_choices
 from jaxmoral.learning.population import check_asked, check_population, member_state
+from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.resume import go_on
 from jaxmoral.learning.run_folder import Place, check_run_folder, locked, write_configs
@@ -173,6 +182,7 @@ def _make_agents(
         name: first._replace(presentation=make_presentation(config, first.model))
         for name, config in members.items()
     }
+    _check_alike(members, agents)
     configs = {name: pinned(settle(config, agents[name])) for name, config in members.items()}
     say("\n".join(first.summary))
     if len(configs) > 1:
@@ -180,6 +190,25 @@ def _make_agents(
         say(f"members    {len(configs)}: {'; '.join(some)}")
     say("\n".join(summary_lines(list(configs.values()))))
     return configs, agents
+
+
+def _check_alike(members: Mapping[str, Resolved], agents: Mapping[str, Agent]) -> None:
+    """Raises UserError if the first member's answers have another form than another one's."""
+    first = next(iter(agents.values()))
+    if len(members) == 1 or first.model is None or not isinstance(first.prompter, Prompter):
+        return
+    shown: list[Condition] = []
+    for name, config in members.items():
+        presentation = agents[name].presentation
+        wordings = config.mixture.wordings or [presentation.wording]
+        if make_thinking(config, first.model, wordings) != first.prompter.thinking:
+            raise UserError(
+                f"prompt.wording: member {name} would end its thoughts otherwise than the first;"
+                " set thinking.cue, or train it alone"
+            )
+        if config.ppo.level == "token":
+            shown += every_condition(config, presentation)
+    check_lengths("prompt.labels", first.prompter, shown)
 
 
 @contextmanager

@@ -304,7 +304,7 @@ def _side(
 
 def together(kind: str, each: Mapping[Path, Mapping[str, T]], asked: Sequence[str]) -> dict[str, T]:
     """All runs' own games or opponents; raises UserError if one that is asked for is ambiguous."""
-    words = {*asked, *re.split(r"[(),\s]+", " ".join(asked))}
+    within = lambda name: re.compile(rf"(^|[(,]\s*){re.escape(name)}(\s*[),]|$)").search
     found: dict[str, T] = {}
     first: dict[str, Path] = {}
     for folder, own in each.items():
@@ -312,7 +312,8 @@ def together(kind: str, each: Mapping[Path, Mapping[str, T]], asked: Sequence[st
             known = found.setdefault(name, value)
             first.setdefault(name, folder)
             same = jax.tree.all(jax.tree.map(np.array_equal, known, value))
-            if not same and (name in words or (kind == "games" and "all" in words)):
+            meant = any(map(within(name), asked)) or (kind == "games" and "all" in asked)
+            if not same and meant:
                 raise UserError(
                     f"{kind}.{name}: {first[name]} and {folder} define it differently, so it cannot"
                     f" be part of one tournament; name the {kind} that are"

@@ -216,16 +216,23 @@ def ordinal(number: float) -> Game:
     return make_game(f"ordinal({index})", dict(zip(CELLS, pairs, strict=True)))
 
 
+def _exactly(number: float) -> str:
+    """A number in a name, as short as it can be told from all others."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
+
+
 def donation(benefit: float, cost: float) -> Game:
     """A pays `cost` so that the other gets `benefit`: R = b - c, S = -c, T = b, P = 0."""
     b, c = check_number("benefit", benefit), check_number("cost", cost)
-    return symmetric(f"donation({b:g},{c:g})", b - c, -c, b, 0, f"Donation {b:g}:{c:g}")
+    name = f"donation({_exactly(b)},{_exactly(c)})"
+    return symmetric(name, b - c, -c, b, 0, f"Donation {b:g}:{c:g}")
 
 
 def plane(sucker: float, temptation: float) -> Game:
     """A point of the S-T plane in tenths: R = 10, P = 0, S from -10 to 10, T from 0 to 20."""
     s, t = check_number("sucker", sucker), check_number("temptation", temptation)
-    return symmetric(f"plane({s:g},{t:g})", 10, s, t, 0, f"S={s:g} T={t:g}")
+    return symmetric(f"plane({_exactly(s)},{_exactly(t)})", 10, s, t, 0, f"S={s:g} T={t:g}")
 
 
 def affine(own: Mapping[str, Game], name: str, scale: float, shift: float = 0.0) -> Game:
@@ -233,7 +240,8 @@ def affine(own: Mapping[str, Game], name: str, scale: float, shift: float = 0.0)
     game = get_game(name, own)
     scale, shift = check_number("scale", scale, 1e-6, 1e6), check_number("shift", shift)
     title = f"{game.title} x {scale:g} + {shift:g}"
-    return Game(f"affine({game.name},{scale:g},{shift:g})", title, game.payoffs * scale + shift)
+    name = f"affine({game.name},{_exactly(scale)},{_exactly(shift)})"
+    return Game(name, title, game.payoffs * scale + shift)
 
 
 def group(own: Mapping[str, Game], name: str, players: float) -> Game:
@@ -257,7 +265,7 @@ def public_goods(players: float = 4, endowment: float = 10, multiplier: float = 
     n = check_whole("players", players, 2, MAX_PLAYERS)
     e, r = check_number("endowment", endowment, 0, 1e6), check_number("multiplier", multiplier)
     others, s = np.arange(n), r * e / n
-    name = f"public-goods({n},{e:g},{r:g})"
+    name = f"public-goods({n},{_exactly(e)},{_exactly(r)})"
     return make_group_game(name, [s * (others + 1), e + s * others], f"Public Goods, {n} players")
 
 
@@ -268,14 +276,14 @@ def threshold_goods(players: float, threshold: float, benefit: float = 10, cost:
     b, c = check_number("benefit", benefit), check_number("cost", cost)
     others = np.arange(n)
     points = [b * (others + 1 >= needed) - c, b * (others >= needed) * 1.0]
-    name = f"threshold-goods({n},{needed},{b:g},{c:g})"
+    name = f"threshold-goods({n},{needed},{_exactly(b)},{_exactly(c)})"
     return make_group_game(name, points, f"{needed} of {n} must contribute")
 
 
 def volunteers_dilemma(players: float, benefit: float = 10, cost: float = 4) -> Game:
     """One volunteer is enough (Diekmann 1985): `threshold_goods` with a threshold of 1."""
     game = threshold_goods(players, 1, benefit, cost)
-    name = f"volunteers-dilemma({game.num_players},{benefit:g},{cost:g})"
+    name = f"volunteers-dilemma({game.num_players},{_exactly(benefit)},{_exactly(cost)})"
     return game._replace(name=name, title=f"Volunteer's Dilemma, {game.num_players} players")
 
 
