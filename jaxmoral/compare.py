@@ -57,6 +57,11 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         how = f"paired by seed ({', '.join(map(str, found.seeds))})" if found.seeds else "unpaired"
         print(f"{sizes}, {how}")
+    for key, what in (("xi", "penalties (xi)"), ("rounds", "rounds of an episode")):
+        tested = [run.evaluation for run in (*ours, *others) if run.evaluation]
+        held = {one[key] for one in tested if key in one}
+        if len(held) > 1:
+            print(f"note: the runs differ in {what}, {', '.join(map(str, sorted(held)))}")
     folder = arguments.output_dir
     if folder is not None:
         from jaxmoral.reporting.comparison import differences  # slow to import

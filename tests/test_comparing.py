@@ -97,6 +97,18 @@ def test_a_run_whose_evaluation_is_old_has_no_part_in_the_pairs(groups, monkeypa
     assert (kept.table["difference"] <= kept.table["high"]).all()
 
 
+def test_runs_that_count_other_penalties_are_named(groups, monkeypatch, capsys):
+    run, other = groups["game"][0].folder, groups["utilitarian"][0].folder
+    text = (other / "evaluation.json").read_text()
+    (other / "evaluation.json").write_text(json.dumps(json.loads(text) | {"xi": 4.0}))
+    monkeypatch.setattr("sys.argv", ["compare", str(run), "--with", str(other)])
+    try:
+        command.main()
+    finally:
+        (other / "evaluation.json").write_text(text)
+    assert "note: the runs differ in penalties (xi), 3.0, 4.0\n" in capsys.readouterr().out
+
+
 def test_the_command(groups, tmp_path, monkeypatch, capsys):
     folder = groups["game"][0].folder.parent
     ours, others = (sorted(map(str, folder.glob(f"{name}-*"))) for name in ("game", "utilitarian"))

@@ -133,6 +133,14 @@ def test_what_holds_outside_is_told_by_what_is_new():
     assert found["all together"]["deontological"] == 3.0
 
 
+def test_an_opponent_is_the_same_however_it_is_spaced():
+    one = outside(**{"noisy(joss,0.1)": 1.0, "random": 3.0})
+    one["config"]["env"]["opponent"] = "noisy(joss, 0.1)"
+    found = by_novelty(one, "tuned")
+    assert found["seen"]["deontological"] == 1.0
+    assert found["new opponent"]["deontological"] == 3.0
+
+
 def test_without_others_every_regret_is_against_the_same():
     found = by_novelty(outside(random=3.0), "tuned")
     assert "new opponent" not in found

@@ -72,10 +72,12 @@ def in_order(novelties: Iterable[str]) -> list[str]:
 def _opponents(evaluation: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The opponents of the suite that are met in training, and the others."""
     config = evaluation["config"]
-    met = config["mixture"]["opponents"] or [config["env"]["opponent"]]
+    spaceless = lambda name: "".join(name.split())
+    met = {*map(spaceless, config["mixture"]["opponents"] or [config["env"]["opponent"]])}
     some = next(iter(evaluation["suites"][SUITE].values()))["policies"]
     tested = list(next(iter(some.values()))["opponents"])
-    return [name for name in tested if name in met], [name for name in tested if name not in met]
+    known = [name for name in tested if spaceless(name) in met]
+    return known, [name for name in tested if name not in known]
 
 
 def _reference(every: Sequence[dict[str, Any]], condition: dict[str, Any]) -> list[dict[str, Any]]:
