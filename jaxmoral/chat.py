@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the agent's choices and words")
     add_plugins(parser)
     arguments = parser.parse_args()
-    if arguments.seed < 0:
-        parser.error("--seed must not be negative")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error("--seed must be a whole number from 0, below 2^63")
     run_command(lambda: _chat(arguments.run, arguments.seed, arguments.plugin))
 
 

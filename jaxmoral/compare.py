@@ -76,11 +76,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _read(folders: Sequence[Path]) -> "list[Run]":
     from jaxmoral.measuring.runs import find_runs, without_stale
+    from jaxmoral.reporting.series import group_runs
 
     found, skipped = find_runs(folders)
-    runs, stale = without_stale(found)
-    for line in (*skipped, *stale):
+    fresh, stale = without_stale(found)
+    series, copies = group_runs(fresh)
+    for line in (*skipped, *stale, *copies):
         print(f"left out: {line}")
+    runs = [run for one in series for run in one.runs]
     if not runs:
         raise UserError(f"{', '.join(map(str, folders))}: no runs there")
     return runs

@@ -147,6 +147,14 @@ def check_number(
     return number
 
 
+def check_characters(text: str, where: str) -> None:
+    """Raises UserError if a text that JSON spelled holds half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a character (a lone surrogate)") from None
+
+
 def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """The whole number; raises UserError if it is none or not within [low, high]."""
     number = _as_float(value)

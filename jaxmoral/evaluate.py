@@ -11,7 +11,7 @@ from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command, split_outside
 from jaxmoral.language.prompts import PERSONAS
-from jaxmoral.language.scenarios import LABEL_SETS, read_suite
+from jaxmoral.language.scenarios import LABEL_SETS, ScenarioSuite, read_suite
 from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
 from jaxmoral.language.suites import SUITES
 from jaxmoral.language.texts import BUILTIN
@@ -215,9 +215,11 @@ def _beyond(arguments: argparse.Namespace) -> "Asked":
     from jaxmoral.measuring.beyond import Asked, check
 
     listed = lambda text: None if text is None else split_outside(text, ",")
-    suites = []
+    suites: list[ScenarioSuite] = []
     for source in listed(arguments.scenarios) or ():
         suite, lost = read_suite(source, arguments.skip_bad_items)
+        if suite.name in [other.name for other in suites]:
+            raise UserError(f"--scenarios: two suites are called {suite.name}; rename a file")
         suites.append(suite)
         _say_lost(lost)
     asked = Asked(

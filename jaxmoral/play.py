@@ -45,8 +45,8 @@ def main() -> None:
     for name in ("episodes", "rounds"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be a whole number from 1")
-    if arguments.seed < 0:
-        parser.error("--seed must not be negative")
+    if not 0 <= arguments.seed < 2**63:
+        parser.error("--seed must be a whole number from 0, below 2^63")
     run_command(lambda: _run(arguments))
 
 
@@ -55,15 +55,19 @@ def _run(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
+    from jaxmoral.measuring.transcripts import in_words, play_episode, read_episodes, write_episodes
+
+    if output is not None and output.exists():
+        read_episodes(output)  # nothing else is replaced
     config = check_alone(arguments.run)
     from jaxmoral.learning.resolve import resolve  # slow to import, as the others
 
     config = resolve(config)
-    (game,) = find_games(config, [arguments.game or config.env.game])[:1]
+    game, *others = find_games(config, [arguments.game or config.env.game])
+    if others:
+        raise UserError(f"--game: {arguments.game} is a set of games; name one of them")
     if game.num_players > 2:
         raise UserError(f"--game: {game.name} has {game.num_players} players; episodes have two")
-    from jaxmoral.measuring.transcripts import in_words, play_episode, write_episodes
-
     sides = _sides(arguments, config, game)
     tables = _tables(config, game), _tables(config, mirror(game))
     random = np.random.default_rng(arguments.seed)

@@ -171,7 +171,10 @@ def sweep(
     if done:  # with the runs of earlier sweeps, whose table this replaces
         from jaxmoral.measuring.runs import find_runs, tidy
 
-        table = tidy(find_runs([output])[0])
+        runs, skipped = find_runs([output])
+        for line in skipped:
+            print(f"left out: {line}", file=sys.stderr)
+        table = tidy(runs)
         table.to_csv(output / "results.csv", index=False)
         table.to_parquet(output / "results.parquet", index=False)
     return failed

@@ -1,6 +1,7 @@
 """Two groups of runs beside each other, against scipy's bootstrap and sums by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,18 @@ def test_a_run_whose_evaluation_is_old_has_no_part_in_the_pairs(groups, monkeypa
     assert kept.seeds == []
     assert (kept.table["low"] <= kept.table["difference"]).all()
     assert (kept.table["difference"] <= kept.table["high"]).all()
+
+
+def test_copies_of_a_run_are_no_further_seeds(groups, tmp_path, monkeypatch, capsys):
+    for number in range(4):
+        for name in ("game", "utilitarian"):
+            shutil.copytree(groups[name][number % 2].folder, tmp_path / name / str(number))
+    given = [str(tmp_path / "game"), "--with", str(tmp_path / "utilitarian")]
+    monkeypatch.setattr("sys.argv", ["compare", *given])
+    command.main()
+    said = capsys.readouterr().out
+    assert said.count("is the same experiment and seed as") == 4
+    assert "2 and 2 runs: fewer than 3 seeds" in said
 
 
 def test_runs_that_count_other_penalties_are_named(groups, monkeypatch, capsys):

@@ -154,12 +154,27 @@ def test_what_a_configuration_describes_is_checked_before_a_model_is_loaded(flag
     assert "\n" not in str(caught.value)
 
 
+def test_a_flags_value_is_the_whole_text():
+    """Nothing in it is a comment, and numbers are what people write."""
+    flags = ["--prompt.persona", "Be kind # and fair", "--env.opponent", "runs/a #2"]
+    config = configs.load(None, [*flags, "--seed", "010", "--updates=1_000"])
+    assert config.prompt.persona == "Be kind # and fair"
+    assert config.env.opponent == "runs/a #2"
+    assert (config.seed, config.updates) == (10, 1000)
+    assert configs.load(None, ["--prompt.persona", "'Be kind: always'"]).prompt.persona == (
+        "Be kind: always"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: [1", "is not YAML"),
         ("- 1\n- 2\n", "must hold keys and values"),
         ("x: 1", "unknown key"),
+        ("env:\n  game: ish\nseed: 1\nenv: {}\n", r"line 4: the key 'env' stands twice"),
+        ("games: {a: {CC: [1, 1], CC: [2, 2]}}", "line 1: the key 'CC' stands twice"),
+        ("updates: 1:30", "updates: input should be a valid integer, got '1:30'"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

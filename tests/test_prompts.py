@@ -214,6 +214,25 @@ def test_a_path_with_spaces_is_a_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "text", ["Altruist", "", "Follow the rules of notes.txt", "Be\x0ckind now"]
+)
+def test_a_file_whose_text_could_not_be_read_back_is_refused(text, tmp_path):
+    """A run's configuration holds the text, where it would be a name, a path, or not allowed."""
+    path = tmp_path / "mine.txt"
+    path.write_text(text)
+    with pytest.raises(
+        UserError, match=r"^prompt.persona: .*mine.txt (must hold a text|holds a c)"
+    ):
+        prompts.check(SHOWN._replace(persona=str(path)))
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_text(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes(b"\xef\xbb\xbfBe kind.\r\nAnd fair.\r\n")
+    assert prompts.check(SHOWN._replace(persona=str(path))).persona == "Be kind.\nAnd fair."
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Be fair and/or kind to Mr.Smith",

@@ -133,6 +133,9 @@ def test_an_untrained_adapter_changes_nothing(loaded):
         ("a.jsonl", "", "a.jsonl: it is empty"),
         ("a.jsonl", '{"text": "x"}\n{"kind": 1}', "a.jsonl, line 2, text: needs"),
         ("a.jsonl", "{", "a.jsonl, line 1: no JSON"),
+        ("a.jsonl", '{"text": "\\ud83d"}', "a.jsonl, line 1, text: holds half a character"),
+        ("a.jsonl", '{"text": "x", "kind": "all"}', "a.jsonl: a text's kind, .* cannot be all"),
+        ("all.txt", "x", "all.txt: a text's kind, .* cannot be all"),
         ("a.pdf", "x", "a.pdf: needs a file that ends in .txt or .jsonl"),
     ],
 )

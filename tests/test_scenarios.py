@@ -268,6 +268,12 @@ BAD = {
     "no option text": ({"text": "t", "options": ["a", {"tags": ["x"]}]}, r"options\[1\], text"),
     "unknown": (dict(GOOD, colour=1), "colour: unknown; an item has id, group, text, options"),
     "tags": ({"text": "t", "options": ["a", {"text": "b", "tags": "x"}]}, r"options\[1\], tags"),
+    "a measure": (
+        {"text": "t", "options": ["a", {"text": "b", "tags": ["x", "illegal"]}]},
+        r"options\[1\], tags: 'illegal' is the name of a measure",
+    ),
+    "whole": (dict(GOOD, group="all"), "group: all is the name of all items together"),
+    "half": ({"text": "\ud83d", "options": ["a", "b"]}, "(text: holds half a|.*no YAML)"),
     "payoffs": (
         {"text": "t", "options": ["a", {"text": "b", "payoffs": [1]}]},
         r"options\[1\], payoffs: needs \[own, other's\], got \[1\]",
@@ -317,6 +323,14 @@ def test_a_bad_item_is_named_with_its_file_line_and_field(case, tmp_path):
             f"angle_of: x\nitems: [{json.dumps(GOOD)}]",
             "angle_of: no item of the group 'x' has payoffs",
         ),
+        (
+            "a.yaml",
+            "- {id: 2024-02-30, text: t, options: [a, b]}",
+            "a.yaml: no YAML .*out of range",
+        ),
+        ("a.yaml", "[" * 2000, "a.yaml: no YAML"),
+        ("a.csv", 'He said "hi" to "me",x\n', "a.csv, line 1: columns of no known"),
+        ("a.csv", '"He said "hi" to me",x\n', "a.csv, line 1: no CSV"),
         ("a.jsonl", "{", "a.jsonl, line 1: no JSON"),
         ("a.jsonl", "[1]", "a.jsonl, line 1: needs an object"),
         ("a.xlsx", "x", "needs a file that ends in .yaml, .jsonl or .csv"),
@@ -376,6 +390,13 @@ def test_tags_are_listed_once():
     assert all_tags(suite) == ["other", "self"]
 
 
+def test_a_line_ends_where_json_says(tmp_path):
+    """Which may hold other marks of a line's end as they are."""
+    path = tmp_path / "some.jsonl"
+    path.write_text(json.dumps(GOOD | {"text": "one\u2028two"}, ensure_ascii=False) + "\n")
+    assert read_suite(path)[0].items[0].text == "one\u2028two"
+
+
 @pytest.fixture(scope="module")
 def run_folder(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
@@ -395,6 +416,12 @@ def test_the_command_keeps_and_shows_what_was_asked(run_folder, tmp_path, monkey
         evaluate_command.main()
         return capsys.readouterr()
 
+    twin = tmp_path / "other" / "mine.jsonl"
+    twin.parent.mkdir()
+    twin.write_text(f"{json.dumps(GOOD)}\n")
+    with pytest.raises(SystemExit):
+        evaluate("--scenarios", f"{twin},{lines}", "--skip-bad-items")
+    assert "--scenarios: two suites are called mine" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         evaluate("--scenarios", str(lines))
     assert ended.value.code == 2

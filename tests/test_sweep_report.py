@@ -24,7 +24,7 @@ from jaxmoral.learning.run_folder import read_config
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.results import rows
-from jaxmoral.measuring.runs import find_runs, read_run, summarise, tidy
+from jaxmoral.measuring.runs import find_runs, read_run, summarise, tidy, without_stale
 from jaxmoral.reporting.page import write_report
 
 FLAGS = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--env.episodes", "128"]
@@ -119,6 +119,40 @@ def again(monkeypatch, experiments, output, *flags):
     failed = sweeps.sweep(experiments[:1], [1], output, [*FLAGS, *flags])
     monkeypatch.undo()
     return failed, done
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "evaluation.json",
+            '{"suites": {"trained": {"ipd": {}}}}',
+            "damaged: it holds no evaluation",
+        ),
+        ("evaluation.json", "[1]", "damaged: it holds no evaluation"),
+        ("metrics.jsonl", '{"update": 1}\n', "damaged: line 1 is no record of an update"),
+        ("metrics.jsonl", "1\n", "damaged: line 1 is no record of an update"),
+        ("answers.json", "[1]", "damaged: it holds no answers"),
+        ("config.yaml", "", "damaged: it is empty"),
+        ("config.yaml", "mixture: {games: nu}", "run: mixture.games: "),
+    ],
+)
+def test_what_is_damaged_is_left_out_by_name(name, content, message, swept, tmp_path):
+    shutil.copytree(swept[0] / "selfish-seed1", tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    runs, (line,) = find_runs([tmp_path])
+    assert runs == []
+    assert message in line
+    assert str(tmp_path / "run") in line
+
+
+def test_an_evaluation_of_another_run_does_not_count(swept, tmp_path):
+    shutil.copytree(swept[0] / "selfish-seed1", tmp_path / "run")
+    shutil.copy(swept[0] / "mended-seed2" / "evaluation.json", tmp_path / "run")
+    (run,), (line,) = without_stale([read_run(tmp_path / "run")])
+    assert run.evaluation is None
+    assert "is of another run, with another reward.switch_at, reward.then, seed" in line
+    assert without_stale([read_run(swept[0] / "mended-seed2")])[1] == []
 
 
 def test_an_evaluation_with_other_thoughts_is_another(swept):

@@ -101,10 +101,18 @@ def test_the_command_writes_an_episode_a_line(trained, tmp_path, monkeypatch, ca
     episodes = [json.loads(line) for line in output.read_text().splitlines()]
     assert [len(one["rounds"]) for one in episodes] == [3, 3]
     assert all(one["game"] == "ipd" for one in episodes)
-    monkeypatch.setattr("sys.argv", ["play", "--run", str(trained[1]), "--against", "tft"])
-    with pytest.raises(SystemExit):
-        play.main()
-    assert "did you mean 'tit-for-tat'" in capsys.readouterr().err
+    config = trained[1] / "config.yaml"
+    for wrong, message in (
+        (["--against", "tft"], "did you mean 'tit-for-tat'"),
+        (["--game", "all"], "--game: all is a set of games"),
+        (["--output", str(config)], f"{config} holds something else than episodes"),
+        (["--seed", str(2**63)], "--seed must be a whole number from 0, below 2^63"),
+    ):
+        monkeypatch.setattr("sys.argv", ["play", "--run", str(trained[1]), *wrong])
+        with pytest.raises(SystemExit):
+            play.main()
+        assert message in capsys.readouterr().err
+    assert "seed" in config.read_text()
 
 
 def test_a_report_shows_the_episodes_in_a_run_folder(trained, tmp_path, monkeypatch):

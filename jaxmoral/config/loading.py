@@ -191,9 +191,11 @@ def _flag_values(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if text is None:
             raise UserError(f"every flag needs a value; {flag!r} has none")
         try:
-            yield flag[2:], parse_yaml(text)
+            value = parse_yaml(text)
         except yaml.YAMLError:
-            yield flag[2:], text
+            value = text
+        plain_text = isinstance(value, str) and not text.startswith(("'", '"'))
+        yield flag[2:], text if plain_text else value  # what follows a # is no comment here
 
 
 def _with_values(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dict[str, Any]:

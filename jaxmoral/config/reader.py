@@ -73,6 +73,8 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if alias and node not in self._sizes:
             raise yaml.YAMLError("an alias stands for what it is in")
+        if isinstance(node, yaml.MappingNode) and not alias:
+            _check_keys(node)
         if node is not None and not alias:
             self._sizes[node] = self._size(node)
             if self._sizes[node] > 2 * MAX_FILE:  # 2: without aliases none is so large
@@ -86,6 +88,28 @@ class _Loader(yaml.SafeLoader):
         pairs = isinstance(node, yaml.MappingNode)
         children = itertools.chain.from_iterable(node.value) if pairs else node.value
         return 1 + sum(self._sizes[child] for child in children)
+
+
+def _check_keys(node: yaml.MappingNode) -> None:
+    """Raises yaml.YAMLError if a key stands twice, of which the last would count."""
+    known = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            if key.value in known:
+                problem = f"the key {brief(key.value)} stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            known.add(key.value)
+
+
+def _whole(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """A whole number as people write it: no octal numbers, and no times of the day."""
+    text = node.value.replace("_", "")
+    if re.fullmatch(r"[-+]?\d+", text):
+        return int(text)
+    return node.value if ":" in text else loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def plain(tree: dict[str, Any]) -> dict[str, Any]:

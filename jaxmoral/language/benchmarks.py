@@ -190,7 +190,10 @@ def entries(path: Path, text: str) -> Iterator[tuple[str, str, Any]]:
 
 def _format_of(path: Path, rows: Any) -> tuple[Benchmark, list[str], list[str] | None]:
     """The format, the columns, and the first row if there is no header."""
-    head = next(rows)
+    try:
+        head = next(rows)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: no CSV ({error})") from None
     names = [name.strip() for name in head]
     for benchmark in BENCHMARKS:
         if benchmark.known_by in names:

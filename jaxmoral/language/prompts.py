@@ -20,6 +20,7 @@ Without thinking {think} is nothing.
 import itertools
 import os
 import string
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -97,7 +98,8 @@ def inline(key: str, value: str, known: dict[str, str]) -> str:
     """A known name or a text as they are; the path of a text file becomes its text.
 
     Raises:
-      UserError: it is neither, or the file cannot be read.
+      UserError: it is neither, the file cannot be read, or its text could be taken for something
+        else where the run's configuration has it.
     """
     if value in known:
         return value
@@ -106,13 +108,18 @@ def inline(key: str, value: str, known: dict[str, str]) -> str:
             choose(key, value, {**known, "the path of a .txt file": ""})
         return value
     try:
-        with Path(value).open(encoding="utf-8") as file:
+        with Path(value).open(encoding="utf-8-sig") as file:
             text = file.read(MAX_TEXT + 1).strip()
     except (OSError, ValueError) as error:  # also of other bytes than UTF-8
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{key}: cannot read {value} ({reason})") from None
     if len(text) > MAX_TEXT:
         raise UserError(f"{key}: {value} has more than {MAX_TEXT:,} characters")
+    if len(text.split()) < 2 or is_path(text):
+        raise UserError(f"{key}: {value} must hold a text of several words that is no path itself")
+    odd = [c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n"]
+    if odd:
+        raise UserError(f"{key}: {value} holds a control character, {odd[0]!r}")
     return text
 
 

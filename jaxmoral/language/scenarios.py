@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from jaxmoral.config import MAX_TEXT
-from jaxmoral.errors import UserError, check_number, choose
+from jaxmoral.errors import UserError, check_characters, check_number, choose
 from jaxmoral.language import benchmarks
 
 MAX_OPTIONS = 9
+# What results call their measures besides the tags'.
+RESERVED = ("illegal", "spread", "payoffs", "payoff own", "payoff other", "angle")
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     "letters": tuple("ABCDEFGHI"),
     "digits": tuple("123456789"),
@@ -143,6 +145,8 @@ def parse_item(raw: Any, name: str, where: str) -> Item:
     with_payoffs = sum(option.payoffs is not None for option in options)
     if with_payoffs not in (0, len(options)):
         raise UserError(f"{where}, options: all of them have payoffs, or none")
+    if fields.get("group") == "all":
+        raise UserError(f"{where}, group: all is the name of all items together; choose another")
     return Item(
         name=str(fields["id"]) if fields.get("id") is not None else name,
         text=_text(fields.get("text"), f"{where}, text"),
@@ -161,6 +165,9 @@ def _parse_option(raw: Any, where: str) -> Option:
     tags = () if tags is None else tags
     if not isinstance(tags, list | tuple) or not all(isinstance(t, str) and t for t in tags):
         raise UserError(f"{where}, tags: needs a list of words, got {tags!r}")
+    for tag in tags:
+        if tag in RESERVED or tag.endswith(" of legal"):
+            raise UserError(f"{where}, tags: {tag!r} is the name of a measure; choose another word")
     payoffs = fields.get("payoffs")
     if payoffs is not None:
         if not isinstance(payoffs, list | tuple) or len(payoffs) != 2:
@@ -186,6 +193,7 @@ def _text(value: Any, where: str) -> str:
         raise UserError(f"{where}: needs a text, got {value!r}")
     if len(value) > MAX_TEXT:
         raise UserError(f"{where}: has more than {MAX_TEXT:,} characters")
+    check_characters(value, where)
     return value.strip()
 
 
@@ -262,7 +270,7 @@ def _entries(path: Path, text: str) -> tuple[Iterator[Entry] | list[Entry], str 
 
 def _json_lines(path: Path, text: str) -> list[Entry]:
     found: list[Entry] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -297,7 +305,10 @@ def _yaml_items(path: Path, text: str) -> tuple[list[Entry], str | None]:
             if not isinstance(raw, dict):
                 raw = UserError(f"{where}: needs an item with {', '.join(_FIELDS['item'])}")
             found.append((where, f"{path.stem}-{len(found) + 1}", raw))
-    except yaml.YAMLError as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # All but the first are from PyYAML's makers of numbers and dates, and from deep lists.
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
     finally:
         loader.dispose()

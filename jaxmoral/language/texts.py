@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, check_characters
 
 BUILTIN = "builtin"
+WHOLE = "all"  # texts together
 _FOLDER = Path(__file__).parent / "retention"
 
 
@@ -42,7 +43,7 @@ def read_texts(source: str | Path) -> list[Text]:
     if path.suffix == ".jsonl":
         found = [
             _parse(line, f"{path}, line {number}", path.stem)
-            for number, line in enumerate(content.splitlines(), 1)
+            for number, line in enumerate(content.split("\n"), 1)
             if line.strip()
         ]
     elif path.suffix in (".txt", ".md"):
@@ -51,6 +52,11 @@ def read_texts(source: str | Path) -> list[Text]:
         raise UserError(f"{path}: needs a file that ends in .txt or .jsonl")
     if not found:
         raise UserError(f"{path}: it is empty")
+    if any(text.kind == WHOLE for text in found):
+        raise UserError(
+            f"{path}: a text's kind, which is the file's name where it has none, cannot be {WHOLE},"
+            " as all texts together are called"
+        )
     return found
 
 
@@ -61,4 +67,5 @@ def _parse(line: str, where: str, kind: str) -> Text:
         raise UserError(f"{where}: no JSON ({error})") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("text"), str) or not raw["text"].strip():
         raise UserError(f"{where}, text: needs an object with a text")
+    check_characters(raw["text"], f"{where}, text")
     return Text(str(raw.get("kind", kind)), raw["text"])

@@ -227,6 +227,10 @@ def read(run_folder: Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged ({error})") from None
     try:
-        return [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in lines]
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from None
+    for number, record in enumerate(found, 1):
+        if not isinstance(record, dict) or not {"update", "reward_mean"} <= record.keys():
+            raise UserError(f"{path} is damaged: line {number} is no record of an update")
+    return found

@@ -129,7 +129,7 @@ def member_names(folder: Path) -> list[str]:
         names = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path} ({error})") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise UserError(f"{path} is damaged: it must list names")
     return names
 
@@ -142,6 +142,8 @@ def read_config(folder: Path, flags: Sequence[str] = ()) -> Config:
     """
     if not is_run(folder):
         raise UserError(f"{folder} holds no run (there is no {CONFIG} in it)")
+    if not (folder / CONFIG).stat().st_size:
+        raise UserError(f"{folder / CONFIG} is damaged: it is empty")
     config = configs.load(folder / CONFIG)
     run_stored(config.plugins, folder)
     return configs.load(folder / CONFIG, flags) if flags else config

@@ -3,6 +3,7 @@
 Here they are measured, and told as rows of the tidy table and as text.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -39,6 +40,13 @@ def check(asked: Asked) -> None:
         read_texts(asked.retention)
 
 
+def _shown(persona: str) -> str:
+    """A persona as part of a name; of long ones the beginning, and what tells it from others."""
+    short = shorten(persona, _LONGEST, placeholder=" ...")
+    whole = " ".join(persona.split()) == short
+    return short if whole else f"{short} ({zlib.crc32(persona.encode()):08x})"
+
+
 def measure_beyond(loaded: Loaded, asked: Asked) -> tuple[dict[str, Any], list[str]]:
     """An evaluation's parts "scenarios" and "retention", and a line for each item left out.
 
@@ -57,7 +65,7 @@ def measure_beyond(loaded: Loaded, asked: Asked) -> tuple[dict[str, Any], list[s
         )
         name = suite.name
         if asked.persona is not None:
-            name += f", {shorten(asked.persona, _LONGEST, placeholder=' ...')}"
+            name += f", {_shown(asked.persona)}"
         made.setdefault(SCENARIOS, {})[name] = found
         lost += without
     if asked.retention is not None:

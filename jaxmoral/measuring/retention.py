@@ -24,7 +24,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
 from jaxmoral.language import prompt_tree
 from jaxmoral.language.prompt_tree import PromptTree, merge
-from jaxmoral.language.texts import Text, read_texts
+from jaxmoral.language.texts import WHOLE, Text, read_texts
 from jaxmoral.language.thought_tree import paths
 from jaxmoral.learning.damage import checksum
 from jaxmoral.learning.language_policy import LanguagePolicy
@@ -37,7 +37,6 @@ from jaxmoral.models.vocabulary import Known
 PyTree = Any
 WINDOW = 256  # tokens that a text is cut into, BOS included
 AT_ONCE = 1024  # tokens
-WHOLE = "all"  # texts together
 _MOST = 2**28  # bytes of a base's distributions that are kept
 _FORMAT = 2  # of these; another number makes new ones
 

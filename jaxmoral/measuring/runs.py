@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from jaxmoral.config import Config
+from jaxmoral.config.trees import to_dict, tree_differences
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics
 from jaxmoral.learning.run_folder import (
@@ -70,7 +71,8 @@ def read_run(folder: Path) -> Run:
     if population is None:
         history = metrics.read(folder)
     else:
-        changed = (population.home / METRICS).stat().st_mtime_ns
+        log = population.home / METRICS
+        changed = log.stat().st_mtime_ns if log.exists() else 0
         together = _read_metrics(population.home, changed)
         history = [metrics.of_member(record, population.number) for record in together]
     if not history:
@@ -79,7 +81,21 @@ def read_run(folder: Path) -> Run:
         name: read_json(path) if (path := folder / f"{name}.json").is_file() else None
         for name in ("evaluation", "answers")
     }
-    return Run(folder, config, history, optional["evaluation"], optional["answers"] or [])
+    evaluation, answers = optional["evaluation"], optional["answers"] or []
+    if evaluation is not None and not _is_evaluation(evaluation):
+        raise UserError(f"{folder / 'evaluation.json'} is damaged: it holds no evaluation")
+    if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
+        raise UserError(f"{folder / 'answers.json'} is damaged: it holds no answers")
+    return Run(folder, config, history, evaluation, answers)
+
+
+def _is_evaluation(found: Any) -> bool:
+    """Whether it has the form of one: conditions by suite and name."""
+    suites = found.get("suites") if isinstance(found, dict) else None
+    if not isinstance(suites, dict) or not all(isinstance(one, dict) for one in suites.values()):
+        return False
+    told = [condition for suite in suites.values() for condition in suite.values()]
+    return all(isinstance(one, dict) and {"game", "policies"} <= one.keys() for one in told)
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -108,22 +124,28 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
                 if place not in found:
                     found[place] = read_run(path)
             except UserError as error:
-                skipped[place] = str(error)
+                named = str(path) in str(error)
+                skipped[place] = str(error) if named else f"{path}: {error}"
     return list(found.values()), list(skipped.values())
 
 
 def without_stale(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Runs without evaluations of another checkpoint than their last, and a line for each of those.
+    """Runs without evaluations of another run or checkpoint, and a line for each of those.
 
     An evaluation of an earlier version does not say of which checkpoint it is; it counts.
     """
     kept, stale = [], []
     for run in runs:
-        made = len(run.history)
-        if (run.evaluation or {}).get("update", made) != made:
+        made, path = len(run.history), run.folder / "evaluation.json"
+        told = (run.evaluation or {}).get("config", {})
+        of_run = {key: to_dict(run.config)[key] for key in ("seed", "reward")}
+        changed = tree_differences(of_run, {key: told.get(key) for key in of_run}) if told else []
+        if changed:
+            stale.append(f"{path} is of another run, with another {', '.join(changed)}")
+            run = run._replace(evaluation=None)
+        elif (run.evaluation or {}).get("update", made) != made:
             of = run.evaluation["update"]  # type: ignore[index]
             tested = "an untrained model" if of is None else f"update {of}"
-            path = run.folder / "evaluation.json"
             stale.append(f"{path} is of {tested}, the run has made {made} updates")
             run = run._replace(evaluation=None)
         kept.append(run)

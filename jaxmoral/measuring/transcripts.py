@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxmoral.errors import UserError
+from jaxmoral.files import replacing
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.aloud import think_aloud
@@ -190,7 +191,8 @@ def in_words(episode: Mapping[str, Any], *, prompts: bool = True) -> str:
 
 def write_episodes(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One line of JSON an episode."""
-    path.write_text("".join(f"{json.dumps(episode)}\n" for episode in episodes), encoding="utf-8")
+    with replacing(path) as scratch:
+        scratch.write_text("".join(f"{json.dumps(episode)}\n" for episode in episodes))
 
 
 def read_episodes(path: Path) -> list[str]:
