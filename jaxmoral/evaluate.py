@@ -200,14 +200,11 @@ def _measure(
     evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return
-    picture = None
+    print(table(evaluation))
     if output is not None:
         from jaxmoral.reporting.evaluated import keep_and_draw
 
-        picture = keep_and_draw(evaluation, output)
-    print(table(evaluation))
-    if picture is not None:
-        print(f"wrote {output} and {picture}")
+        print(f"wrote {output} and {keep_and_draw(evaluation, output)}")
 
 
 def _beyond(arguments: argparse.Namespace) -> "Asked":

@@ -72,6 +72,10 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.rounds < 1:
         raise UserError("--rounds: needs a whole number from 1")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
+    for name in ("xi", "illegal"):
+        check_number(f"--{name}", getattr(arguments, name))
+    if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
+        raise UserError(f"--output-dir: {arguments.output_dir} is no folder")
     if not any(Path(name).exists() for name in arguments.agents):  # runs bring names of their own
         for name in arguments.agents:
             choose("agents: opponent", name.partition("(")[0], {**OPPONENTS, **FAMILIES})

@@ -152,6 +152,8 @@ def test_the_command_and_its_page(tmp_path):
         (["joss", "--games", "ipdd"], "did you mean 'ipd'"),
         (["joss", "--noise", "2"], "--noise: needs a finite number from 0 to 1"),
         (["joss", "--rounds", "0"], "--rounds: needs a whole number"),
+        (["joss", "--xi", "nan"], "--xi: needs a finite number"),
+        (["joss", "--illegal", "nan"], "--illegal: needs a finite number"),
         (["joss", "--rewards", "nonsense"], "--rewards: unknown name 'nonsense'"),
         (["joss", "--games", ","], "--games: names no game"),
         (["extortionate(3)", "--games", "harmony"], "no zero-determinant strategy"),
@@ -166,6 +168,14 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_no_folder_to_write_to(tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["x", "joss", "--output-dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        tournament.main()
+    assert f"--output-dir: {tmp_path / 'out'} is no folder" in capsys.readouterr().err
 
 
 def test_a_tournament_replaces_only_itself(tmp_path, monkeypatch, capsys):
