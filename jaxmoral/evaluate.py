@@ -200,11 +200,14 @@ def _measure(
     evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return
-    print(table(evaluation))
+    picture = None
     if output is not None:
         from jaxmoral.reporting.evaluated import keep_and_draw
 
-        print(f"wrote {output} and {keep_and_draw(evaluation, output)}")
+        picture = keep_and_draw(evaluation, output)
+    print(table(evaluation))
+    if picture is not None:
+        print(f"wrote {output} and {picture}")
 
 
 def _beyond(arguments: argparse.Namespace) -> "Asked":

@@ -55,12 +55,12 @@ def _run(arguments: argparse.Namespace) -> None:
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
-    from jaxmoral.measuring.transcripts import in_words, play_episode, read_episodes, write_episodes
-
     if output is not None and output.exists():
+        from jaxmoral.measuring.transcripts import read_episodes  # slow to import, as the others
+
         read_episodes(output)  # nothing else is replaced
     config = check_alone(arguments.run)
-    from jaxmoral.learning.resolve import resolve  # slow to import, as the others
+    from jaxmoral.learning.resolve import resolve
 
     config = resolve(config)
     game, *others = find_games(config, [arguments.game or config.env.game])
@@ -68,6 +68,8 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--game: {arguments.game} is a set of games; name one of them")
     if game.num_players > 2:
         raise UserError(f"--game: {game.name} has {game.num_players} players; episodes have two")
+    from jaxmoral.measuring.transcripts import in_words, play_episode, write_episodes
+
     sides = _sides(arguments, config, game)
     tables = _tables(config, game), _tables(config, mirror(game))
     random = np.random.default_rng(arguments.seed)

@@ -77,6 +77,11 @@ def read_run(folder: Path) -> Run:
         history = [metrics.of_member(record, population.number) for record in together]
     if not history:
         raise UserError(f"{folder} holds a run without a finished update")
+    for number, record in enumerate(history, 1):
+        if "reward_mean" not in record:
+            raise UserError(
+                f"{folder / METRICS} is damaged: line {number} is no record of an update"
+            )
     optional = {
         name: read_json(path) if (path := folder / f"{name}.json").is_file() else None
         for name in ("evaluation", "answers")
