@@ -175,6 +175,7 @@ def test_a_flags_value_is_the_whole_text():
         ("env:\n  game: ish\nseed: 1\nenv: {}\n", r"line 4: the key 'env' stands twice"),
         ("games: {a: {CC: [1, 1], CC: [2, 2]}}", "line 1: the key 'CC' stands twice"),
         ("updates: 1:30", "updates: input should be a valid integer, got '1:30'"),
+        ("lora: {alpha: 1:30.5}", "lora.alpha: input should be a valid number, .* got '1:30.5'"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

@@ -101,15 +101,19 @@ def _check_keys(node: yaml.MappingNode) -> None:
             known.add(key.value)
 
 
-def _whole(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    """A whole number as people write it: no octal numbers, and no times of the day."""
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """A number as people write it: none is octal, and times of the day are texts."""
     text = node.value.replace("_", "")
+    if ":" in text:
+        return node.value
     if re.fullmatch(r"[-+]?\d+", text):
         return int(text)
-    return node.value if ":" in text else loader.construct_yaml_int(node)
+    whole = node.tag.endswith("int")
+    return loader.construct_yaml_int(node) if whole else loader.construct_yaml_float(node)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole)
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
 def plain(tree: dict[str, Any]) -> dict[str, Any]:
