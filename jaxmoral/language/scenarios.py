@@ -21,8 +21,9 @@ from jaxmoral.errors import UserError, check_characters, check_number, choose
 from jaxmoral.language import benchmarks
 
 MAX_OPTIONS = 9
-# What results call their measures besides the tags'.
-RESERVED = ("illegal", "spread", "payoffs", "payoff own", "payoff other", "angle")
+# What results call the group of every item, and their measures besides the tags'.
+WHOLE, LEGAL, ANGLE = "all", "of legal", "angle"
+RESERVED = ("illegal", "spread", "payoffs", "payoff own", "payoff other", ANGLE)
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     "letters": tuple("ABCDEFGHI"),
     "digits": tuple("123456789"),
@@ -145,8 +146,10 @@ def parse_item(raw: Any, name: str, where: str) -> Item:
     with_payoffs = sum(option.payoffs is not None for option in options)
     if with_payoffs not in (0, len(options)):
         raise UserError(f"{where}, options: all of them have payoffs, or none")
-    if fields.get("group") == "all":
-        raise UserError(f"{where}, group: all is the name of all items together; choose another")
+    if fields.get("group") == WHOLE:
+        raise UserError(
+            f"{where}, group: {WHOLE} is the name of all items together; choose another"
+        )
     return Item(
         name=str(fields["id"]) if fields.get("id") is not None else name,
         text=_text(fields.get("text"), f"{where}, text"),
@@ -166,7 +169,7 @@ def _parse_option(raw: Any, where: str) -> Option:
     if not isinstance(tags, list | tuple) or not all(isinstance(t, str) and t for t in tags):
         raise UserError(f"{where}, tags: needs a list of words, got {tags!r}")
     for tag in tags:
-        if tag in RESERVED or tag.endswith(" of legal"):
+        if tag in RESERVED or tag.endswith(f" {LEGAL}"):
             raise UserError(f"{where}, tags: {tag!r} is the name of a measure; choose another word")
     payoffs = fields.get("payoffs")
     if payoffs is not None:

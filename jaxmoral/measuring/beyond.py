@@ -9,10 +9,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from jaxmoral.language.scenarios import LABEL_SETS, ScenarioSuite
+from jaxmoral.language.scenarios import ANGLE, LABEL_SETS, LEGAL, WHOLE, ScenarioSuite
 from jaxmoral.language.texts import read_texts
 from jaxmoral.measuring.retention import measure_retention
-from jaxmoral.measuring.scenarios import ANGLE, LEGAL, WHOLE, check_choices, measure_suite
+from jaxmoral.measuring.scenarios import check_choices, measure_suite
 from jaxmoral.measuring.source import Loaded
 
 SCENARIOS, RETENTION = "scenarios", "retention"

@@ -143,8 +143,9 @@ def without_stale(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     for run in runs:
         made, path = len(run.history), run.folder / "evaluation.json"
         told = (run.evaluation or {}).get("config", {})
-        of_run = {key: to_dict(run.config)[key] for key in ("seed", "reward")}
-        changed = tree_differences(of_run, {key: told.get(key) for key in of_run}) if told else []
+        trees = to_dict(run.config), told
+        own, others = ({key: tree.get(key) for key in ("seed", "reward")} for tree in trees)
+        changed = tree_differences(own, others) if told else []
         if changed:
             stale.append(f"{path} is of another run, with another {', '.join(changed)}")
             run = run._replace(evaluation=None)

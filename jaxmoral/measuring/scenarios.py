@@ -16,7 +16,10 @@ import numpy as np
 from jaxmoral.errors import UserError, choose
 from jaxmoral.language.prompts import PERSONAS, inline
 from jaxmoral.language.scenarios import (
+    ANGLE,
     LABEL_SETS,
+    LEGAL,
+    WHOLE,
     Item,
     ScenarioSuite,
     View,
@@ -33,9 +36,7 @@ from jaxmoral.measuring.source import Loaded, Source, load_source
 
 RESAMPLES = 2000
 MOST_RESAMPLED = 2**21  # items drawn at once
-WHOLE = "all"  # the group of every item
-ANGLE, ANGLE_ORIGIN = "angle", 50.0  # of social value orientation: points less the scale's middle
-LEGAL = "of legal"
+ANGLE_ORIGIN = 50.0  # of social value orientation: points less the scale's middle
 
 Measured = dict[str, dict[str, np.ndarray]]  # of an item: by policy and measure
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 
+from jaxmoral.language.scenarios import LEGAL, WHOLE
 from jaxmoral.measuring.beyond import RETENTION, SCENARIOS, interval_text, is_share
 from jaxmoral.measuring.keeping import of_update
 from jaxmoral.measuring.runs import Run, read_json
-from jaxmoral.measuring.scenarios import LEGAL, WHOLE
 from jaxmoral.reporting.figures import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
