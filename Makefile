@@ -1,8 +1,8 @@
 # make quickstart: install, fine-tune Gemma 3 270M, evaluate it, draw the result.
 # make quickstart MODEL=smollm2-135m: the same with an instruction-tuned model, in its chat template.
 # make check: install everything the tests need, then lint, check types and who imports whom, and
-# run the tests that need neither the real model nor torch, nor updates of a language model, nor
-# several processes and devices, that compile and wait for each other (marked slow).
+# run the tests that need neither the real model nor torch and do not take seconds (marked slow):
+# two minutes.
 # make test: the same with all tests.
 
 # On Linux: malloc in huge pages, without which a CPU zeroes 100,000 small ones in every update.

@@ -5,8 +5,8 @@ and the commands that tests start: the same update is compiled once a session, a
 as long as nothing in it changes.
 
 A test that asks for the real model is marked `real`, one of a file that imports torch `torch`, one
-that trains the tiny language model `slow`; `make check` leaves all three out. What is real stays
-together on one worker, like each file.
+that trains the tiny language model `slow`, like those that take seconds and are marked where they
+stand; `make check` leaves all three out. What is real stays together on one worker, like each file.
 """
 
 import dataclasses

@@ -29,6 +29,7 @@ def small():
     return tiny_model.make(**parity.FAMILIES["gemma3"], num_layers=2, global_layers=(True, False))
 
 
+@pytest.mark.slow
 def test_on_one_device_rounding_is_all_that_differs(small):
     found = parity.compare(small, CPU, CPU)
     assert [*found] == ["bfloat16"]
@@ -60,6 +61,7 @@ def test_norms_stay_in_float32(small):
     assert kinds == {"float32", "bfloat16"}
 
 
+@pytest.mark.slow
 def test_an_update_is_measured_beside_what_is_predicted():
     found = speed.measure("Gemma 2 2B, NF4", tiny=True, repeats=2)
     assert 0 < found["fastest"] <= found["seconds"]
@@ -83,6 +85,7 @@ def test_the_prediction_grows_with_members_and_ends_where_memory_does():
     assert speed.on_paper(name, found["bytes"] - 1, tiny=True)["largest_population"] == 19
 
 
+@pytest.mark.slow
 def test_a_run_to_the_optimum_says_whether_it_is_there():
     found = learning.measure(tiny=True)
     assert found["model"] == "tabular"

@@ -78,6 +78,7 @@ def saved(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "score"),
     [
@@ -129,6 +130,7 @@ def spoil(monkeypatch, ruined):
     monkeypatch.setattr(training, "compile_update", compile_update)
 
 
+@pytest.mark.slow
 def test_an_update_that_ruins_a_policy_is_not_the_best(tmp_path, monkeypatch):
     spoil(monkeypatch, {0: 8})
     config = configs.load(None, [*FLAGS, "--reward.name", "utilitarian"])
@@ -142,6 +144,7 @@ def test_an_update_that_ruins_a_policy_is_not_the_best(tmp_path, monkeypatch):
     assert measure(tmp_path / "run") != best
 
 
+@pytest.mark.slow
 def test_each_member_has_its_own_best_and_it_is_kept(tmp_path, monkeypatch, saved):
     spoil(monkeypatch, {0: 3, 1: 5})
     flags = [*FLAGS, "--reward.name", "utilitarian", "--seed", "[0, 1]", "--ppo.clip", "0.01"]
@@ -187,6 +190,7 @@ def test_a_member_that_is_lost_takes_nobody_with_it(tmp_path, monkeypatch, capsy
     assert (tmp_path / "many" / kept / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_earlier_versions_load_and_have_no_best(tmp_path):
     folder = tmp_path / "run"
     config = configs.load(None, [*FLAGS, "--updates", "3"])

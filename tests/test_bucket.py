@@ -70,6 +70,7 @@ def written(folders, output):
     return []
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_and_is_evaluated_and_shown(
     machine, files, tmp_path, capsys, monkeypatch
 ):
@@ -98,6 +99,7 @@ def test_a_run_goes_on_elsewhere_and_is_evaluated_and_shown(
         assert (place.folder / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_members_are_read_with_their_population(machine, files):
     flags = [*FLAGS, "--updates", "1", "--seed", "[0, 1]"]
     command(train, "--output-dir", "memory://bucket/many", *flags)
@@ -108,6 +110,7 @@ def test_members_are_read_with_their_population(machine, files):
     assert files.exists("/bucket/many/seed=1/evaluation.json")
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_cut_off_changes_nothing(machine, files, monkeypatch):
     """The list goes last: until then another machine finds the run as it was before."""
     train_agent(make_config("--updates", "2"), URL, say=quiet)
@@ -140,6 +143,7 @@ def test_a_copy_that_is_cut_off_changes_nothing(machine, files, monkeypatch):
         assert len(metrics.read(place.folder)) == 5
 
 
+@pytest.mark.slow
 def test_what_is_only_here_is_set_aside(machine, files):
     train_agent(make_config("--updates", "1"), URL, say=quiet)
     with at_hand(URL, say=quiet) as place:

@@ -70,6 +70,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_trained_agent_reciprocates_in_the_terminal(folder):
     done = talk(folder, ["why?", "d", "D", "c", "c", "hello", "prompt", "quit"])
     assert done.returncode == 0, done.stderr

@@ -56,6 +56,7 @@ def in_process(monkeypatch, module, *arguments):
     importlib.import_module(f"jaxmoral.{module}").main()
 
 
+@pytest.mark.slow
 def test_evaluate_writes_json_and_a_picture(run_folder):
     (run_folder / "evaluation.json").unlink(missing_ok=True)
     done = command("evaluate", "--run", run_folder, "--games", "ipd,bos")
@@ -76,6 +77,7 @@ def met(folder, game, name="evaluation.json"):
     return {who: set(protocols) for who, protocols in found["tuned"]["opponents"].items()}
 
 
+@pytest.mark.slow
 def test_a_second_evaluation_is_added_to_the_first(run_folder, monkeypatch, capsys):
     (run_folder / "evaluation.json").unlink(missing_ok=True)
     run = ("evaluate", "--run", run_folder)
@@ -105,6 +107,7 @@ def test_a_second_evaluation_is_added_to_the_first(run_folder, monkeypatch, caps
     )
 
 
+@pytest.mark.slow
 def test_evaluations_of_two_checkpoints_are_not_mixed(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     config = configs.load(None, [*QUICK, "--checkpoint_every", "2"])
@@ -238,6 +241,7 @@ def test_an_update_is_a_number_or_best():
         evaluate._checkpoint("worst")
 
 
+@pytest.mark.slow
 def test_a_population_ends_with_a_line_a_member(tmp_path, monkeypatch, capsys):
     flags = [*QUICK, "--reward.name", "[game, utilitarian]", "--seed=[0, 1]"]
     in_process(monkeypatch, "train", "--output-dir", tmp_path / "many", *flags)
@@ -257,6 +261,7 @@ def test_a_population_ends_with_a_line_a_member(tmp_path, monkeypatch, capsys):
     assert "(suite trained, mean of 2, exact, against joss)" in said[-5]
 
 
+@pytest.mark.slow
 def test_evaluate_a_model_without_a_run(tmp_path):
     output = tmp_path / "out.json"
     done = command("evaluate", "--model", "tabular", "--output", output)
@@ -288,6 +293,7 @@ def test_user_errors_are_one_line_and_exit_code_2(run_folder, tmp_path, module, 
     assert not new.exists()
 
 
+@pytest.mark.slow
 def test_a_terminated_command_saves_and_resumes(tmp_path):
     folder = tmp_path / "run"
     flags = ["--model.source", "tabular", "--updates", "100000", "--env.episodes", "4096"]

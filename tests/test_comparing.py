@@ -46,6 +46,7 @@ def cooperation(runs):
     return np.array([one["opponents"]["random"]["exact"]["outcomes"]["C"] for one in found])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", ["utilitarian", "others"])
 def test_differences_and_intervals(groups, other):
     found = compare(groups["game"], groups[other])
@@ -122,6 +123,7 @@ def test_runs_that_count_other_penalties_are_named(groups, monkeypatch, capsys):
     assert "note: the runs differ in penalties (xi), 3.0, 4.0\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command(groups, tmp_path, monkeypatch, capsys):
     folder = groups["game"][0].folder.parent
     ours, others = (sorted(map(str, folder.glob(f"{name}-*"))) for name in ("game", "utilitarian"))

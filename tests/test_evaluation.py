@@ -122,6 +122,7 @@ MEMORIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_exact_and_sampled_agree(memory):
     size, flags = MEMORIES[memory]

@@ -74,6 +74,7 @@ def assert_means(sample, expected):
         assert (np.abs(each.mean(0) - number) <= 5 * error + 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_mean_of_sampled_estimates(name):
     """A million episodes agree within five standard errors, in every number."""
@@ -97,6 +98,7 @@ def test_it_is_the_mean_of_sampled_estimates(name):
     assert_means(sample, (gradient, shares.sum(-1), reward))
 
 
+@pytest.mark.slow
 def test_between_two_learners_it_is_the_mean_of_sampled_estimates():
     memory = make_memory()
     logits, table = random_table(4)
@@ -163,6 +165,7 @@ def discounted_returns(logits_by_round, opponent, rewards, gamma, noise):
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gamma", "noise"), [(0.0, 0.0), (0.6, 0.0), (1.0, 0.15)])
 def test_its_gradient_is_that_of_finite_differences(gamma, noise):
     """In float64, moving one round's policy at a time, as the policy gradient theorem has it."""
@@ -214,6 +217,7 @@ def test_without_discount_it_is_the_gradient_of_the_expected_reward():
     np.testing.assert_allclose(gradient, jax.grad(expected)(logits), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_weights_are_visits_and_add_up():
     memory = make_memory(1, 2, True)
     _, table = random_table(len(memory.histories))

@@ -52,6 +52,7 @@ def test_kills_at_random_moments(tmp_path):
     assert done.stdout.startswith("3 kills")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["150k", "1200k"])  # too small for the first checkpoint, for all
 def test_a_full_disk(size, tmp_path):
     elsewhere = tmp_path / "whole"
@@ -72,6 +73,7 @@ def test_a_full_disk(size, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(tmp_path):
     folder = tmp_path / "run"
     train_agent(configs.load(None, [*FLAGS, "--updates", "2"]), folder, say=quiet)
@@ -92,6 +94,7 @@ def test_a_read_only_disk(tmp_path):
     assert said.startswith("error: --output-dir: cannot write to")
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
     config = configs.load(None, [*FLAGS, "--updates", "9"])
     whole = train_agent(config, tmp_path / "whole", say=quiet)
@@ -122,6 +125,7 @@ def test_any_flipped_bit_is_noticed(seed):
         assert int(checksum(state | {name: changed})) != before
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tmp_path):
     """The one whose policy, evaluated exactly, earns most; what the rewards are: `test_best.py`."""
     flags = ["--updates", "30", "--reward.name", "game", "--ppo.learning_rate", "0.3"]

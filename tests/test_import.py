@@ -11,6 +11,7 @@ from jaxmoral.config import Config, save
 HEAVY = {"jax", "transformers", "orbax", "matplotlib", "pandas", "flax", "torch"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "unwanted"),
     [

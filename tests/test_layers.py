@@ -32,6 +32,8 @@ from jaxmoral.world.games import get_game
 SMALL = {"vocab_size": 96, "embed_dim": 32, "num_heads": 4, "head_dim": 16, "mlp_dim": 48}
 SMALL |= {"sliding_window": 64}
 KINDS = {"sharing": tiny_model.SHARING, "experts": tiny_model.EXPERTS}
+# A language model's updates take seconds to compile, however small it is.
+slow = pytest.mark.slow
 
 
 def test_periods_are_as_short_as_they_can_be():
@@ -92,13 +94,10 @@ def lines_of_program(num_layers: int) -> int:
     return len(jax.jit(jax.grad(loss)).lower(adapter, weights).as_text().splitlines())
 
 
+@slow
 def test_a_program_does_not_grow_with_depth():
     """What is compiled for 60 layers is what is compiled for two periods."""
     assert lines_of_program(60) <= 1.01 * lines_of_program(12)
-
-
-# A language model's updates take seconds to compile, however small it is.
-slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +206,7 @@ def test_training_on_sampled_tokens_runs(folders):
     assert np.isfinite([record["loss"] for record in trained.history]).all()
 
 
+@slow
 def test_linear_layers_that_a_model_has_not_are_refused(folders):
     message = r"lora.targets: .* has no linear layer router, only q k v o gate up down layer_gate"
     with pytest.raises(UserError, match=message):

@@ -55,6 +55,7 @@ def by_hand(reward, p_cooperate):
     return (np.array([[2 * reward, 4], [4, 2]]) @ other).sum() / 3 - 6 / 3
 
 
+@pytest.mark.slow
 def test_two_files_mean_different_things_by_a_name(two):
     before = list(games.GAMES), list(opponents.OPPONENTS)
     kind, rich, plain = (configs.load(path, TABULAR) for path in two)
@@ -95,6 +96,7 @@ def test_a_run_read_back_has_its_own(two, tmp_path):
         del games.GAMES["mine"]
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_its_files_apart(two, tmp_path):
     flags = [*TABULAR, "--evaluation.opponents", "[random]"]
     assert sweeps.sweep(two, [1], tmp_path / "out", flags) == {}

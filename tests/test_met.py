@@ -74,6 +74,7 @@ def test_an_agent_as_a_machine_does_what_the_agent_does(length, blank):
     np.testing.assert_allclose(found.episode[0, 0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
 def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monkeypatch):
     _, agent, trainable = load_run(selfish)
@@ -140,6 +141,7 @@ def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
     assert plain(against_base.history[0]) != one[0]
 
 
+@pytest.mark.slow
 def test_the_past_is_remembered_as_it_was(tmp_path):
     """What is met in update 5 is the policy before update 0, 2 or 4, each as often."""
     config = settings(*PAST, "--updates", "6")
@@ -167,6 +169,7 @@ def test_the_past_is_remembered_as_it_was(tmp_path):
     assert sum((count - 100) ** 2 / 100 for count in counts) < 15  # p < 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [assert_expected, assert_gradient])
 def test_the_exact_estimator_takes_the_expectation_over_them(selfish, check):
     flags = ["--mixture.opponents", json.dumps({"prober": 2, "past(2)": 1, str(selfish): 1})]
@@ -188,6 +191,7 @@ def test_before_there_is_a_past_it_is_the_untrained_policy():
     assert_alike(fit_agent(settings("--env.opponent", "past(6)"), say=quiet), expected)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_past(tmp_path):
     """Its checkpoints are kept however many there are; a run in memory is the same."""
     flags = [*PAST, "--updates", "14", "--checkpoint_every", "1"]
@@ -208,6 +212,7 @@ def test_a_resumed_run_goes_on_with_its_past(tmp_path):
         fit_agent(settings(*flags), cut, resume=True, say=quiet)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
     """A run stays with the checkpoint it began with; afterwards nobody needs the folder."""
     other, folder = tmp_path / "other", tmp_path / "run"
@@ -239,6 +244,7 @@ def test_a_long_path_is_no_long_key(selfish, tmp_path):
     assert f"{folder}@3" in load_run(tmp_path / "run")[0].mixture.opponents
 
 
+@pytest.mark.slow
 def test_members_meet_their_own_past():
     members = configs.load_members(None, [*TABULAR, *PAST, "--seed", "[0, 1]"])
     together = fit_population(members, say=quiet)

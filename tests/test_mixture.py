@@ -241,6 +241,7 @@ def test_nothing_is_compiled_after_the_first_update(tiny_flags, caplog):
     assert not compiled
 
 
+@pytest.mark.slow
 def test_the_log_says_what_was_drawn_and_a_resumed_run_goes_on(tmp_path):
     flags = [*TABULAR, "--mixture.games", GAMES, "--mixture.labels", PAIRS]
     flags += ["--mixture.conditions", "2", "--checkpoint_every", "2"]
@@ -263,6 +264,7 @@ def test_the_log_says_what_was_drawn_and_a_resumed_run_goes_on(tmp_path):
         assert names == expected
 
 
+@pytest.mark.slow
 def test_members_of_a_population_draw_for_themselves(tmp_path):
     flags = [*TABULAR, "--mixture.games", GAMES]
     members = configs.load_members(None, [*flags, "--seed", "[0, 1]"])
@@ -352,6 +354,7 @@ def assert_expected(arena):
     assert_means(sample, (weighted, shares.sum(-1), reward))
 
 
+@pytest.mark.slow
 def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
     flags = ["--mixture.games", "[ipd, bos]", "--mixture.conditions", "2"]
     assert_expected(environment(settings(*MET, *flags)))
@@ -391,6 +394,7 @@ def assert_gradient(single):
             assert gradient[at] == pytest.approx(float(slope), abs=1e-8)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_finite_differences():
     flags = ["--mixture.games", "[ipd, icd]", "--mixture.conditions", "2"]
     assert_gradient(environment(settings(*MET, *flags)))
@@ -405,6 +409,7 @@ def test_one_opponent_in_a_mixture_is_that_opponent(estimator):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_population_meets_a_mixture_of_opponents():
     members = configs.load_members(None, [*TABULAR, *MET, "--reward.xi", "[1, 4]"])
     together = fit_population(members, say=quiet)
@@ -492,6 +497,7 @@ def test_members_that_would_be_alike_are_refused(flags, message):
         fit_population(configs.load_members(None, [*TABULAR, *flags]), say=quiet)
 
 
+@pytest.mark.slow
 def test_members_may_have_the_words_their_seeds_drew(tmp_path):
     """As their files tell them apart when the population goes on."""
     flags = [*TABULAR, "--mixture.labels", "words(4)", "--seed", "[0, 1]"]
@@ -504,6 +510,7 @@ def test_members_may_have_the_words_their_seeds_drew(tmp_path):
     assert [len(one.history) for one in trained.values()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_more_or_less_kept(tmp_path):
     """How much is kept only takes memory."""
     shown = ["--mixture.games", GAMES, "--ppo.final_entropy_coef", "1"]

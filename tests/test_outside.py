@@ -275,6 +275,7 @@ def test_runs_that_were_not_tested_outside_have_no_place_there(tmp_path):
     assert outside_rows(series) == ([], [])
 
 
+@pytest.mark.slow
 def test_the_page_and_its_table_tell_of_mixtures(tmp_path):
     for run in outside_runs(tmp_path):
         write_run(run._replace(folder=tmp_path / "runs" / run.folder.name))

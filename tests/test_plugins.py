@@ -50,6 +50,7 @@ def refused(*arguments):
     return line
 
 
+@pytest.mark.slow
 def test_a_run_works_without_the_file_it_was_made_with(home, tmp_path):
     run = shutil.copytree(home / "run", tmp_path / "run")
     assert (run / "plugins" / "envy.py").read_text() == ENVY
@@ -75,6 +76,7 @@ def test_a_run_works_without_the_file_it_was_made_with(home, tmp_path):
     assert cells["rewards"]["envy"] <= 0
 
 
+@pytest.mark.slow
 def test_what_comes_with_a_run_is_not_run_for_that_alone(home, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "elsewhere"))
     stored = home / "run" / "plugins" / "envy.py"
@@ -138,6 +140,7 @@ def test_names_and_files(home, tmp_path):
     assert "two files are called envy.py" in line
 
 
+@pytest.mark.slow
 def test_a_sweep_hands_them_on(home, tmp_path):
     (tmp_path / "one.yaml").write_text(f"plugins: [{home / 'envy.py'}]\nreward: {{name: envy}}\n")
     flags = ["--model.source", "tabular", "--updates", "1", "--evaluation.suites", "[trained]"]

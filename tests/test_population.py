@@ -47,6 +47,7 @@ def test_labels_of_other_lengths_are_no_members_of_one_population(shallow):
         fit_population(members(*flags), say=quiet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -157,6 +158,7 @@ def test_a_folder_holds_runs_by_name(tmp_path):
     assert by_folder["suites"] == in_memory["suites"]
 
 
+@pytest.mark.slow
 def test_a_population_is_resumed_with_nothing_lost(tmp_path):
     flags = [*SMALL, "--checkpoint_every", "2", "--seed", "[0, 1, 2]"]
     whole = fit_population(members(*flags), tmp_path / "whole", say=quiet)

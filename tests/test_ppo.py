@@ -123,6 +123,7 @@ def loss_by_hand(table, batch, reference, kl_coef, entropy_coef, config):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", [False, True])
 def test_loss_equals_a_loop_and_its_gradient_a_finite_difference(cells):
     """Of samples, and of all cells of the table in its order."""
@@ -216,6 +217,7 @@ def run(policy, config, arena, num_updates, frozen=(), inputs=NONE, episodes=64)
     return alone(state.players), alone(metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 1), (2, 4)])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
@@ -268,6 +270,7 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["epochs", "once"])
 def test_two_learners_are_two_plain_loops(level):
     """Each player's parameters follow its own loss on its own side of the same episodes."""
@@ -323,6 +326,7 @@ def test_two_learners_are_two_plain_loops(level):
         np.testing.assert_allclose(metrics["reward_mean"][player], played.reward.mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learners", [1, 2, "one, two machines"])
 def test_the_exact_batch_of_two_games_is_the_mean_of_sampled_ones(learners):
     """Weights, advantages, shares and rewards, against 200,000 episodes."""
@@ -573,6 +577,7 @@ def test_a_table_learns_the_one_step_optimum(name):
         assert best is None or row[best] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
 def test_the_discount_makes_a_farsighted_agent(estimator):
     """Against tit-for-tat, D is the bandit's choice and C the far-sighted one (3 > (4 + 1) / 2)."""

@@ -265,6 +265,7 @@ def test_links_lead_somewhere():
                 assert ((ROOT / page).parent / target).exists(), (page, target)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_scripts(monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "scripts" / "benchmarks")
     page = importlib.import_module("page").page()

@@ -346,6 +346,7 @@ def test_runs_that_were_tested_otherwise_are_apart(tmp_path):
     assert "labels action5/action6" in grouped["g"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_another_checkpoint_is_not_drawn_as_the_runs(tmp_path, capsys):
     for name, seed, update in (("old", "1", 2), ("new", "2", 4), ("base", "3", None)):
         found = evaluated("trained", {"ipd": 1.0}) | {"update": update}
@@ -495,6 +496,7 @@ def all_suites():
     return {"suites": suites}
 
 
+@pytest.mark.slow
 def test_every_suite_has_its_figures_and_every_opponent_a_place(tmp_path):
     runs = [
         make_run(tmp_path, "a", evaluation=all_suites(), source="m"),

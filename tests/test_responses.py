@@ -105,6 +105,7 @@ def option(sequence, labels, budgets):
     return len(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "budgets"),
     [

@@ -53,6 +53,7 @@ def best(folder):
         return checkpoints.best()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -87,6 +88,7 @@ def test_a_longer_run_is_read_at_every_update(tmp_path):
     assert again.history == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -139,6 +141,7 @@ def resume(folder, *flags):
     train._run(told(folder, resume=True), list(flags))
 
 
+@pytest.mark.slow
 def test_a_population_goes_on_longer(tmp_path, capsys):
     flags = [*FLAGS, *STEADY, "--seed", "[1, 0]"]
     load = lambda updates: configs.load_members(None, [*flags, "--updates", updates])
@@ -244,6 +247,7 @@ def test_the_folder_of_the_first_adapter_is_not_needed(shallow, tmp_path):
         assert label["rewards"] == [pytest.approx(record["reward_mean"], abs=1e-5)]
 
 
+@pytest.mark.slow
 def test_a_run_made_from_python_is_as_complete_as_the_commands(tmp_path):
     train_agent(make_config("--updates", "2"), tmp_path / "one", say=quiet)
     assert (tmp_path / "one" / "action_types.png").stat().st_size > 10_000

@@ -169,11 +169,13 @@ def check_visits(setting, num_rounds):
     np.testing.assert_allclose(played.reward.mean(), expected, atol=error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MACHINES)
 def test_chain_equals_enumeration_and_sampling(name):
     check_visits(Setting(opponent=name), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [*SETTINGS, *NOISY], ids=str)
 def test_chain_equals_enumeration_and_sampling_whatever_is_remembered(setting):
     check_visits(setting, 3)
@@ -234,6 +236,7 @@ def test_a_trembling_hand_turns_moves_over_but_no_illegal_answers():
     np.testing.assert_array_equal(played.reward, rewarded)
 
 
+@pytest.mark.slow
 def test_several_games_are_played_side_by_side():
     """Each by every third episode, with prompts and rewards of its own."""
     tables = np.stack([table("game", name) for name in ("ipd", "bos", "icn")])
@@ -267,6 +270,7 @@ def test_each_game_has_a_machine_of_its_own(num_rounds):
         np.testing.assert_allclose(sampled, exact, atol=5 * 0.5 / np.sqrt(20_000))
 
 
+@pytest.mark.slow
 def test_as_many_prompts_as_a_configuration_allows_are_numbered_apart():
     num_games = 2**15 // 16
     tables = np.zeros((num_games, 5, 3, 2), np.float32)
@@ -307,6 +311,7 @@ def test_the_two_sides_moves_are_independent(game):
     np.testing.assert_allclose(joint / joint.sum(), expected, atol=0.005)
 
 
+@pytest.mark.slow
 def test_machines_vmap():
     stacked = machines.stack(list(MACHINES.values()))
     stacked = jax.tree.map(jnp.asarray, stacked)
@@ -537,6 +542,7 @@ def test_a_rollout_is_a_plain_loop_over_the_same_random_numbers(setting, num_pla
         np.testing.assert_array_equal(getattr(played, name), expected, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_agents_play_several_games_side_by_side():
     """Each by every third episode; each player has its own rewards in each."""
     tables = np.concatenate(

@@ -61,6 +61,7 @@ def test_the_papers_ppo_seeds():
     assert seeds == [9411, 8993, 7120, 9402, 5384, 3409]
 
 
+@pytest.mark.slow
 def test_rollouts_follow_the_draws():
     draws, memory, key = Streams(1).draw(50, 5), make_memory(), jax.random.key(1)
     table = rewards.reward_table(games.get_game("ipd"), rewards.get_reward("game"), 3.0, -6.0)

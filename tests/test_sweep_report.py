@@ -65,6 +65,7 @@ def swept(experiments, tmp_path_factory):
     return output, failed
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_stop_the_others(swept):
     output, failed = swept
     assert set(failed) == {"broken-seed1", "broken-seed2"}
@@ -163,6 +164,7 @@ def test_an_evaluation_with_other_thoughts_is_another(swept):
     assert sweeps.missing(held, dataclasses.replace(made, evaluation=without)) == ["thinking 0"]
 
 
+@pytest.mark.slow
 def test_a_start_that_was_cut_before_its_first_checkpoint_is_begun_anew(
     experiments, tmp_path, monkeypatch
 ):
@@ -178,6 +180,7 @@ def test_a_start_that_was_cut_before_its_first_checkpoint_is_begun_anew(
     assert (folder / "evaluation.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_sweep_compares_what_is_asked_for_with_what_was_made(
     swept, experiments, tmp_path, monkeypatch, capsys
 ):
@@ -387,6 +390,7 @@ def report(swept, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_the_page_is_one_sound_file_that_needs_no_network(report):
     page = Page((report / "index.html").read_text())
     assert page.open == []
@@ -418,6 +422,7 @@ def test_every_figure_is_there_with_its_values(report, swept):
     assert any(tip.startswith(f"game, ICD: {chosen.mean():.3f} ±") for tip in tips)
 
 
+@pytest.mark.slow
 def test_a_broken_run_is_left_out_with_a_line(swept, tmp_path):
     folder = tmp_path / "runs"
     shutil.copytree(swept[0] / "selfish-seed1", folder / "selfish-seed1")
@@ -432,6 +437,7 @@ def test_a_broken_run_is_left_out_with_a_line(swept, tmp_path):
     assert text.count("Left out:") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -452,6 +458,7 @@ def test_reports_that_cannot_be(swept, tmp_path, arguments, message):
     assert (tmp_path / "taken" / "thesis.tex").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_sweep_says_at_the_end_what_failed(experiments, tmp_path):
     paths = [str(experiments[0]), str(experiments[3])]
     done = command("sweep", *paths, "--seeds", "1", "--output-dir", tmp_path / "out", *FLAGS)

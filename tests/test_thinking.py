@@ -66,6 +66,7 @@ def whole():
     return policy, read, trainable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunks", "at_once"), [(1, 4), (3, 512)])
 def test_a_tree_of_thoughts_equals_the_texts_one_by_one(chunks, at_once, monkeypatch):
     """Answers, tokens and values of thoughts of every length, in one tree or in three."""
@@ -114,6 +115,7 @@ def enumerated(whole):
     return np.exp(reading.tokens.sum(-1)), np.exp(reading.answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_thoughts_come_as_often_as_their_probability(enumerated, chunks):
     """And the table is their mean answer without bias, in one tree and in three."""
@@ -145,6 +147,7 @@ def test_thoughts_come_as_often_as_their_probability(enumerated, chunks):
     assert alike < 0.5  # a prompt's thoughts differ
 
 
+@pytest.mark.slow
 def test_layers_that_differ_sample_what_their_tree_says():
     """Shared keys and values, two head sizes: every thought as often as the tree's probability."""
     sizes = SHARING | {"num_layers": 6, "global_layers": (False, True) * 3, "num_shared": 2}
@@ -283,6 +286,7 @@ def test_the_estimators_mean_is_the_gradient_by_finite_differences(baseline, rat
                 assert float(mean[name][index]) == pytest.approx(slope, abs=1e-8), (name, index)
 
 
+@pytest.mark.slow
 def test_on_a_decoder_the_estimators_mean_is_the_enumerated_gradient(monkeypatch):
     """Sampled thoughts, the real tree, LoRA's parameters: five standard errors in every number."""
     monkeypatch.setattr(thinking_policy, "NORMALISED_AT_ONCE", 4)
@@ -312,6 +316,7 @@ def test_on_a_decoder_the_estimators_mean_is_the_enumerated_gradient(monkeypatch
         assert np.abs(theirs).max() > 10 * error.min()
 
 
+@pytest.mark.slow
 def test_without_the_thoughts_part_the_gradient_is_biased(whole):
     """The enumerated gradient is not that through the answers alone."""
     _, read, trainable = whole
@@ -401,6 +406,7 @@ def test_visits_are_counted_alike_in_samples_and_in_cells():
     np.testing.assert_allclose(visits(sampled, 3), [0.25, 0.25, 0.5])
 
 
+@pytest.mark.slow
 def test_information_is_that_of_many_thoughts(enumerated):
     """Of eight thoughts nearly without bias, where the plain estimate has some."""
     chances, answers = enumerated
@@ -419,6 +425,7 @@ def test_information_is_that_of_many_thoughts(enumerated):
     np.testing.assert_allclose(information_values(given[:, :1]), 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_means_of_others_leave_one_out():
     answers = jax.nn.log_softmax(jnp.asarray(GENERATOR.normal(size=(2, 4, 3))))
     ours = means_of_others(answers)

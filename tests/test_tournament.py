@@ -100,6 +100,7 @@ def test_illegal_answers_cost_their_giver_only():
     assert points[1][0] == pytest.approx((3 + 0) / 2)
 
 
+@pytest.mark.slow
 def test_populations_runs_and_names_take_part(tmp_path):
     fit_population(tabular("--seed", "[0, 1]"), tmp_path / "many", say=quiet)
     fit_agent(tabular()[""], tmp_path / "one", say=quiet)
@@ -116,6 +117,7 @@ def test_populations_runs_and_names_take_part(tmp_path):
         read_entrants(str(tmp_path), games, 0.0)
 
 
+@pytest.mark.slow
 def test_the_command_and_its_page(tmp_path):
     fit_population(
         tabular("--seed", "[0, 1]", "--evaluation.games", "[ipd, plane]"),
@@ -274,6 +276,7 @@ def test_what_an_earlier_version_did_not_write_is_said(tmp_path, monkeypatch, ca
         assert json.loads(file.read_text()) == content
 
 
+@pytest.mark.slow
 def test_a_report_of_a_single_point_of_the_plane(tmp_path):
     flags = ["--evaluation.games", "['plane(-5,15)']"]
     folder = tmp_path / "one"
@@ -285,6 +288,7 @@ def test_a_report_of_a_single_point_of_the_plane(tmp_path):
     assert "plane(-5,15)" in page
 
 
+@pytest.mark.slow
 def test_an_agent_for_four_players_has_a_test_of_its_own(tmp_path):
     flags = ["--env.game", "public-goods(4)", "--env.opponent", "conditional"]
     flags += ["--evaluation.opponents", "[conditional]"]

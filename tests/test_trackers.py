@@ -79,6 +79,7 @@ def service(request, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", ["wandb", "trackio"], indirect=True)
 def test_a_run_goes_on_in_the_same_run(service, tmp_path, monkeypatch):
     """Its numbers, its configuration, its pictures and its evaluation."""
@@ -173,6 +174,7 @@ def test_another_tracker_is_no_other_run(tmp_path):
     assert configs.load(tmp_path / "run" / "config.yaml").tracker == ()
 
 
+@pytest.mark.slow
 def test_the_table_has_the_same_numbers(tmp_path):
     """Of members each its own, together their means; also where a column comes in later."""
     flags = [*FLAGS, "--updates", "2", "--seed", "[0, 1]", "--mixture.games", "[ipd, ish]"]

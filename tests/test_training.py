@@ -44,6 +44,7 @@ def whole(tmp_path_factory):
     return folder, fit_agent(make_config(), folder, say=quiet)
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_what_it_should(whole):
     folder, trained = whole
     assert configs.load(folder / "config.yaml") == trained.config
@@ -141,6 +142,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_kind_of_training_resumes_to_the_last_bit(variant, tmp_path, monkeypatch):
     flags = VARIANTS[variant]
@@ -201,6 +203,7 @@ def test_the_whole_state_is_restored(whole):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat():
     config = make_config("--updates", "3")
     first = fit_agent(config, say=quiet).history
@@ -306,6 +309,7 @@ def test_bad_names_leave_no_folder(tmp_path, flags, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mine", "opponent"),
     [
@@ -320,6 +324,7 @@ def test_games_from_the_configuration(mine, opponent):
     assert "mine" not in games.GAMES
 
 
+@pytest.mark.slow
 def test_opponents_from_the_configuration():
     """The alternator under another name is met in training and in evaluation."""
     described = "{cooperate: [1, 0], transitions: [[1, 1, 0, 0], [1, 1, 0, 0]]}"
@@ -333,6 +338,7 @@ def test_opponents_from_the_configuration():
     assert "mine" not in opponents.OPPONENTS
 
 
+@pytest.mark.slow
 def test_few_programs_and_none_after_the_first_update(monkeypatch, tmp_path):
     """Counts every backend compilation of a run, the persistent cache's hits included."""
     compiled = []

@@ -38,6 +38,7 @@ def tables(game):
     )
 
 
+@pytest.mark.slow
 def test_answers_are_draws_of_the_policy_and_rewards_follow_the_rules(trained):
     """Against a coin, in a game whose players differ; every round reckoned again by hand."""
     game = get_game("samaritans-dilemma")

@@ -34,6 +34,7 @@ def texts(cell):
     return "".join(found)
 
 
+@pytest.mark.slow
 def test_the_tabular_part_says_what_it_said(notebook, monkeypatch):
     folder = jax.config.values["jax_compilation_cache_dir"]  # the kernel compiles as tests do
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)

@@ -26,6 +26,7 @@ def plain(table, hidden, excluded, cap):
     return jax.nn.logsumexp(jnp.where(excluded, -jnp.inf, logits), axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cap", [None, 4.0])
 @pytest.mark.parametrize(("at_once", "splits"), [(VOCABULARY, 1), (12, 1), (24, 2), (7, 4)])
 def test_sums_and_gradients_equal_those_of_all_logits(cap, at_once, splits):
@@ -63,6 +64,7 @@ def test_a_quantised_table_is_read_piece_by_piece():
     np.testing.assert_allclose(found, plain(rounded, hidden, excluded, None), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_more_logits_than_a_piece_are_kept():
     """What a gradient needs does not grow with the vocabulary."""
     table, hidden, excluded = problem()
