@@ -5,8 +5,13 @@ import sys
 
 import jax
 import pytest
+import tiny_model
 
+from jaxmoral import config as configs
 from jaxmoral.errors import UserError
+from jaxmoral.learning.saved import load_trained
+from jaxmoral.learning.training import fit_agent
+from jaxmoral.models import huggingface
 from jaxmoral.models import load as gemma_load
 
 
@@ -85,3 +90,42 @@ def test_an_opened_model_is_known_but_for_its_weights(real):
     shapes = jax.tree.map(lambda leaf: leaf.shape, model.weights)
     assert shapes == jax.tree.map(lambda leaf: leaf.shape, real.weights)
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.weights))
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A configuration of a model in a folder."""
+    tiny_model.write(tmp_path / "model", **tiny_model.SHALLOW)
+    source = {"source": str(tmp_path / "model")}
+    return {"model": source, "prompt": {"labels": ["X", "Y"]}, "updates": 1}
+
+
+def train(tree, folder=None, **how):
+    return fit_agent(configs.parse(tree), folder, say=lambda line: None, **how)
+
+
+@pytest.mark.slow
+def test_a_folders_fine_tune_is_another_model(fresh, tmp_path):
+    """Of the same shapes and sizes, in the same place: no adapter was trained on it."""
+    run = tmp_path / "run"
+    train(fresh, run)
+    tiny_model.write(tmp_path / "model", seed=1, **tiny_model.SHALLOW)
+    with pytest.raises(UserError, match="altered or replaced"):
+        load_trained(run)
+    with pytest.raises(UserError, match="with the digest"):
+        train(fresh | {"lora": {"adapter": str(run)}})
+    with pytest.raises(UserError, match=r"cannot be met: its model\.sha256"):
+        train(fresh | {"env": {"opponent": str(run)}})
+
+
+@pytest.mark.slow
+def test_a_run_that_knows_its_folders_sizes_alone_goes_on_and_is_met(fresh, tmp_path, monkeypatch):
+    """One of version 0.1."""
+    run, identity = tmp_path / "run", huggingface.identity
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface, "identity", lambda folder: identity(folder).partition("-")[0])
+        known = train(fresh, run).agent.model.sha256
+    assert load_trained(run).agent.model.sha256 == known
+    train(fresh | {"updates": 2}, run, resume=True, extend=True)
+    train(fresh | {"env": {"opponent": str(run)}})
+    assert train(fresh).agent.model.sha256 == identity(tmp_path / "model") != known

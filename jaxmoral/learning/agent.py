@@ -30,7 +30,7 @@ from jaxmoral.learning.run_folder import (
 from jaxmoral.learning.speller import random_labels
 from jaxmoral.learning.tabular_policy import TablePrompter, TabularPolicy
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
-from jaxmoral.models.load import LoadedModel, Opened, open_model, same_base
+from jaxmoral.models.load import LoadedModel, Opened, open_model, same_base, same_model
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import at_revision, load_peft
 from jaxmoral.models.sizes import num_adapter_parameters, num_parameters, weight_bytes
@@ -122,7 +122,7 @@ def _given_adapter(config: Config, model: LoadedModel) -> tuple[Any, Lora]:
         return load_peft(Path(given), model.config, config.lora.dropout)
     if theirs.model.source == "tabular":
         raise UserError(f"lora.adapter: the run in {given} trained a table, which is no adapter")
-    if theirs.model.sha256 != model.sha256:
+    if not same_model(theirs.model.sha256, model.sha256):
         raise UserError(
             f"lora.adapter: the run in {given} trained {theirs.model.source}, with the digest"
             f" {theirs.model.sha256}; that of {config.model.source} is {model.sha256}"

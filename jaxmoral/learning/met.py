@@ -27,6 +27,7 @@ from jaxmoral.learning.saved import load_state, update_of
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.trained import first_player
 from jaxmoral.learning.whom import Whom, key_of_met, met_by, past_updates, renamed
+from jaxmoral.models.load import same_model
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.peft import is_adapter, load_peft
 from jaxmoral.world.chain import memory_policy
@@ -177,9 +178,11 @@ def _read(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
 def _read_run(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
     theirs = resolve(read_config(whom.folder))
     kind = lambda own: "a table" if own.model.source == "tabular" else "a language model"
+    known = None if agent.model is None else agent.model.sha256
+    digest = theirs.model.sha256
     for what, (ours, other) in {
         "policy": (kind(config), kind(theirs)),
-        "model.sha256": (agent.model and agent.model.sha256, theirs.model.sha256),
+        "model.sha256": (known, known if same_model(known, digest) else digest),
         "model.quantisation": (config.model.quantisation, theirs.model.quantisation),
         "env.memory": (config.env.memory, theirs.env.memory),
         "env.blank_start": (config.env.blank_start, theirs.env.blank_start),

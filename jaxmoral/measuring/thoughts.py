@@ -25,6 +25,7 @@ from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.thinking import information_values
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.measuring.aloud import decode
+from jaxmoral.models.load import same_model
 from jaxmoral.world.memory import NUM_ORDERS, history_name
 
 PyTree = Any
@@ -66,7 +67,7 @@ def other_thinker(folder: Path, agent: Agent) -> PyTree:
     other = load_trained(folder)
     ours, theirs = agent.policy, other.agent.policy
     assert agent.model is not None
-    if other.agent.model is None or other.agent.model.sha256 != agent.model.sha256:
+    if other.agent.model is None or not same_model(other.agent.model.sha256, agent.model.sha256):
         raise UserError(f"{folder}: it has another model than the agent under study")
     if not isinstance(theirs, ThinkingPolicy):
         raise UserError(f"{folder}: it holds an agent that does not think")

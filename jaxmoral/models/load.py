@@ -54,8 +54,8 @@ class LoadedModel:
     """A model ready to use: its definition, its frozen weights, its tokenizer, its identity.
 
     `source` is what `load` was given; of a hub id, with the commit that was read.
-    `sha256` is the digest of a GGUF file; of a folder, the digest of its configuration and of its
-    files' sizes and tables of contents (hashing tens of gigabytes would take minutes a start).
+    `sha256` is the digest of a GGUF file; of a folder, what `huggingface.identity` says of it, or
+    if a run of version 0.1 asks for it, the first part of that.
     `module` is where transformers' model of the same files has its layers.
     `generation` is `generation_config.json`, or what stands for it in other files.
     `beside` is `[vocab_size, num_layers * per_layer_dim]`, what layers read of each token beside
@@ -161,16 +161,28 @@ def open_model(
         if not path.is_dir():
             source, path = _from_hub(source)
         return _open_huggingface(source, path, dtype, sha256, quantisation)
-    _check_digest(source, digest, sha256)
-    return _open_converted(source, folder, digest, dtype, quantisation)
+    return _open_converted(source, folder, _checked(source, digest, sha256), dtype, quantisation)
 
 
-def _check_digest(source: str, digest: str, expected: str | None) -> None:
-    if expected not in (None, digest):
+def same_model(one: str | None, other: str | None) -> bool:
+    """Whether two identities are of one model, as far as they tell.
+
+    Runs of version 0.1 know nothing of a folder's values.
+    """
+    if one is None or other is None:
+        return one is other
+    (contents, _, values), (others, _, known) = one.partition("-"), other.partition("-")
+    return contents == others and (values == known or not (values and known))
+
+
+def _checked(source: str, digest: str, expected: str | None) -> str:
+    """What a model is known by: the digest that it must have, if there is one."""
+    if expected is not None and not same_model(digest, expected):
         raise UserError(
-            f"model.source: {source} was altered or replaced: its SHA-256 is {digest[:16]}..., not"
-            f" {str(expected)[:16]}... as model.sha256 says"
+            f"model.source: {source} was altered or replaced: its digest is {digest}, not"
+            f" {expected}, as model.sha256 says"
         )
+    return expected or digest
 
 
 def _from_hub(source: str) -> tuple[str, Path]:
@@ -308,8 +320,7 @@ def _open_huggingface(
         )
     described = describe(folder)
     config = dataclasses.replace(described.config, quantisation=quantisation)
-    digest = huggingface.identity(folder)
-    _check_digest(source, digest, sha256)
+    digest = _checked(source, huggingface.identity(folder), sha256)
     tokenizer = huggingface.read_tokenizer(folder, config)
     empty = LoadedModel(
         source,
