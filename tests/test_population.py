@@ -198,6 +198,7 @@ def test_one_lost_member_does_not_take_the_others_along(capsys):
         (["--seed", "[1, 1]"], "stands twice"),
         (["--seed", str(list(range(100))), "--reward.xi", str(list(range(50)))], "5,000 comb"),
         (["--reward.name", "[game, nonsense]"], "unknown name 'nonsense'"),
+        (["--prompt.persona", f"[{'mild ' * 60}, none]"], "persona: the member .* longer name"),
     ],
 )
 def test_what_cannot_be_a_population_is_refused(flags, message):

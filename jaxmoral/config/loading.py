@@ -25,6 +25,7 @@ from jaxmoral.errors import UserError, split_outside
 
 ALONE = ""  # the name of a run that is no member of a population; checkpoints hold it
 MAX_MEMBERS = 4096  # of a population
+MAX_NAME = 255  # bytes of a member's name, which is also that of a folder
 # What other tools call a key.
 SHORT = {"lr": "learning_rate", "kl": "kl_coef", "entropy": "entropy_coef", "steps": "updates"}
 PAPER_PRESET = Path(__file__).parent.parent / "presets" / "paper.yaml"
@@ -148,6 +149,11 @@ def load_members(path: Path | str | None, flags: Sequence[str] = ()) -> dict[str
         name = ",".join(f"{key}={_shown(value)}" for key, value in chosen)
         if name in members:
             raise UserError(f"{', '.join(axes)}: {brief(name)} stands twice in the lists")
+        if len(name.encode()) > MAX_NAME:
+            raise UserError(
+                f"{', '.join(axes)}: the member {brief(name)} would have a folder of a longer name"
+                " than a file system has; vary fewer keys, or by shorter values"
+            )
         members[name] = parse(_with_values(tree, chosen))
     return members
 
