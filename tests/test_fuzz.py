@@ -91,14 +91,20 @@ def outcome(call, *arguments):
 
 
 def frugal(size, call, *arguments):
-    """`outcome` within four times the memory of a file of so many bytes."""
-    tracemalloc.start()
-    try:
-        return outcome(call, *arguments)
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 4 * size + SPARE, peak
+    """`outcome` within four times the memory of a file of so many bytes.
+
+    It is asked again if it took more: Python's table of interned names grows in leaps of megabytes.
+    """
+    for _ in range(2):
+        tracemalloc.start()
+        try:
+            found = outcome(call, *arguments)
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        if peak < 4 * size + SPARE:
+            return found
+    raise AssertionError(peak)
 
 
 # --- configurations ---
