@@ -15,7 +15,7 @@ from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import Seen
 from jaxmoral.language.prompts import Presentation
-from jaxmoral.language.suites import Subject, conditions
+from jaxmoral.language.suites import Subject, conditions, is_redrawn
 from jaxmoral.learning.agent import make_agent
 from jaxmoral.learning.first_state import first_states
 from jaxmoral.learning.resolve import resolve
@@ -24,7 +24,7 @@ from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent, group_by_size
 from jaxmoral.measuring.results import table
 from jaxmoral.world.chain import against, visits
-from jaxmoral.world.games import GAMES
+from jaxmoral.world.games import GAMES, get_game
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.opponents import get_opponent
 from jaxmoral.world.streams import Streams
@@ -305,6 +305,16 @@ def test_the_papers_protocol_is_a_shared_trajectory(monkeypatch):
     assert 0.1 < base["outcomes"]["illegal"] < 0.6
     counts = [share * 50 for share in base["outcomes"].values()]
     assert counts == pytest.approx([round(count) for count in counts], abs=1e-4)
+
+
+def test_the_paper_draws_other_wordings_anew_behind_a_persona_too():
+    shown = Presentation()
+    seen = Seen((get_game("ipd"),), (shown.labels,), ("structured",), ("none",), ("original",))
+    subject = Subject(shown, ("action3", "action4"), [get_game("ipd"), get_game("bos")], seen)
+    for suite, named in conditions(["all"], subject).items():
+        for name, condition in named.items():
+            is_game = name.split()[0] in ("ipd", "bos")
+            assert is_redrawn(suite, condition, shown) != is_game, (suite, name)
 
 
 def test_xi_at_test_time():

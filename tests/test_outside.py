@@ -53,6 +53,16 @@ def test_the_suite_has_each_part_new_alone_and_all_together():
         assert len({getattr(one, axis) for one in shown}) == 4, axis  # each of the new ones too
 
 
+def test_a_game_of_the_same_points_is_not_new():
+    """Prompts do not show its name."""
+    known, same, other = map(get_game, ("prisoners-dilemma", "ordinal(53)", "ordinal(54)"))
+    np.testing.assert_array_equal(known.payoffs, same.payoffs)
+    seen = Seen((known,), (("X", "Y"),), ("structured",), ("none",), ("original",))
+    found = generalisation(Presentation(labels=("X", "Y")), [same, other], seen)
+    assert {game.name for game, _ in found.values()} == {known.name, other.name}
+    assert mark(Condition(same, Presentation(labels=("X", "Y"))), seen) == "seen"
+
+
 def test_padding_changes_no_measure(tiny_flags, monkeypatch):
     """Conditions of unlike sizes in one shape, and in as many as there are sizes."""
     config = configs.load(None, [*tiny_flags, "--prompt.labels", "[X, Y]"])

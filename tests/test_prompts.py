@@ -305,3 +305,13 @@ def test_names_of_wordings_and_personas():
         prompts.check(SHOWN._replace(persona="nowhere.txt"))
     with pytest.raises(UserError, match="prompt.table_order"):
         prompts.check(SHOWN._replace(table_order="upside down"))
+
+
+def test_points_that_would_look_alike_are_refused():
+    for name in ("affine(ipd,0.001)", "affine(ipd,0.004)"):
+        with pytest.raises(UserError, match=r"show two decimals, 0\S* and 0\S* points both"):
+            prompts.all_prompts(games.get_game(name), SHOWN)
+    for name in ("affine(ipd,0.01)", "affine(ipd,100000,0.5)"):
+        prompts.all_prompts(games.get_game(name), SHOWN)
+    thirds = {"CC": [1 / 3, 1 / 3], "CD": [0, 0.1 + 0.2], "DC": [0.3, 0], "DD": [-0.0, 0]}
+    prompts.all_prompts(games.make_game("thirds", thirds), SHOWN)  # rounding alone differs

@@ -170,6 +170,13 @@ def test_normalised_rewards_of_legal_rounds_span_0_to_1(name, game):
     assert (table[:, ILLEGAL] == R_ILLEGAL).all()
 
 
+def test_where_episodes_begin_without_a_round_before_that_counts_too():
+    norm = get_reward("norm(1,1,1,2,1,1,1,1)")  # 0 without a round before
+    table = reward_table(get_game("ipd"), norm, XI, R_ILLEGAL, True, blank=True)
+    assert (table[:, :2].min(), table[:, :2].max()) == (0, 1)
+    assert (table[-1, :2] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("name", "game"),
     [("virtue-equality", "icd"), ("altruism(0.3)+altruism(0.7)", "matching-pennies")],
@@ -206,6 +213,9 @@ def test_rounds_in_which_the_opponents_answer_is_illegal(name, rule):
         }[rule]
         assert table[row, own, ILLEGAL] == expected
     assert (table[:, ILLEGAL] == R_ILLEGAL).all()
+    other = " + ".join(reversed(name.split("+")))
+    again = rewards.add_illegal_opponent(tabulate(name, GAMES["bos"]), rule, other, R_ILLEGAL)
+    np.testing.assert_array_equal(again, table)  # one reward, written otherwise
 
 
 def test_a_user_adds_a_reward_as_a_pure_function():

@@ -100,6 +100,36 @@ def test_illegal_answers_cost_their_giver_only():
     assert points[1][0] == pytest.approx((3 + 0) / 2)
 
 
+UNEVEN = {"CC": [3, 6], "CD": [0, 8], "DC": [5, 0], "DD": [1, 2]}  # a dilemma for both sides
+
+
+def test_a_strategy_that_knows_the_payoffs_knows_its_side():
+    """Three times the other's surplus over mutual defection, whoever it is."""
+    games = [make_games({"uneven": UNEVEN})["uneven"]]
+    names = ["extortionate(3)", "random(0.2)", "random(0.9)"]
+    found = hold([strategy(name, games, 0.0) for name in names], games, [], 4, 3.0, -6.0)
+    surplus = np.array(found["games"]["uneven"]["long_run"]["game"]) - (1 + 2) / 2
+    assert surplus[0, 1:] == pytest.approx(3 * surplus[1:, 0], abs=1e-4)
+
+
+@pytest.mark.parametrize("game", ["trust", "bos", "inspection"])
+def test_both_sides_are_exploited(game):
+    game = get_game(game)
+    entrants = [strategy(name, [game], 0.0) for name in ("always-cooperate", "always-defect")]
+    found = hold(entrants, [game], [], 4, 3.0, -6.0)["games"][game.name]["exploitability"]
+    first, second = game.payoffs.astype(float)
+    for move, most in enumerate(found):
+        assert most == pytest.approx((first[:, move].max() + second[move].max()) / 2)
+
+
+def test_who_acts_by_its_side_has_a_fingerprint_of_both():
+    game = get_game("trust")
+    sides = [strategy(name, [game], 0.0) for name in ("always-cooperate", "always-defect")]
+    players = {(game.name, second): sides[second].players[game.name, second] for second in (0, 1)}
+    found = hold([tournaments.Entrant("two-faced", players)], [game], [], 4, 3.0, -6.0)
+    assert found["games"]["trust"]["fingerprint"] == [[pytest.approx(0.5)] * len(found["rates"])]
+
+
 @pytest.mark.slow
 def test_populations_runs_and_names_take_part(tmp_path):
     fit_population(tabular("--seed", "[0, 1]"), tmp_path / "many", say=quiet)

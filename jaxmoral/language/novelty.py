@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, Condition, Presentation
 from jaxmoral.world.games import Game
 
@@ -32,7 +34,7 @@ def novelty(condition: Condition, seen: Seen) -> list[str]:
     """The axes on which a condition is new; "exchanged labels" are known ones, C's for D's."""
     game, shown = condition
     found = []
-    if game.name not in [known.name for known in seen.games]:
+    if not _is_known(game, seen):
         found.append("game")
     if shown.labels not in seen.labels:
         found.append("exchanged labels" if shown.labels[::-1] in seen.labels else "labels")
@@ -44,6 +46,14 @@ def novelty(condition: Condition, seen: Seen) -> list[str]:
         if value not in known:
             found.append(axis)
     return found
+
+
+def _is_known(game: Game, seen: Seen) -> bool:
+    """By its name (its points may have been drawn) or by its points: prompts show no names."""
+    return any(
+        game.name == known.name or np.array_equal(game.payoffs, known.payoffs)
+        for known in seen.games
+    )
 
 
 def mark(condition: Condition, seen: Seen) -> str:
@@ -77,10 +87,9 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
         table_order=seen.table_orders[0],
     )
     own = seen.games[0]
-    known_games = [game.name for game in seen.games]
     new_labels = [pair for pair in held_out_labels() if pair not in seen.labels]
     exchanged = [pair[::-1] for pair in seen.labels if pair[::-1] not in seen.labels]
-    new_games = [game for game in games if game.name not in known_games]
+    new_games = [game for game in games if not _is_known(game, seen)]
     known_wordings = seen.wordings if own.num_players == 2 else WORDINGS  # they speak of one other
     new_wordings = [name for name in WORDINGS if name not in known_wordings]
     new_personas = [name for name in PERSONAS if name not in seen.personas]

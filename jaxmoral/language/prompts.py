@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxmoral.config import MAX_TEXT
 from jaxmoral.errors import UserError, choose
 from jaxmoral.world.games import CELLS, Game
@@ -242,6 +244,19 @@ def number_text(points: float | str) -> str:
     return f"{round(float(points), 2) + 0.0:g}"  # no negative zero
 
 
+def _check_points(game: Game) -> None:
+    """Raises UserError if points that differ are shown as one number."""
+    shown: dict[str, float] = {}
+    for points in game.payoffs.flat:
+        text = number_text(points)
+        known = shown.setdefault(text, points)
+        if not isinstance(points, str) and not np.isclose(points, known, rtol=1e-5, atol=0):
+            raise UserError(
+                f"{game.name}: prompts show two decimals, {known:g} and {points:g} points both as"
+                f" {text}; choose larger ones"
+            )
+
+
 def _table(game: Game, presentation: Presentation) -> str:
     """The payoffs in Markdown: a column per what the others do, a row per own action."""
     labels, others = presentation.labels, game.num_players - 1
@@ -323,7 +338,12 @@ def prompt_text(
 
 
 def all_prompts(game: Game, presentation: Presentation, *, think: bool = False) -> list[str]:
-    """The texts of a game in index order, of an agent that thinks up to its thought."""
+    """The texts of a game in index order, of an agent that thinks up to its thought.
+
+    Raises:
+      UserError: the wording is for another number of players, or some points look alike.
+    """
+    _check_points(game)
     histories = presentation.remembers(game).histories
     orders = itertools.product((0, 1), repeat=2)
     return [

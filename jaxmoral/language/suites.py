@@ -104,9 +104,6 @@ def thoughts(subject: Subject) -> Named:
     return {game.name: Condition(game, subject.shown)}
 
 
-# Suites in which the paper draws the remembered round anew every time (its section 8).
-REDRAWN = ("wordings", "unrelated")
-
 SUITES: dict[str, Suite] = {
     suite.__name__: suite
     for suite in (
@@ -115,6 +112,15 @@ SUITES: dict[str, Suite] = {
     )
 }
 PAPERS = [name for name in SUITES if name not in ("generalisation", "thoughts")]
+
+
+def is_redrawn(suite: str, condition: Condition, trained: Presentation) -> bool:
+    """Whether the paper draws the remembered round of these prompts anew every time (section 8).
+
+    It does where it changes what is said of the dilemma, behind a persona too.
+    """
+    other = condition.presentation.wording != trained.wording
+    return suite in ("wordings", "unrelated") or (suite == "personas" and other)
 
 
 def check_suites(names: Sequence[str]) -> list[str]:

@@ -40,6 +40,7 @@ def make_environment(
     *,
     games: Sequence[Sequence[Game]],
     machines: Sequence[Sequence[Opponent]] | None,
+    counted: bool,
 ) -> Environment:
     """The opponents and rewards in an update.
 
@@ -48,10 +49,11 @@ def make_environment(
       update: its number.
       games: of each learning player.
       machines: in each game all who are met, in the order of `whom.met_by`; None if two learn.
+      counted: whether what a best response takes is measured, if only for another member's reward.
     """
     noise = np.array(config.env.noise, np.float32) if config.env.noise else None
     rewards, exploited = reward_tables(config, update, games), None
-    if config.reward.exploitability:
+    if counted:
         points = [[game.payoffs[1] for game in own] for own in games]
         weight = np.full(len(games), config.reward.exploitability, np.float32)
         exploited = Exploited(weight, np.array(points, np.float32))
@@ -77,7 +79,8 @@ def environment(config: Config, update: int = 0) -> Environment:
     if config.env.opponent != LEARNER:
         names = [whom.name for whom in met_by(config)]
         machines = [[find_opponent(config, name, game) for name in names] for game in games[0]]
-    return make_environment(config, update, games=games, machines=machines)
+    counted = config.reward.exploitability > 0
+    return make_environment(config, update, games=games, machines=machines, counted=counted)
 
 
 def _rewards_between(config: Config, game: Game, share: float) -> np.ndarray:
@@ -99,6 +102,7 @@ def _rewards(config: Config, game: Game, name: str) -> np.ndarray:
         xi=settings.xi,
         r_illegal=settings.illegal,
         normalise=settings.normalise,
+        blank=env.blank_start,
     )
     if env.opponent != LEARNER:
         return table

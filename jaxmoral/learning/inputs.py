@@ -82,13 +82,16 @@ class Conditions:
           past: whether past selves are met, or the untrained policy in their place.
         """
         each = []
+        counted = any(config.reward.exploitability for config, _ in self._members)
         for member, ((config, _), players) in enumerate(zip(self._members, shown, strict=True)):
             machines = None
             if num_learners(config) == 1:
                 when = update if past else None
                 machines = self._met.machines(member, players[0], update=when, packed=self.packed)
             games = [[condition.game for condition in own] for own in players]
-            each.append(make_environment(config, update, games=games, machines=machines))
+            each.append(
+                make_environment(config, update, games=games, machines=machines, counted=counted)
+            )
         return stack_environments(each)
 
     def _groups(self, shown: Sequence[Shown]) -> list[Sequence[Condition]]:

@@ -123,10 +123,6 @@ def stack_environments(each: Sequence[Environment]) -> Environment:
     if any(own.noise is not None for own in each):
         silent = np.zeros((), np.float32)
         each = [own._replace(noise=silent if own.noise is None else own.noise) for own in each]
-    counted = [own.exploited for own in each if own.exploited is not None]
-    if counted:
-        ignored = jax.tree.map(np.zeros_like, counted[0])
-        each = [own._replace(exploited=own.exploited or ignored) for own in each]
     machines = [own.opponent for own in each if own.opponent is not None]
     stacked = stack_members([own._replace(opponent=None) for own in each])
     return stacked._replace(opponent=stack(machines) if machines else None)

@@ -23,7 +23,7 @@ from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import mark
 from jaxmoral.language.prompts import Condition, Presentation
-from jaxmoral.language.suites import REDRAWN, Subject, conditions
+from jaxmoral.language.suites import Subject, conditions, is_redrawn
 from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import presentation_with, seen_in_training
@@ -317,7 +317,8 @@ def describe(
     settings = config.evaluation
     some = next(iter(measured.values()))
     names = ["base", "tuned"][: len(some.policies)]
-    seen = seen_in_training(config, presentation_with(config, config.prompt.labels))
+    shown = presentation_with(config, config.prompt.labels)
+    seen = seen_in_training(config, shown)
     made = configs.to_dict(config)
     for key in ("suites", "games", "opponents", "protocols"):
         del made["evaluation"][key]
@@ -331,8 +332,9 @@ def describe(
             found = {}
             for index, policy in enumerate(names):
                 own = jax.tree.map(itemgetter(index), measured[condition.key])
+                again = is_redrawn(suite, condition, shown)
                 found[policy] = describe_policy(
-                    config, condition, measured=own, tables=tables, redrawn=suite in REDRAWN
+                    config, condition, measured=own, tables=tables, redrawn=again
                 )
             new = {"novelty": mark(condition, seen)}
             suites[suite][name] = described(condition) | new | {"policies": found}

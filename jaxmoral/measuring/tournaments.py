@@ -69,8 +69,9 @@ def strategy(
     """A classic strategy, or one of `own`, in every game."""
     found = {}
     for game in games:
-        for second, seen in ((False, game), (True, mirror(game))):
-            found[game.name, second] = machine_player(noisy(get_opponent(name, seen, own), noise))
+        # A strategy that knows the payoffs is told those of whom it meets.
+        for second, met in ((False, mirror(game)), (True, game)):
+            found[game.name, second] = machine_player(noisy(get_opponent(name, met, own), noise))
     return Entrant(name, found)
 
 
@@ -216,11 +217,14 @@ def _play(
     r_illegal: float,
 ) -> dict[str, Any]:
     """One game of `hold`, given the rewards of its first and its second side."""
-    sides = []
-    for second in (False, True):
+    sides, exploited, prints = [], [], []
+    for second, against in ((False, mirror(game)), (True, game)):
         ours = [one.players[game.name, second] for one in entrants]
         theirs = [one.players[game.name, not second] for one in entrants]
         sides.append(_side(ours, theirs, tables[second], num_rounds, r_illegal))
+        points = against.payoffs[0].astype(float)
+        exploited.append([best_response(one, points, num_rounds=num_rounds) for one in ours])
+        prints.append(_fingerprints(ours))
         if np.array_equal(game.payoffs, mirror(game).payoffs) and _alike(ours, theirs):
             break
     measured = {
@@ -230,27 +234,22 @@ def _play(
         }
         for span in ("episode", "long_run")
     }
-    own_points = game.payoffs[0].astype(float)
-    exploited = [
-        best_response(one.players[game.name, True], own_points, num_rounds=num_rounds)
-        for one in entrants
-    ]
     return measured | {
         "payoffs": game.payoffs.tolist(),
-        "exploitability": exploited,
-        "fingerprint": _fingerprints([one.players[game.name, False] for one in entrants]),
+        "exploitability": np.mean(exploited, axis=0).tolist(),
+        "fingerprint": np.mean(prints, axis=0).tolist(),
         "evolution": _evolve(np.array(measured["long_run"]["game"])),
     }
 
 
-def _fingerprints(players: Sequence[Player]) -> list[list[float]]:
+def _fingerprints(players: Sequence[Player]) -> np.ndarray:
     """Long-run cooperation against machines that cooperate at each of `RATES`."""
     machines = [machine_player(memoryless(float(rate))) for rate in RATES]
     prints = np.zeros((len(players), len(RATES)))
     for rows in group_players(players):
         meeting = meet([players[row] for row in rows], machines, num_rounds=1)
         prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
-    return prints.tolist()
+    return prints
 
 
 def _evolve(payoffs: np.ndarray) -> dict[str, Any]:

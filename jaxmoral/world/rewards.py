@@ -210,7 +210,13 @@ def get_reward(name: str, key: str = "reward.name") -> Reward:
 
 
 def reward_table(
-    game: Game, reward: Reward, xi: float, r_illegal: float, normalise: bool = False
+    game: Game,
+    reward: Reward,
+    xi: float,
+    r_illegal: float,
+    normalise: bool = False,
+    *,
+    blank: bool = False,
 ) -> np.ndarray:
     """Tabulates a reward over every round a game can have.
 
@@ -219,7 +225,8 @@ def reward_table(
       reward: the reward of legal moves.
       xi: the deontological penalty, in points.
       r_illegal: what an illegal answer earns, in points.
-      normalise: map the rewards of legal rounds with one before to [0, 1] (0 if all are alike).
+      normalise: map the rewards of legal rounds to [0, 1] (0 if all are alike).
+      blank: whether there are rounds without one before; otherwise those do not count.
 
     Returns:
       `[2N + 1 (previous round, none last), 3 (own outcome C, D, illegal), N (other)]` float32.
@@ -251,7 +258,8 @@ def reward_table(
             f" against {where[2]} defectors"
         )
     if normalise:
-        low, high = np.min(legal[:-1]), np.max(legal[:-1])
+        counted = legal if blank else legal[:-1]
+        low, high = np.min(counted), np.max(counted)
         # Rewards that differ by rounding only are alike.
         legal = np.zeros_like(legal) if np.isclose(low, high) else (legal - low) / (high - low)
     table = np.full((2 * others + 3, 3, others + 1), r_illegal, np.float32)
@@ -259,8 +267,8 @@ def reward_table(
     return table
 
 
-# What the paper's code gives when the opponent answers illegally differs by reward.
-_PAPER_RULES = {"game": "last-move", "utilitarian": "zero", "game+deontological": "penalty"}
+# What the paper's code gives when the opponent answers illegally differs by reward; by its terms.
+_PAPER_RULES = {("utilitarian",): "zero", ("deontological", "game"): "penalty"}
 
 
 def add_illegal_opponent(
@@ -278,7 +286,8 @@ def add_illegal_opponent(
       `[5 (previous round), 3 (own outcome), 3 (other's outcome)]` float32.
     """
     if rule == "paper":
-        rule = _PAPER_RULES.get(reward_name, "last-move")
+        terms = sorted(term.strip() for term in split_outside(reward_name, "+"))
+        rule = _PAPER_RULES.get(tuple(terms), "last-move")
     previous_other = np.array([0, 1, 0, 1, 0])  # without a round before, a C
     column = {
         "last-move": table[np.arange(5), :, previous_other],
