@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _read(folders: Sequence[Path]) -> "list[Run]":
     from jaxmoral.measuring.runs import find_runs, without_stale
-    from jaxmoral.reporting.series import group_runs
+    from jaxmoral.reporting.series import group_runs, shown_names
 
     found, skipped = find_runs(folders)
     fresh, stale = without_stale(found)
@@ -86,6 +86,9 @@ def _read(folders: Sequence[Path]) -> "list[Run]":
     runs = [run for one in series for run in one.runs]
     if not runs:
         raise UserError(f"{', '.join(map(str, folders))}: no runs there")
+    if len(series) > 1:
+        kinds = "; ".join(shown_names(series))
+        print(f"note: {_name(folders)} differ in more than the seed: {kinds}")
     return runs
 
 

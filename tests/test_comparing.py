@@ -123,6 +123,16 @@ def test_runs_that_count_other_penalties_are_named(groups, monkeypatch, capsys):
     assert "note: the runs differ in penalties (xi), 3.0, 4.0\n" in capsys.readouterr().out
 
 
+def test_a_group_of_several_experiments_is_named(groups, monkeypatch, capsys):
+    mixed = [groups["game"][0].folder, groups["utilitarian"][1].folder]
+    alike = [one.folder for one in groups["game"][2:]]
+    monkeypatch.setattr("sys.argv", ["compare", *map(str, [*mixed, "--with", *alike])])
+    command.main()
+    (note,) = [line for line in capsys.readouterr().out.split("\n") if line.startswith("note")]
+    assert "game-seed0 and others differ in more than the seed: " in note
+    assert "utilitarian" in note
+
+
 @pytest.mark.slow
 def test_the_command(groups, tmp_path, monkeypatch, capsys):
     folder = groups["game"][0].folder.parent

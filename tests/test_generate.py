@@ -95,6 +95,20 @@ def test_an_adapter_speaks_like_its_merged_weights(tmp_path):
     assert adapted != plain
 
 
+class Endless(NoStops):
+    eos_token_id = None
+
+
+def test_a_model_whose_texts_never_end_speaks_as_long_as_it_may(tmp_path):
+    save_tiny("gemma3", tmp_path)
+    parts = load_tiny(tmp_path)[:3]
+    one, other = (LoadedModel("tiny", "", *parts, end()) for end in (Endless, NoStops))
+    (found,) = generate(one, [[5, 6, 7]], 9, jax.random.key(0), GREEDY)
+    (ended,) = generate(other, [[5, 6, 7]], 9, jax.random.key(0), GREEDY)
+    assert len(found) == 9
+    assert found[: len(ended)] == ended
+
+
 def shares(sampling, logits, count=20_000):
     keys = jax.random.split(jax.random.key(0), count)
     tokens = jax.vmap(lambda key: choose(key, logits[None], sampling)[0])(keys)

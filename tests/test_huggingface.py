@@ -260,6 +260,8 @@ def test_an_unexpected_tensor(broken):
             {"hidden_activation": "relu"},
             "hidden_activation 'relu' is not supported, only gelu_pytorch_tanh",
         ),
+        ({"is_causal": False}, "is_causal False is not supported, only true"),
+        ({"is_causal": None}, "is_causal None is not supported, only true"),
     ],
 )
 def test_a_config_of_another_family(broken, change, message):

@@ -35,7 +35,7 @@ from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
 from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
 from jaxmoral.reporting.styles import COLOURS, GAME_COLOURS, game_styles, line_styles, reward_colour
-from jaxmoral.world.games import choose_games, get_game, make_games
+from jaxmoral.world.games import ASYMMETRIC, choose_games, get_game, make_games
 
 SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
 
@@ -756,6 +756,9 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     assert rewards["game+0.5*altruism(0.3)"][1:3] == ["5", "-6"]
     assert "the agent's own points" in rewards["game+0.5*altruism(0.3)"][0]
     assert "spite" in rewards["game+0.5*altruism(0.3)"][0]
+    mixed = make_run(tmp_path, "e", "--mixture.games", "[asymmetric, ish]")
+    names = [game.name for game in page_tables.played_games(group_runs([mixed])[0], [])[0]]
+    assert names == [*ASYMMETRIC, "ish"]
     games, unknown = page_tables.played_games(series, [])
     assert unknown == []
     pairs = {row[1]: row[2:] for row in page_tables.payoff_rows(games)}

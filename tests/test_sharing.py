@@ -1,6 +1,7 @@
 """An adapter's card and its upload, to a stand-in of a hub on this machine."""
 
 import base64
+import dataclasses
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,7 +18,9 @@ from jaxmoral.errors import UserError
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.keeping import write_json
 from jaxmoral.measuring.opened import open_run
+from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.upload import check_push, push
+from jaxmoral.reporting.card import card
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,24 @@ def test_a_card_tells_what_the_adapter_is(run, tmp_path, monkeypatch):
     assert recipe["reward.name"] == "utilitarian"
     assert recipe["lora.rank"] == 2
     assert "env.rounds" not in recipe
+
+
+def test_a_card_names_all_that_was_met_and_the_bases_commit(run):
+    known, commit = read_run(run), "a" * 40
+    config = dataclasses.replace(
+        known.config,
+        mixture=configs.parse(
+            {"mixture": {"games": ["ish", "bos"], "opponents": {"random": 1, "always-defect": 3}}}
+        ).mixture,
+        model=dataclasses.replace(known.config.model, source=f"owner/name@{commit}"),
+        lora=dataclasses.replace(known.config.lora, rank=12),
+    )
+    text = card(known._replace(config=config), open_run(run).policy(), update=2, command="export")
+    assert "# utilitarian in ish, bos: a LoRA adapter" in text
+    assert "against always-defect (75%) or random (25%) for 2 updates" in text
+    assert text.count(f'from_pretrained("owner/name", revision="{commit}")') == 2
+    assert f"vllm serve owner/name --revision {commit} " in text
+    assert "--max-lora-rank 16`" in text  # vLLM knows no 12
 
 
 def test_an_open_run_chooses_among_options(run):

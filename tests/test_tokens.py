@@ -98,6 +98,16 @@ def test_a_chat_begins_with_one_bos(folder, begins):
     assert tokens.count(BOS) == 1
 
 
+@pytest.mark.parametrize("asks", ["strftime_now('%Y-%m-%d')", "date_string"])
+def test_a_template_that_names_the_day_names_the_same_every_day(folder, asks):
+    model = gemma_load.load(str(folder))
+    model.tokenizer.chat_template = "26 Jul 2024" + TURN
+    expected = Prompter(model, "chat").tokens(TEXT)
+    guarded = "{% if strftime_now is defined %}{{ " + asks + " }}{% endif %}"
+    model.tokenizer.chat_template = guarded + TURN
+    assert Prompter(model, "chat").tokens(TEXT) == expected
+
+
 @pytest.mark.parametrize("text", [f"{TEXT} <bos>", f"<bos><bos>{TEXT}"])
 def test_bos_in_another_place_is_refused(folder, text):
     with pytest.raises(UserError, match=r"prompt: it holds <bos>, .* in another place"):
@@ -119,6 +129,10 @@ def test_a_chat_template_with_bos_in_another_place_is_refused(folder, template):
         ({"auto_map": {"AutoTokenizer": "a.B"}}, "auto_map = .* is not supported"),
         ({"added_tokens_decoder": {"9": {"content": "<new>"}}}, "no added token '<new>'"),
         ({"extra_special_tokens": ["<new>"]}, "no added token '<new>'"),
+        (
+            {"added_tokens_decoder": {"1": {"content": "<eos>", "lstrip": True}}},
+            "token '<eos>' has lstrip False, in its settings True",
+        ),
     ],
 )
 def test_settings_that_change_tokens_are_refused(folder, change, message):
@@ -130,6 +144,7 @@ def test_settings_that_change_tokens_are_refused(folder, change, message):
 def test_settings_that_change_nothing_are_accepted(folder):
     change = {"add_bos_token": False, "add_eos_token": True, "model_max_length": 7}
     change |= {"tokenizer_class": "GemmaTokenizer", "image_token": "<image>", "legacy": None}
+    change["added_tokens_decoder"] = {"1": {"content": "<eos>", "lstrip": False, "special": True}}
     edit(folder, "tokenizer_config.json", lambda stored: stored.update(change))
     expected = [BOS, *plain_tokens(folder)]
     assert Prompter(gemma_load.load(str(folder)), "plain").tokens(TEXT) == expected

@@ -241,7 +241,8 @@ def number_text(points: float | str) -> str:
     """How prompts show points; a text stands in for a number as it is."""
     if isinstance(points, str):
         return points
-    return f"{round(float(points), 2) + 0.0:g}"  # no negative zero
+    text = f"{round(float(points), 2) + 0.0:.2f}"  # no negative zero
+    return text.rstrip("0").rstrip(".")
 
 
 def _check_points(game: Game) -> None:

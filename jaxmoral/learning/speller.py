@@ -14,7 +14,10 @@ from jaxmoral.models.load import LoadedModel
 from jaxmoral.models.tokenizer import byte_pieces
 
 MAX_TRIES = 10_000  # strings that are drawn for random labels
-_DATE = "26 Jul 2024"  # Llama 3's templates would name today's, and a prompt must stay the same
+# Llama 3's and Mistral's templates would name today's date, and a prompt must stay the same.
+_DATE = "26 Jul 2024"
+# transformers leaves out the line's end behind a block.
+_ONE_DAY = "{% macro strftime_now(format) %}" + _DATE + "{% endmacro %}\n"
 _THINKS = "enable_thinking"
 MAX_PREFIXES = 64  # partial responses that can become a label
 MAX_OPTION_PREFIXES = 512  # that can become one of a few texts
@@ -131,8 +134,14 @@ class Speller:
         render = partial(self.tokenizer.apply_chat_template, turns, tokenize=False)
         if opens:  # templates of models that think on demand know the word
             render = partial(render, enable_thinking=True)
+        template = self.tokenizer.get_chat_template()
         try:
-            text = render(add_generation_prompt=True, date_string=_DATE, **self._switches)
+            text = render(
+                chat_template=_ONE_DAY + template,
+                add_generation_prompt=True,
+                date_string=_DATE,
+                **self._switches,
+            )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(f"prompt.template: the model's chat template fails ({error})") from None
         return self._encode(text if text.endswith(opens) else text + opens)

@@ -236,7 +236,7 @@ def generate(
     tokens = np.zeros((len(prompts), size), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[size - len(prompt) :] = prompt
-    stops = model.stop_tokens()
+    stops = model.stop_tokens() or [-1]  # which is no token
     made = _generate(
         model.weights,
         adapter or {},

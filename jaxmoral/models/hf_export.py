@@ -52,7 +52,19 @@ def huggingface_config(sizes: DecoderConfig, tokens: dict[str, Any]) -> dict[str
     # What these are earlier versions read from keys of their own.
     named = ("global_head_dim", "num_global_key_value_heads")
     given = {name: settings[name] for name in named if name in settings}
+    if sizes.family != "gemma4":  # which versions before 5 do not know
+        given |= _earlier_rope(sizes, wide)
     return stored.to_dict() | given | {"architectures": [f"{architecture}ForCausalLM"]}
+
+
+def _earlier_rope(sizes: DecoderConfig, wide: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embedding as transformers before version 5 reads it."""
+    rope: dict[str, Any] = {"rope_theta": sizes.rope_base_global}
+    if sizes.family == "gemma3":
+        rope["rope_local_base_freq"] = sizes.rope_base_local
+    if wide["rope_type"] != "default":
+        rope["rope_scaling"] = {key: value for key, value in wide.items() if key != "rope_theta"}
+    return rope
 
 
 def _gemma4_settings(sizes: DecoderConfig) -> dict[str, Any]:

@@ -313,9 +313,7 @@ def read_tokenizer(folder: Path, config: DecoderConfig) -> "transformers.PreTrai
         prefixed = backend.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
         check_keys(f"model: {named}", settings, (*_HARMLESS, *["add_prefix_space"] * prefixed))
         vocabulary = backend.get_vocab()
-        _check_added(
-            settings, {i: one.content for i, one in backend.get_added_tokens_decoder().items()}
-        )
+        _check_added(settings, backend)
         if {*vocabulary.values()} != {*range(len(vocabulary))}:  # all up to the last would be tried
             raise ValueError("its tokens are not numbered from 0 without gaps")
         roles = {
@@ -365,11 +363,22 @@ def _check_begins(backend: Tokenizer, roles: dict[str, Any], asked: Any) -> None
         raise ValueError(f"its settings say add_bos_token {shown(asked)}, itself {shown(begins)}")
 
 
-def _check_added(settings: dict[str, Any], added: dict[int, str]) -> None:
-    """Raises ValueError if the settings add tokens that `tokenizer.json` has not."""
+def _check_added(settings: dict[str, Any], backend: Tokenizer) -> None:
+    """Raises ValueError if the settings add tokens, or treat them as `tokenizer.json` does not."""
+    known = backend.get_added_tokens_decoder()
+    flags = ["lstrip", "rstrip", "single_word"]
+    flags += ["normalized"] * (backend.normalizer is not None)
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
-        if added.get(int(number)) != _content(token):
+        one = known.get(int(number))
+        if one is None or one.content != _content(token):
             raise ValueError(f"it has no added token {shown(_content(token))} of number {number}")
+        for flag in flags if isinstance(token, dict) else ():
+            if token.get(flag, getattr(one, flag)) != getattr(one, flag):
+                raise ValueError(
+                    f"its token {shown(one.content)} has {flag} {getattr(one, flag)}, in its"
+                    f" settings {shown(token[flag])}"
+                )
+    added = {number: one.content for number, one in known.items()}
     for key in ("additional", "extra", "model_specific"):
         listed = settings.get(f"{key}_special_tokens") or ()
         for token in listed.values() if isinstance(listed, dict) else listed:

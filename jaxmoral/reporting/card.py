@@ -7,11 +7,13 @@ import pandas as pd
 import yaml
 
 from jaxmoral.config import Config, differences, flatten, to_dict
+from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import Run
 from jaxmoral.models.peft import named_base
 
 # Of a base that is known; others' licences are theirs to say.
 _LICENCES = {"gemma3-270m": "gemma", "smollm2-135m": "apache-2.0"}
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told
 _LIMITS = """- It was trained on prompts of matrix games, and on no other texts.
 - A rule learned in them is not a moral agent: with other labels or wordings it may be lost.
 - Its answers are labels; what it says when asked why is not what they came from."""
@@ -37,11 +39,12 @@ def card(run: Run, policy: pd.DataFrame, *, update: int, command: str) -> str:
     if config.objective == "distil":
         how = f"self-distillation of a persona (*{run.title}*)"
     version = importlib.metadata.version("jaxmoral")
+    games = ", ".join(config.mixture.games or [config.env.game])
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n",
-            f"# {run.title} in {config.env.game}: a LoRA adapter of {config.model.source}\n",
-            f"Trained by {how} against {config.env.opponent} for {update} updates, by jaxmoral"
+            f"# {run.title} in {games}: a LoRA adapter of {config.model.source}\n",
+            f"Trained by {how} against {trained_against(config)} for {update} updates, by jaxmoral"
             f" {version}.\n",
             "## What it does\n",
             "Exact probabilities of its answer after each remembered round (its own move first):\n",
@@ -106,16 +109,18 @@ def _loading(config: Config, base: str | None) -> str:
             "Its base is packaged, and PEFT needs it as a folder:"
             f" `python -m jaxmoral.export --model {config.model.source} --output base`.\n\n"
         )
-    name = base or "base"
+    name, revision = base or "base", config.model.source.partition("@")[2] if base else ""
+    pinned = f', revision="{revision}"' if revision else ""
+    rank = min((size for size in _RANKS if size >= config.lora.rank), default=config.lora.rank)
     return f"""{first}```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}"{pinned})
+model = AutoModelForCausalLM.from_pretrained("{name}"{pinned})
 model = PeftModel.from_pretrained(model, "this folder")
 ```
 
-In vLLM: `vllm serve {name} --enable-lora --lora-modules moral="this folder" --max-lora-rank \
-{max(config.lora.rank, 8)}`.
+In vLLM: `vllm serve {name}{f" --revision {revision}" if revision else ""} --enable-lora \
+--lora-modules moral="this folder" --max-lora-rank {rank}`.
 """
