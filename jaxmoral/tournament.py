@@ -16,6 +16,8 @@ from jaxmoral.world.machines import Opponent
 from jaxmoral.world.opponents import FAMILIES, OPPONENTS, make_opponents
 from jaxmoral.world.rewards import REWARDS, get_reward
 
+MAX_ROUNDS = 1_000_000  # one after the other; what is beyond is the long run
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -69,8 +71,8 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     name_plugins(arguments.plugin)
-    if arguments.rounds < 1:
-        raise UserError("--rounds: needs a whole number from 1")
+    if not 1 <= arguments.rounds <= MAX_ROUNDS:
+        raise UserError(f"--rounds: needs a whole number from 1 to {MAX_ROUNDS:,}")
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
     for name in ("xi", "illegal"):
         check_number(f"--{name}", getattr(arguments, name))

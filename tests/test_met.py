@@ -261,6 +261,7 @@ def test_members_meet_their_own_past():
         (["--env.opponent", "past(0)"], r"unknown name 'past'|past"),
         (["--env.memory", "2"], r"env\.opponent: .* its env\.memory is 1, not 2"),
         (["--env.blank_start", "true"], r"its env\.blank_start is False, not True"),
+        (["--prompt.template", "chat"], r"its prompt\.template is plain, not chat"),
         (
             ["--env.game", "public-goods(3)"],
             r"env\.opponent: .* needs a game of two players",

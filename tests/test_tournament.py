@@ -184,6 +184,7 @@ def test_the_command_and_its_page(tmp_path):
         (["joss", "--games", "ipdd"], "did you mean 'ipd'"),
         (["joss", "--noise", "2"], "--noise: needs a finite number from 0 to 1"),
         (["joss", "--rounds", "0"], "--rounds: needs a whole number"),
+        (["joss", "--rounds", "1000000000000"], "--rounds: needs a whole number"),
         (["joss", "--xi", "nan"], "--xi: needs a finite number"),
         (["joss", "--illegal", "nan"], "--illegal: needs a finite number"),
         (["joss", "--rewards", "nonsense"], "--rewards: unknown name 'nonsense'"),
