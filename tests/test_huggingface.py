@@ -319,3 +319,14 @@ def test_the_hubs_cache_serves_offline_and_names_the_commit(tmp_path, checkpoint
         UserError, match="owner/tiny@v2, and it cannot be had from the Hugging Face"
     ):
         gemma_load._from_hub("owner/tiny@v2")
+
+
+def test_a_text_model_that_is_tied_by_the_whole_alone_is_refused(tmp_path):
+    save_tiny("gemma3-vision", tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["tie_word_embeddings"]
+    assert hf_config.describe(tmp_path).config.tied
+    stored["text_config"]["tie_word_embeddings"] = False
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"text_config\.tie_word_embeddings False"):
+        hf_config.describe(tmp_path)

@@ -184,8 +184,11 @@ def describe(folder: Path) -> Described:
     others = keys - {*inspect.signature(class_of(family)).parameters}
     check_keys(f"model: {path}", settings, (*own, *others, *_HARMLESS))
     chosen = {name: settings[name] for name in own if name in settings}
-    if outer and outer.get("tie_word_embeddings") is not None:
+    if outer.get("tie_word_embeddings") is not None:
         chosen["tie_word_embeddings"] = outer["tie_word_embeddings"]
+    elif outer and settings.get("tie_word_embeddings") is False:
+        # Some versions of transformers go by the text model, others by the whole, which ties them.
+        _refuse(path, "text_config.tie_word_embeddings", False, "with the same outside of it")
     try:
         if not 0 < chosen.get("num_hidden_layers", 1) <= MAX_LAYERS:  # a list of them is made
             raise ValueError(f"num_hidden_layers: {shown(chosen['num_hidden_layers'])}")
