@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = check(asked.parts, job, list(CASES), asked.tiny)
     text = page.page(results)
     folder = asked.output or (None if asked.tiny else ROOT / "docs")
-    if folder is not None:
+    if folder is not None and "failed" not in results["device"]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "accelerator.json").write_text(json.dumps(results, indent=2) + "\n")
         (folder / "accelerator.md").write_text(text)

@@ -39,6 +39,14 @@ def test_on_one_device_rounding_is_all_that_differs(small):
     worse = found["bfloat16"] | {"log_prob": found["bfloat16"]["log_prob"] + 0.04}
     failed = page.failures({"parity": {"gemma3": {"bfloat16": worse}}})
     assert failed == ["gemma3 in bfloat16 is too far from the CPU"]
+    broken = {"device": {"failed": "no driver"}, "speed": {"8B": {"failed": "no memory"}}}
+    broken["learning"] = {"at_optimum": False}
+    assert page.failures({"speed": broken["speed"] | {"2B": {"seconds": 1.0}}}) == []
+    assert page.failures(broken) == [
+        "device: no driver",
+        "speed: no model could be measured",
+        "learning: the reward's optimum was not reached",
+    ]
 
 
 def test_a_wrong_weight_is_far(small):
@@ -110,9 +118,9 @@ def test_a_command_measures_in_a_process_and_goes_on_past_a_failure(monkeypatch,
         return next(said)
 
     monkeypatch.setattr(accelerator_check.subprocess, "run", first_really)
-    accelerator_check.main(
-        ["--parts", "learning", "rollouts", "--devices", "cpu", "--tiny", "--output", str(tmp_path)]
-    )
+    asked = ["--parts", "learning", "rollouts", "--devices", "cpu", "--tiny"]
+    with pytest.raises(SystemExit, match="learning: does not fit in the device's memory"):
+        accelerator_check.main([*asked, "--output", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "learning: does not fit in the device's memory." in shown
     assert "5 million rounds a second" in shown

@@ -123,6 +123,26 @@ def test_runs_that_count_other_penalties_are_named(groups, monkeypatch, capsys):
     assert "note: the runs differ in penalties (xi), 3.0, 4.0\n" in capsys.readouterr().out
 
 
+def test_runs_that_are_equal_have_no_effect_size(groups):
+    """The mean of three equal numbers may be another number in its last digit."""
+    low, high = (
+        [one._replace(evaluation=alike(one.evaluation, value)) for one in groups["game"][:3]]
+        for value in (0.1, 0.3)
+    )
+    found = compare(low, high).table
+    row = found[found["metric"] == "outcomes/C"].iloc[0]
+    assert row["difference"] == pytest.approx(-0.2)
+    assert np.isnan(row["effect"])
+
+
+def alike(evaluation, value):
+    """The same evaluation with other shares of C."""
+    found = json.loads(json.dumps(evaluation))
+    for measured in found["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"].values():
+        measured["exact"]["outcomes"]["C"] = value
+    return found
+
+
 def test_a_group_of_several_experiments_is_named(groups, monkeypatch, capsys):
     mixed = [groups["game"][0].folder, groups["utilitarian"][1].folder]
     alike = [one.folder for one in groups["game"][2:]]

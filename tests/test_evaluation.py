@@ -268,6 +268,13 @@ def test_what_follows_several_remembered_rounds_is_printed(rounds):
     assert "P(C|" not in header + below
 
 
+def test_a_digit_of_several_others_is_explained():
+    agent = with_logits(np.zeros((6, 3)), *TRIO)
+    said = table(evaluate_agent(agent, ["public-goods(3)"], protocols=["exact"]))
+    assert "P(C|D2)" in said
+    assert "the agent's move first, then how many of the others played D, the oldest" in said
+
+
 @pytest.mark.parametrize("length", [85, 120])
 def test_long_names_of_conditions_leave_room_for_what_follows_rounds(length):
     agent = with_logits(np.zeros((16, 3)), "--env.memory", "2")

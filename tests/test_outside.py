@@ -143,6 +143,16 @@ def test_what_holds_outside_is_told_by_what_is_new():
     assert found["all together"]["deontological"] == 3.0
 
 
+def test_an_opponent_of_the_papers_protocol_alone_counts_for_nothing():
+    both = outside(**{"random": 3.0, "tit-for-tat": 1.0})
+    for condition in both["suites"]["generalisation"].values():
+        opponents = condition["policies"]["tuned"]["opponents"]
+        opponents["random"] = {"paper": opponents["random"].pop("exact")}
+    found = by_novelty(both, "tuned")
+    assert "new opponent" not in found
+    assert {found[name]["deontological"] for name in found} == {1.0}
+
+
 def test_an_opponent_is_the_same_however_it_is_spaced():
     one = outside(**{"noisy(joss,0.1)": 1.0, "random": 3.0})
     one["config"]["env"]["opponent"] = "noisy(joss, 0.1)"

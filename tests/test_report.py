@@ -122,10 +122,10 @@ def test_the_papers_numbers_are_beside_their_own_games(tmp_path):
     assert header == ["agent", "regret", "ICD", "stag-hunt", "IVD", "IPD"]
     tuned = next(row for row in rows if row[:2] == ["deontological", "deontological"])
     assert tuned[2:] == [
-        f"1.00 ± 0.00 / [{FIGURE_4['deontological']['deontological']['icd']:.2f}]",
-        "2.00 ± 0.00",
-        "3.00 ± 0.00",
-        f"4.00 ± 0.00 / [{FIGURE_4['deontological']['deontological']['ipd']:.2f}]",
+        f"1.00 / [{FIGURE_4['deontological']['deontological']['icd']:.2f}]",
+        "2.00",
+        "3.00",
+        f"4.00 / [{FIGURE_4['deontological']['deontological']['ipd']:.2f}]",
     ]
 
 
@@ -674,8 +674,35 @@ def test_figures_mark_chance_and_the_optimum_in_colours_that_all_can_tell_apart(
             dashed = [each for each in axes.collections if each.get_linestyle()[0][1]]
             assert [each.get_segments()[0][:, 1].tolist() for each in dashed] == [[height] * 2]
             assert axes.get_ylabel()
+    uneven, _ = figures.reciprocity({"ipd": rows}, agents, even=False)
+    texts = [text.get_text() for legend in uneven.legends for text in legend.get_texts()]
+    assert texts
+    assert "chance: 1/4" not in texts
     safe = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"}
     assert set(GAME_COLOURS.values()) == safe
+
+
+def test_a_run_of_one_update_is_an_area(tmp_path):
+    figure, tips = figures.training_types({"one": [make_run(tmp_path, "a", made=1)]})
+    (axes,) = (axes for axes in figure.axes if axes.get_visible())
+    assert axes.get_xlim() == (0.5, 1.5)
+    areas = [path.get_extents() for band in axes.collections for path in band.get_paths()]
+    assert sum(area.width * area.height for area in areas) == pytest.approx(1)
+    assert all(", update 1: " in tip for tip in tips.values())
+
+
+def test_rounds_without_one_before_are_named_where_they_are_left_white(tmp_path):
+    flags = ["--env.blank_start", "true"]
+    runs = [make_run(tmp_path, "a"), make_run(tmp_path, "b", *flags)]
+    for run, named in zip(runs, (False, True), strict=True):
+        series, _ = group_runs([run])
+        assert any("White" in one.caption for one in training_sections(series, [])) == named
+
+
+def test_exact_tests_are_shown_though_the_papers_protocol_has_another_opponent():
+    rows = pd.DataFrame({"opponent": ["", "bully", "random"], "protocol": ["", "exact", "paper"]})
+    assert report.tested_against(rows) == "bully"
+    assert report.tested_against(rows[rows["protocol"] != "exact"]) == "random"
 
 
 def test_members_in_tournaments_have_short_names():
@@ -887,18 +914,28 @@ def test_a_report_shows_scenarios_and_the_items_that_changed_most(tmp_path):
 def test_retention_is_drawn_over_checkpoints(tmp_path):
     """Each checkpoint's own file, and the newest's; one not evaluated so is left out."""
     kept = lambda kl: {"all": {"tokens": 9, "kl": kl, "perplexity": {"base": 10.0, "tuned": 12.0}}}
-    evaluation = {"update": 4, "suites": {}, "retention": {"builtin": kept(0.4)}}
+    row = lambda c: {"C": c, "D": 0.5 - c, "illegal": 0.5}
+
+    def answers(*shares):
+        """Of a base that answers C and D alike often."""
+        told = {"tuned": shares, "base": (0.25, 0.25)}
+        rows = {
+            name: {"remembered": dict(zip(("CC", "DD"), map(row, own), strict=True))}
+            for name, own in told.items()
+        }
+        return {"trained": {"ipd": {"policies": rows}}}
+
+    evaluation = {"update": 4, "suites": answers(0.5, 0.0), "retention": {"builtin": kept(0.4)}}
     run = make_run(tmp_path, "a", evaluation=evaluation)
-    history = [record | {"kl": float(record["update"])} for record in run.history]
-    run = run._replace(history=history)
     write_run(run)
     earlier = evaluation | {"update": 2, "retention": {"builtin": kept(0.2)}}
+    earlier["suites"] = answers(0.5, 0.25)
     (run.folder / "evaluation-2.json").write_text(json.dumps(earlier))
     (run.folder / "evaluation-3.json").write_text(json.dumps({"update": 3, "suites": {}}))
     found = checkpoints(run)
     assert [(one.update, one.task_kl, one.retention["kl"]) for one in found] == [
-        (2, 2.0, 0.2),
-        (4, 4.0, 0.4),
+        (2, pytest.approx(np.log(2) / 4), 0.2),
+        (4, pytest.approx(np.log(2) / 2), 0.4),
     ]
     (section,) = beyond_sections(group_runs([run])[0])
     _, tips = section.draw()

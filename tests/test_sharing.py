@@ -69,6 +69,10 @@ def test_a_card_names_all_that_was_met_and_the_bases_commit(run):
     )
     text = card(known._replace(config=config), open_run(run).policy(), update=2, command="export")
     assert "# utilitarian in ish, bos: a LoRA adapter" in text
+    assert "| ipd | random |" in text
+    opponents = known.evaluation["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"]
+    opponents["bully"] = {"paper": {}}
+    assert "bully" not in card(known, open_run(run).policy(), update=2, command="export")
     assert "against always-defect (75%) or random (25%) for 2 updates" in text
     assert text.count(f'from_pretrained("owner/name", revision="{commit}")') == 2
     assert f"vllm serve owner/name --revision {commit} " in text

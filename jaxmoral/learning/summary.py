@@ -57,7 +57,7 @@ def _mixture(config: Config) -> str:
 
 
 def _noise(config: Config) -> str:
-    return f"the hand trembles in {config.env.noise:.0%} of moves" if config.env.noise else ""
+    return f"the hand trembles in {100 * config.env.noise:g}% of moves" if config.env.noise else ""
 
 
 def _objective(config: Config) -> str:

@@ -123,12 +123,14 @@ def _interval(a: np.ndarray, b: np.ndarray, *, paired: bool) -> tuple[np.ndarray
 
 
 def _pooled(a: pd.DataFrame, b: pd.DataFrame) -> pd.Series:
-    """The pooled standard deviation, NaN where there is none."""
+    """The pooled standard deviation, NaN where there is none but for rounding."""
     freedom = a.shape[1] + b.shape[1] - 2
     if freedom < 1:
         return pd.Series(np.nan, index=a.index)
     squares = sum(x.sub(x.mean(axis=1), axis=0).pow(2).sum(axis=1) for x in (a, b))
-    return (squares / freedom).pow(0.5).replace(0.0, np.nan)
+    pooled = (squares / freedom).pow(0.5)
+    size = pd.concat([a, b], axis=1).abs().max(axis=1)
+    return pooled.where(pooled > 1e-9 * size.clip(lower=1.0))
 
 
 def in_words(found: Comparison, suite: str) -> str:

@@ -75,7 +75,8 @@ def _opponents(evaluation: dict[str, Any]) -> tuple[list[str], list[str]]:
     spaceless = lambda name: "".join(name.split())
     met = {*map(spaceless, config["mixture"]["opponents"] or [config["env"]["opponent"]])}
     some = next(iter(evaluation["suites"][SUITE].values()))["policies"]
-    tested = list(next(iter(some.values()))["opponents"])
+    measured = next(iter(some.values()))["opponents"]
+    tested = [name for name, protocols in measured.items() if "exact" in protocols]
     known = [name for name in tested if spaceless(name) in met]
     return known, [name for name in tested if name not in known]
 

@@ -93,6 +93,8 @@ def _suite_lines(suite: str, named: dict[str, Any]) -> list[str]:
     remembered = {key: _cells(result["remembered"]) for key, result in results.items()}
     heads = list(next(iter(remembered.values())))
     note = "P(C|CD): how likely C is after remembered rounds, the agent's move first"
+    if any(letter.isdigit() for head in heads for letter in head):
+        note += ", then how many of the others played D"
     lines: list[str] = []
     alone = len(heads) > MOST_BESIDE
     across = max(1, (WIDTH - start - 8) // (len(heads[-1]) + 2))

@@ -120,13 +120,25 @@ def checkpoints(run: Run) -> list[Checkpoint]:
     found: dict[int, Checkpoint] = {}
     numbered = [run.folder / of_update(record["update"]) for record in run.history]
     kept = [read_json(path) for path in numbered if path.is_file()]
-    task = {record["update"]: record["kl"] for record in run.history if "kl" in record}
     for evaluation in [*kept, run.evaluation or {}]:
         for kinds in evaluation.get(RETENTION, {}).values():
             update, whole = evaluation["update"], kinds[WHOLE]
-            if "kl" in whole and update in task:
-                found[update] = Checkpoint(update, task[update], whole)
+            task_kl = _task_kl(evaluation, run.config.env.game)
+            if "kl" in whole and task_kl is not None:
+                found[update] = Checkpoint(update, task_kl, whole)
     return [found[update] for update in sorted(found)]
+
+
+def _task_kl(evaluation: dict[str, Any], game: str) -> float | None:
+    """KL(tuned || base) of the answers in the training game, the mean over histories, if tested."""
+    tested = evaluation["suites"].get("trained", {}).get(game, {}).get("policies", {})
+    if not {"base", "tuned"} <= tested.keys():
+        return None
+    tables = (tested[policy]["remembered"].values() for policy in ("tuned", "base"))
+    tuned, base = (np.array([[*row.values()] for row in table]) for table in tables)
+    floor = np.finfo(np.float32).tiny
+    logs = np.log(np.maximum(tuned, floor)) - np.log(np.maximum(base, floor))
+    return float((tuned * logs).sum(-1).mean())
 
 
 def draw_retention(series: Sequence[Series]) -> Drawn:
@@ -161,7 +173,9 @@ def draw_retention(series: Sequence[Series]) -> Drawn:
     right.set_ylabel("perplexity of texts,\ntuned over base")
     level(right, 1, "as before training")
     for axes in (left, right):
-        axes.set_xlabel("KL to the base in the training game, nats an answer")
+        axes.set_xlabel(
+            "KL(tuned || base) in the training game,\nnats an answer, mean over histories"
+        )
     figure.legend(loc="outside lower center", ncols=2)
     return figure, tips
 

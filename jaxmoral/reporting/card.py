@@ -85,7 +85,9 @@ def _regrets(run: Run) -> list[str]:
     ]
     for name, condition in evaluation["suites"].get("trained", {}).items():
         for opponent, measured in condition["policies"]["tuned"]["opponents"].items():
-            exact = measured["exact"]
+            exact = measured.get("exact")
+            if exact is None:  # the paper's protocol alone
+                continue
             lines.append(
                 f"| {name} | {opponent} | {exact['regret']['deontological']['points']:.2f} |"
                 f" {exact['regret']['utilitarian']['normalised']:.3f} |"

@@ -57,4 +57,7 @@ def draw_regret(evaluation: dict[str, Any]) -> figures.Drawn:
     found = everything[chosen]
     found = found.assign(agent=found["policy"].replace("base", figures.BASE))
     conditions = list(dict.fromkeys(found["condition"]))
-    return figures.regrets(found, list(dict.fromkeys(found["agent"])), conditions)
+    drawn = figures.regrets(found, list(dict.fromkeys(found["agent"])), conditions)
+    suite, opponent = next(iter(evaluation["suites"])), evaluation["opponents"][0]
+    drawn[0].suptitle(f"suite {suite}, against {opponent}, exact", fontsize="medium")
+    return drawn

@@ -92,7 +92,9 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
     marked: dict[str, Any] = {}
     for axes, (title, runs) in zip(grid.flat, panels.items(), strict=False):
         updates, shares = mean_types(runs)
-        axes.stackplot(updates, shares, labels=ACTION_TYPES, colors=TYPE_COLOURS)
+        edges = updates if len(updates) > 1 else [0.5, 1.5]  # an area, not a line
+        areas = np.broadcast_to(shares, (len(shares), len(edges)))
+        axes.stackplot(edges, areas, labels=ACTION_TYPES, colors=TYPE_COLOURS)
         step = max(1, len(updates) // 40)
         for index in range(0, len(updates), step):
             band = axes.axvspan(updates[index] - step / 2, updates[index] + step / 2, alpha=0)
@@ -103,7 +105,7 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
         if switch_at is not None:
             switch = axes.axvline(switch_at, **MARK)
             marked = {"another reward from here": switch}
-        axes.set(xlabel="update", ylim=(0, 1), xlim=(updates[0], updates[-1] + 1e-9))
+        axes.set(xlabel="update", ylim=(0, 1), xlim=(edges[0], edges[-1]))
         axes.set_title(wrapped(title))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for row in grid:
@@ -385,12 +387,15 @@ def stacked_bars(
     return figure, tips
 
 
-def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Drawn:
-    """The six action types per agent, beside the line of chance.
+def reciprocity(
+    panels: Mapping[str, pd.DataFrame], models: Sequence[str], *, even: bool = True
+) -> Drawn:
+    """The six action types per agent.
 
     Args:
       panels: a title to tidy rows of one condition, with a column `agent`.
       models: agents in the order they are drawn.
+      even: whether an agent that tosses a coin has a quarter of each legal type, which gets a line.
     """
     figure, grid = plt.subplots(
         len(panels),
@@ -401,6 +406,7 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
         layout="constrained",
     )
     tips, width = Tips(), 0.8 / len(ACTION_TYPES)
+    lines: dict[str, Any] = {}
     for axes, (title, table) in zip(grid[:, 0], panels.items(), strict=True):
         for offset, (kind, colour) in enumerate(zip(ACTION_TYPES, TYPE_COLOURS, strict=True)):
             rows = table[table["metric"] == f"action_types/{kind}"]
@@ -412,15 +418,16 @@ def reciprocity(panels: Mapping[str, pd.DataFrame], models: Sequence[str]) -> Dr
                 place = index + (offset + 0.5) * width - 0.4
                 (bar,) = axes.bar(place, share, width, color=colour)
                 tips.add(bar, f"{model}: {kind} {share:.1%}")
-        chance = level(axes, 0.25)
+        if even:
+            lines["chance: 1/4"] = level(axes, 0.25)
         axes.set(title=title, ylabel="share of rounds", ylim=(0, 1))
     crowded = len(models) > 8
     grid[-1, 0].set_xticks(
         range(len(models)), list(map(folded, models)), fontsize=7 if crowded else 9
     )
-    handles = [*(plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TYPE_COLOURS), chance]
+    handles = [*(plt.Rectangle((0, 0), 1, 1, color=colour) for colour in TYPE_COLOURS)]
     title = "agent's action |\nopponent's previous"
-    names = [*ACTION_TYPES, "chance: 1/4"]
+    handles, names = [*handles, *lines.values()], [*ACTION_TYPES, *lines]
     figure.legend(handles, names, loc="outside right center", title=title)
     return figure, tips
 

@@ -177,6 +177,12 @@ WHY_THEY_DIFFER = (
 )
 
 
+def _is_uneven(game: dict[str, Any]) -> bool:
+    """Whether a game's sides differ; files of earlier versions do not say what it pays."""
+    payoffs = np.array(game.get("payoffs", np.zeros((2, 2, 2))))
+    return not np.array_equal(payoffs[0], payoffs[1].T)
+
+
 def tournament_sections(results: Sequence[dict[str, Any]]) -> list[Section]:
     """Heat maps of what everyone gets from everyone, and who would spread."""
     sections = []
@@ -185,13 +191,15 @@ def tournament_sections(results: Sequence[dict[str, Any]]) -> list[Section]:
         games, agents = result["games"], short_names(result["agents"])
         styles = dict(zip(agents, line_styles(titles_of(result["agents"])), strict=True))
         some = next(iter(games.values()))
+        uneven = [game_title(name) for name, game in games.items() if _is_uneven(game)]
+        both = f" Means over both sides of {', '.join(uneven)}." if uneven else ""
         for kind in some["long_run"]:
             label = {"cooperation": "share of rounds with C", "game": "points a round"}.get(
                 kind, f"{kind} reward a round"
             )
             panels = {game_title(game): np.array(games[game]["long_run"][kind]) for game in games}
             draw = partial(heat_maps, panels, agents, label)
-            caption = f"In the long run, exact: the row's {label} against the column."
+            caption = f"In the long run, exact: the row's {label} against the column.{both}"
             heading = f"Tournament: {label}"
             sections.append(Section(f"{name}-{kind}", heading, caption, draw))
         game = game_title(next(iter(games)))

@@ -176,8 +176,13 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
 
 
 def tested_against(table: pd.DataFrame) -> str:
-    """The opponent of the tests that figures show: random, or the first if that is not there."""
-    opponents = [name for name in dict.fromkeys(table["opponent"]) if name]
+    """The opponent of the tests that figures show: random, or the first if that is not there.
+
+    The paper's protocol, which has an opponent of its own, does not count beside exact tests.
+    """
+    exact = table[table["protocol"] == "exact"]
+    names = (table if exact.empty else exact)["opponent"]
+    opponents = [name for name in dict.fromkeys(names) if name]
     return "random" if "random" in opponents else opponents[0]
 
 
@@ -217,8 +222,9 @@ def page_head(
             told = {"model": models} | summary(members)
             body.append(html_table([], list(told.items()), caption))
     notes = [
-        "Hover over a bar or an area for its values. Unless it says otherwise, a figure is exact,"
-        " without sampling noise."
+        "Hover over a bar or an area for its values. Unless it says otherwise, a figure of tests is"
+        " exact, without sampling noise (but for that of thoughts); those of training show what the"
+        " updates learned from."
     ]
     if not table.empty:
         tested = tested_against(table)

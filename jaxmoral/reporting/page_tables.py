@@ -112,7 +112,8 @@ def played_games(
         tested = [about["game"] for named in suites for about in named.values()]
         tested = [name for name in tested if not re.fullmatch(PLANE, name)]  # the plane has a map
         mixed = one.config.mixture.games or ()
-        spelled = [SETS[name]() if name in SETS else [name] for name in mixed]
+        own = {"all": list(one.config.games)}
+        spelled = [SETS[n]() + own.get(n, []) if n in SETS else [n] for n in mixed]
         trained = one.config.env.game, *itertools.chain(*spelled)
         wanted += [(one.config, name, None) for name in dict.fromkeys([*trained, *tested])]
     for result in tournaments:
@@ -179,10 +180,10 @@ def regret_table(
                 cell = []
                 for protocol in ("exact", "paper"):
                     if (agent, game, metric, protocol) in found.index:
-                        mean, interval = found.loc[
-                            (agent, game, metric, protocol), ["mean", "interval"]
+                        mean, interval, runs = found.loc[
+                            (agent, game, metric, protocol), ["mean", "interval", "runs"]
                         ]
-                        cell.append(f"{mean:.2f} ± {interval:.2f}")
+                        cell.append(f"{mean:.2f}" + (f" ± {interval:.2f}" if runs > 1 else ""))
                 cell += [f"[{numbers[game]:.2f}]"] if game in numbers else []
                 line.append(" / ".join(cell))
             lines.append(line)
@@ -223,7 +224,8 @@ def number_parts(
     header, rows = ([], []) if table.empty else regret_table(table, series)
     if rows:
         caption = (
-            "Mean ± 95 % interval: exact / by the paper's protocol / [as the paper printed it]"
+            "Mean ± 95 % interval over runs: exact / by the paper's protocol / [as the paper"
+            " printed it, with a deontological penalty xi of 4]"
         )
         body.append(heading("Moral regret in numbers (Fig. 4)"))
         body.append(html_table(header, rows, caption))

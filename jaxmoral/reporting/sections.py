@@ -35,6 +35,7 @@ _BASE_KEYS = (
     "reward.illegal",
     "evaluation.",
 )
+_WHITE = " White: rounds without one before."
 _PROMPT_COLUMNS = ["labels", "wording", "persona", "table_order"]
 
 
@@ -62,6 +63,7 @@ def training_sections(series: Sequence[Series], tabular: Sequence[Series]) -> li
 
     def types(name: str, heading: str, chosen: Sequence[Series], more: str = "") -> None:
         if chosen:
+            more += _WHITE if any(one.config.env.blank_start for one in chosen) else ""
             panels = dict(zip(shown_names(chosen), (one.runs for one in chosen), strict=True))
             draw = partial(figures.training_types, panels)
             sections.append(Section(name, heading, caption + more, draw))
@@ -217,6 +219,7 @@ def evaluation_sections(
     """
     sections: list[Section] = []
     text = f"Mean over runs with 95 % intervals, exact, against {tested}."
+    text += _WHITE if any(one.config.env.blank_start for one in series) else ""
     new, known = "labels never seen in training", "the labels of training"
     changed = "labels that have changed places"
     shown: dict[str, list[str]] = {"labels": [], "trained": [], "swapped": []}
@@ -236,7 +239,8 @@ def evaluation_sections(
                 alone = with_agents(alone[alone["trained_against"] == opponent], tabular[1])
             beside = _beside(rows, alone)
             marks = _printed(rows) if tested == "random" else None  # as in the paper
-            sections += _regret_and_actions(rows, name, heading, text, marks, beside)
+            crosses = " Crosses: the paper's, with a penalty xi of 4." if marks else ""
+            sections += _regret_and_actions(rows, name, heading, text + crosses, marks, beside)
         else:
             sections += _regret_and_actions(rows, name, heading, text)
     for suite, what in (("labels", new), ("trained", known), ("swapped", changed)):
@@ -286,8 +290,10 @@ def _wording_sections(table: pd.DataFrame, series: Sequence[Series], tested: str
     if not dilemma.empty and not bare.empty:
         dilemma, bare = with_agents(dilemma, series), with_agents(bare, series)
         panels = {"Prisoner's Dilemma": dilemma, "without payoffs": bare}
-        draw = partial(figures.reciprocity, panels, agents_in(dilemma))
-        text += " Dashed: chance. States are the true ones, the prompt's."
+        even = tested in ("random", "tit-for-tat")
+        even &= not any(one.config.env.blank_start for one in series)
+        draw = partial(figures.reciprocity, panels, agents_in(dilemma), even=even)
+        text += " States are the true ones, the prompt's."
         sections.append(Section("fig19-reciprocity", "Reciprocity (Fig. 19)", text, draw))
     return sections
 

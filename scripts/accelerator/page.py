@@ -28,11 +28,23 @@ def page(results: dict[str, Any]) -> str:
 
 
 def failures(results: dict[str, Any]) -> list[str]:
-    """What is further from the CPU than it may be, or could not be compared."""
-    parity = results.get("parity", {})
+    """What failed, did not learn, or is further from the CPU than it may be.
+
+    Of models whose speed is measured some may be too large for the device, but not all.
+    """
+    parity, speed = results.get("parity", {}), results.get("speed", {})
+    missed = [
+        f"{part}: {found['failed']}"
+        for part, found in results.items()
+        if isinstance(found, dict) and "failed" in found
+    ]
+    if speed and all("failed" in found for found in speed.values()):
+        missed.append("speed: no model could be measured")
+    if results.get("learning", {}).get("at_optimum") is False:
+        missed.append("learning: the reward's optimum was not reached")
     if "failed" in parity:
-        return [f"parity: {parity['failed']}"]
-    return [
+        return missed
+    return missed + [
         f"{name} in {dtype} is too far from the CPU"
         for name, kinds in parity.items()
         if "failed" not in kinds

@@ -48,7 +48,8 @@ def cost() -> list[str]:
         "How the cost grows",
         "`python scripts/benchmarks/cost.py`: seconds of an update (the median) where one thing"
         " varies, and the exponents between neighbouring points: 0 costs nothing, 1 is"
-        " proportional.",
+        " proportional. The number of prompts is that of a model of four small layers, so that"
+        " 4,096 of them fit into minutes.",
         ["what varies", "seconds by size", "exponents"],
         rows,
         f"{machine(results)}; jax {results['versions']['jax']}.",
