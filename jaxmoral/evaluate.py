@@ -240,9 +240,10 @@ def _say_lost(lost: Sequence[str]) -> None:
 
 
 def _evaluate(loaded: "Loaded", chosen: dict[str, Any], asked: "Asked") -> dict[str, Any]:
-    from jaxmoral.measuring.beyond import measure_beyond
+    from jaxmoral.measuring.beyond import check_loaded, measure_beyond
     from jaxmoral.measuring.evaluation import evaluate_agent
 
+    check_loaded(loaded, asked)
     evaluation = evaluate_agent(loaded, **chosen)
     beyond, lost = measure_beyond(loaded, asked)
     _say_lost(lost)

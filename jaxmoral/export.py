@@ -52,6 +52,8 @@ def export(run: Path, kind: str, output: Path, *, with_card: bool = False) -> "L
     model, lora = opened.trained.agent.model, opened.trained.agent.lora
     if model is None or lora is None:
         raise UserError(f"{run} holds a tabular policy; only a model can be exported")
+    if not opened.trained.is_finite():
+        raise UserError(f"{run}: its training diverged: its parameters are no numbers")
     trainable = opened.trained.trainable
     with new_folder(output) as scratch:
         if kind == "orbax":

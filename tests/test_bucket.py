@@ -159,6 +159,23 @@ def test_what_is_only_here_is_set_aside(machine, files):
     assert str(aside) in said[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["", "checkpoints"])
+def test_what_the_bucket_lost_is_set_aside(lost, machine, files):
+    """The list is lost too; what is here is the last copy."""
+    train_agent(make_config("--updates", "1"), URL, say=quiet)
+    with at_hand(URL, say=quiet) as place:
+        whole = without_times(place.folder)
+    root = URL.partition("://")[2]
+    files.rm(f"/{root}/{LISTED}")
+    files.rm(f"/{root}/{lost}", recursive=True)
+    said = []
+    with at_hand(URL, say=said.append) as place:
+        aside = place.folder.with_name("ut-earlier")
+        assert without_times(aside) == whole
+    assert str(aside) in said[-1]
+
+
 def test_what_somebody_copied_there_is_read(machine, files, tmp_path):
     folder = tmp_path / "run"
     train_agent(make_config("--updates", "1"), folder, say=quiet)

@@ -134,6 +134,9 @@ def test_names_and_files(home, tmp_path):
     assert "cannot read no.py" in refused("train", "--output-dir", tmp_path, "--plugin", "no.py")
     other = tmp_path / "other"
     other.mkdir()
+    (other / "envy.txt").write_text("")
+    line = refused("train", "--output-dir", tmp_path / "run", "--plugin", other / "envy.txt")
+    assert "envy.txt must end in .py" in line
     (other / "envy.py").write_text("")
     both = ["--plugin", home / "envy.py", "--plugin", other / "envy.py"]
     line = refused("train", "--output-dir", tmp_path / "run", *TRAIN, *both)

@@ -1,5 +1,6 @@
 """Scenarios: what files say, how items are shown, exact probabilities, on a tiny model."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -273,6 +274,9 @@ BAD = {
         r"options\[1\], tags: 'illegal' is the name of a measure",
     ),
     "whole": (dict(GOOD, group="all"), "group: all is the name of all items together"),
+    "half an id": (dict(GOOD, id="\ud83d"), "(id: holds half a|.*no YAML)"),
+    "half a group": (dict(GOOD, group="\ud83d"), "(group: holds half a|.*no YAML)"),
+    "much": ({"text": 10**400, "options": ["a", "b"]}, "(text: needs a finite|.*no YAML)"),
     "half": ({"text": "\ud83d", "options": ["a", "b"]}, "(text: holds half a|.*no YAML)"),
     "payoffs": (
         {"text": "t", "options": ["a", {"text": "b", "payoffs": [1]}]},
@@ -329,6 +333,12 @@ def test_a_bad_item_is_named_with_its_file_line_and_field(case, tmp_path):
             "a.yaml: no YAML .*out of range",
         ),
         ("a.yaml", "[" * 2000, "a.yaml: no YAML"),
+        ("a.jsonl", "[" * 200_000, "a.jsonl, line 1: no JSON"),
+        ("a.yaml", "? [a, b]\n: 1\nitems: []", "a.yaml"),
+        ("a.yaml", "- text: one\n  text: two", "a.yaml: no YAML .*'?text'? stands twice"),
+        ("a.jsonl", '{"text": "x", "text": "y"}', "line 1: no JSON .*text'? stands twice"),
+        ("a.csv", "label,label,input\n0,1,hello\n", "the column label stands twice"),
+        ("norms.yaml", f"- {json.dumps(GOOD)}", "norms.yaml is called like a suite of ours"),
         ("a.csv", 'He said "hi" to "me",x\n', "a.csv, line 1: columns of no known"),
         ("a.csv", '"He said "hi" to me",x\n', "a.csv, line 1: no CSV"),
         ("a.jsonl", "{", "a.jsonl, line 1: no JSON"),
@@ -364,6 +374,8 @@ def test_what_cannot_be_measured_is_said(loaded):
     long = {"id": "long", "text": "1 2 3 4 " * 1900, "options": ["a", "b"]}
     with pytest.raises(UserError, match="items, long, text: it takes .* tokens"):
         evaluate_scenarios(loaded, [GOOD, long])
+    with pytest.raises(UserError, match="update: only a run's folder holds checkpoints"):
+        load_source(loaded.config, update=2)
     tabular = jaxmoral.parse({"model": {"source": "tabular"}})
     with pytest.raises(UserError, match="a tabular policy has no language"):
         evaluate_scenarios(tabular, [GOOD])
@@ -383,6 +395,23 @@ def test_what_cannot_be_measured_is_said(loaded):
 def test_options_that_cannot_be_told_apart_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         choose("nowhere", "What?", options)
+
+
+def test_who_thinks_reads_a_question_as_everybody_does(trained, loaded):
+    """And answers it without a thought."""
+    tree = configs.to_dict(trained.config)
+    tree["prompt"]["wording"], tree["thinking"] = "structured", {"tokens": 2, "thoughts": 2}
+    thinks = load_source(configs.parse(tree))
+    assert thinks.agent.prompter.opens
+    asked = "Say X or Y.", ["X", "Y"]
+    assert choose(thinks, *asked)["base"] == pytest.approx(choose(loaded, *asked)["base"])
+
+
+def test_who_diverged_is_not_measured(trained):
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, trained.state.players.trainable)
+    state = trained.state._replace(players=trained.state.players._replace(trainable=broken))
+    with pytest.raises(UserError, match="its training diverged"):
+        load_source(dataclasses.replace(trained, state=state))
 
 
 def test_tags_are_listed_once():

@@ -79,6 +79,16 @@ def test_a_card_names_all_that_was_met_and_the_bases_commit(run):
     assert "--max-lora-rank 16`" in text  # vLLM knows no 12
 
 
+def test_an_open_run_shows_one_game_of_its_players(run):
+    opened = open_run(run)
+    with pytest.raises(UserError, match="all stands for several"):
+        opened.policy("all")
+    with pytest.raises(UserError, match="has 4 players, that of training 2"):
+        opened.prompts("public-goods(4)")
+    with pytest.raises(UserError, match="update: only a run's folder"):
+        opened.evaluate(["ipd"], update=1)
+
+
 def test_an_open_run_chooses_among_options(run):
     shares = open_run(run).choose("What do you choose?", ["X", "Y"])
     assert shares == jaxmoral.choose(run, "What do you choose?", ["X", "Y"])

@@ -86,12 +86,16 @@ def test_what_cannot_be_started_from_is_refused(first, shallow, tmp_path):
     many = tmp_path / "many"
     many.mkdir()
     (many / "members.yaml").write_text("[seed=0, seed=1]")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    shutil.copy(folder / "config.yaml", begun)
     for source, adapter, message in (
         (other, folder, f"lora.adapter: the run in {folder}@2 trained {shallow}, with the digest"),
         (shallow, table, "trained a table"),
         (shallow, many, "holds a population; name a member: seed=0, seed=1"),
         (shallow, f"{folder}@7", "no checkpoint of update 7 in .*; there are 0, 1, 2"),
         (shallow, tmp_path / "none", "lora.adapter: there is no folder"),
+        (shallow, begun, f"lora.adapter: the run in {begun} has no checkpoint yet"),
     ):
         config = configs.load(
             None, [*flags, "--model.source", str(source), "--lora.adapter", str(adapter)]

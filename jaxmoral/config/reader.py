@@ -5,6 +5,7 @@ who reads the message about it.
 """
 
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,24 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_FILE:
         raise yaml.YAMLError(f"longer than {MAX_FILE:,} characters")
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, Loader)
     except (ValueError, LookupError, AttributeError):  # from PyYAML's makers of numbers and dates
         raise yaml.YAMLError("a number, a date or a tag cannot be read") from None
 
 
-class _Loader(yaml.SafeLoader):
+def parse_json(text: str) -> Any:
+    """Plain values; raises ValueError if it is no JSON, or a key stands twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the key {brief(twice[0])} stands twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+class Loader(yaml.SafeLoader):
     """Plain YAML that is not larger, with every alias spelled out, than a file may be.
 
     The size is known before anything is built: a few merge keys could ask for billions of values.
@@ -101,7 +114,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
             known.add(key.value)
 
 
-def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+def _number(loader: Loader, node: yaml.ScalarNode) -> Any:
     """A number as people write it: none is octal, and times of the day are texts."""
     text = node.value.replace("_", "")
     if ":" in text:
@@ -113,7 +126,7 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
 
 
 for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
+    Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
 def plain(tree: dict[str, Any]) -> dict[str, Any]:

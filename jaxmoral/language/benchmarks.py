@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmoral.errors import UserError
+from jaxmoral.errors import UserError, check_number
 
 Row = dict[str, str]
 _CELLS = ("1_1_payoff", "1_2_payoff", "2_1_payoff", "2_2_payoff")
@@ -66,6 +66,8 @@ def _gt_harmbench(row: Row, where: str) -> dict[str, Any]:
     for column, cell in zip(_CELLS, cells, strict=True):
         if not all(isinstance(points, int | float) for points in cell):
             raise UserError(f"{where}, {column}: needs two numbers, got {row[column][:40]!r}")
+        for points in cell:
+            check_number(f"{where}, {column}", points)
     together = [sum(cells[0]), sum(cells[3])]
     own = [cells[0][0], cells[3][0]]
     tags = [
@@ -197,6 +199,8 @@ def _format_of(path: Path, rows: Any) -> tuple[Benchmark, list[str], list[str] |
     names = [name.strip() for name in head]
     for benchmark in BENCHMARKS:
         if benchmark.known_by in names:
+            if twice := [column for column in benchmark.columns if names.count(column) > 1]:
+                raise UserError(f"{path}: the column {twice[0]} stands twice")
             missing = [column for column in benchmark.columns if column not in names]
             if missing:
                 raise UserError(

@@ -8,8 +8,6 @@ label's own likelihood passes for a preference.
 Suites of ours are YAML files in `items/`; the files of public benchmarks are read by `benchmarks`.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from jaxmoral.config import MAX_TEXT
+from jaxmoral.config.reader import Loader, parse_json
 from jaxmoral.errors import UserError, check_characters, check_number, choose
 from jaxmoral.language import benchmarks
 
@@ -151,11 +150,19 @@ def parse_item(raw: Any, name: str, where: str) -> Item:
             f"{where}, group: {WHOLE} is the name of all items together; choose another"
         )
     return Item(
-        name=str(fields["id"]) if fields.get("id") is not None else name,
+        name=_word(fields.get("id"), name, f"{where}, id"),
         text=_text(fields.get("text"), f"{where}, text"),
         options=options,
-        group="" if fields.get("group") is None else str(fields["group"]),
+        group=_word(fields.get("group"), "", f"{where}, group"),
     )
+
+
+def _word(value: Any, usual: str, where: str) -> str:
+    """What something is called."""
+    if value is None:
+        return usual
+    check_characters(str(value), where)
+    return str(value)
 
 
 def _parse_option(raw: Any, where: str) -> Option:
@@ -169,6 +176,7 @@ def _parse_option(raw: Any, where: str) -> Option:
     if not isinstance(tags, list | tuple) or not all(isinstance(t, str) and t for t in tags):
         raise UserError(f"{where}, tags: needs a list of words, got {tags!r}")
     for tag in tags:
+        check_characters(tag, f"{where}, tags")
         if tag in RESERVED or tag.endswith(f" {LEGAL}"):
             raise UserError(f"{where}, tags: {tag!r} is the name of a measure; choose another word")
     payoffs = fields.get("payoffs")
@@ -190,7 +198,8 @@ def _fields(raw: Any, kind: str, where: str) -> Mapping[str, Any]:
 
 
 def _text(value: Any, where: str) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        check_number(where, value)
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: needs a text, got {value!r}")
@@ -214,6 +223,8 @@ def read_suite(source: str | Path, skip: bool = False) -> tuple[ScenarioSuite, l
       UserError: there is no such file, it has another format, or no or a bad item.
     """
     path = SUITES.get(str(source)) or Path(source)
+    if path.stem in SUITES and path != SUITES[path.stem]:
+        raise UserError(f"scenarios: {path} is called like a suite of ours; rename it")
     if str(source) not in SUITES and not path.is_file():
         choose("scenarios", str(source), {**SUITES, "the path of a file": path})
     try:
@@ -278,8 +289,8 @@ def _json_lines(path: Path, text: str) -> list[Entry]:
             continue
         where = f"{path}, line {number}"
         try:
-            raw = json.loads(line)
-        except ValueError as error:
+            raw = parse_json(line)
+        except (ValueError, RecursionError) as error:
             raw = UserError(f"{where}: no JSON ({error})")
         if not isinstance(raw, UserError | dict):
             raw = UserError(f"{where}: needs an object with the fields of an item")
@@ -288,12 +299,12 @@ def _json_lines(path: Path, text: str) -> list[Entry]:
 
 
 def _yaml_items(path: Path, text: str) -> tuple[list[Entry], str | None]:
-    loader = yaml.SafeLoader(text)
+    loader = Loader(text)
     try:
         root = loader.get_single_node()
         angle_of = None
         if isinstance(root, yaml.MappingNode):
-            head = {key.value: node for key, node in root.value}
+            head = {str(key.value): node for key, node in root.value}
             if unknown := sorted({*head} - {"items", "angle_of"}):
                 raise UserError(f"{path}, {unknown[0]}: unknown; a suite has items, angle_of")
             if "angle_of" in head:
@@ -310,8 +321,8 @@ def _yaml_items(path: Path, text: str) -> tuple[list[Entry], str | None]:
             found.append((where, f"{path.stem}-{len(found) + 1}", raw))
     except UserError:
         raise
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        # All but the first are from PyYAML's makers of numbers and dates, and from deep lists.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # All but the first are from PyYAML's makers of keys, numbers and dates.
         raise UserError(f"{path}: no YAML ({' '.join(str(error).split())})") from None
     finally:
         loader.dispose()

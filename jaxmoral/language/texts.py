@@ -4,10 +4,10 @@ Ours, in `retention/`, are prose, instructions, dialogue, code, and prose and no
 Spanish; a user's own file works as well.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxmoral.config.reader import parse_json
 from jaxmoral.errors import UserError, check_characters
 
 BUILTIN = "builtin"
@@ -35,6 +35,8 @@ def read_texts(source: str | Path) -> list[Text]:
     if str(source) == BUILTIN:
         return [Text(path.stem, path.read_text()) for path in sorted(_FOLDER.glob("*.txt"))]
     path = Path(source)
+    if path.stem == BUILTIN:
+        raise UserError(f"retention: {path} is called like our own texts; rename it")
     try:
         content = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # also of other bytes than UTF-8
@@ -62,10 +64,12 @@ def read_texts(source: str | Path) -> list[Text]:
 
 def _parse(line: str, where: str, kind: str) -> Text:
     try:
-        raw = json.loads(line)
-    except ValueError as error:
+        raw = parse_json(line)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error})") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("text"), str) or not raw["text"].strip():
         raise UserError(f"{where}, text: needs an object with a text")
+    kind = str(raw.get("kind", kind))
+    check_characters(kind, f"{where}, kind")
     check_characters(raw["text"], f"{where}, text")
-    return Text(str(raw.get("kind", kind)), raw["text"])
+    return Text(kind, raw["text"])

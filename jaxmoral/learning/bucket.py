@@ -3,7 +3,7 @@
 Files are appended to, renamed and locked while a run is made, which objects in a bucket are not. So
 a run is made in a folder of the cache, and what has changed in it is copied to the bucket when a
 checkpoint is complete and when the command ends. A list of the files is copied last, and what it
-does not name does not count: however a copy is cut off, the bucket holds the run as it was before.
+does not name does not count: however a copy is cut off, the bucket holds the checkpoints of before.
 """
 
 import argparse
@@ -121,12 +121,14 @@ class _Bucket:
                 if above and any(path.startswith(f"{name}/") for path in above["files"]):
                     self._told(parent)
                     self._root, listed, inside = self._root.rpartition("/")[0], above, name
+            lost = False
             if listed is None:
-                listed = self._found()
+                listed, known = self._found(), self._synced()["files"]
+                lost = not known.keys() <= listed["files"].keys()
             self._say(f"bucket     {self._url}, by way of {self._folder}")
             synced = self._synced()
             if listed["id"] != synced["id"] or not self._folder.is_dir():
-                self._set_aside(synced["files"])
+                self._set_aside({} if lost else synced["files"])
                 self._download(listed)
         except UserError:
             raise
@@ -215,12 +217,12 @@ class _Bucket:
         self._keep(listed["id"], self._scan())
 
     def _set_aside(self, known: Files) -> None:
-        """Keeps what is here and in no bucket, under another name."""
+        """Keeps what is here and in no bucket, under another name, unless it is what is known."""
         if not self._folder.is_dir() or self._scan() == known:
             return
         names = (self._home / f"{self._folder.name}-earlier{n or ''}" for n in range(10**6))
         aside = self._folder.rename(next(path for path in names if not path.exists()))
-        self._say(f"{self._url} was written elsewhere; what was only here is in {aside}")
+        self._say(f"{self._url} is not what it was; what was only here is in {aside}")
 
     def _scan(self) -> Files:
         found = {}

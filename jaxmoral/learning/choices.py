@@ -67,7 +67,7 @@ class Size(NamedTuple):
 
 def encode(prompter: Prompter, question: Question, longest: int) -> list[int]:
     """A question's tokens; raises UserError if there are more than `longest`, with an answer's."""
-    ids = prompter.tokens(question.text)
+    ids = prompter.unopened(question.text)
     answer = prompter.options(question.labels).trie.prefix_edges.shape[1]
     if len(ids) + answer > longest:
         raise UserError(

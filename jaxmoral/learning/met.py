@@ -42,7 +42,10 @@ def pinned(config: Settled) -> Pinned:
     names = {}
     for whom in met_by(config):
         if whom.kind == "stored" and whom.update is None and is_run(whom.folder):
-            names[whom.name] = f"{whom.name}@{update_of(whom.folder)}"
+            number = update_of(whom.folder)
+            if number is None:
+                raise UserError(f"{key_of_met(config)}: {whom.name} has no checkpoint yet")
+            names[whom.name] = f"{whom.name}@{number}"
     return Pinned(renamed(config, names))
 
 

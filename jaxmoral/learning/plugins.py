@@ -76,6 +76,8 @@ def settle_plugins(plugins: Sequence[str]) -> tuple[str, ...]:
         stored = _STORED.fullmatch(plugin)
         if stored is None:
             path = Path(plugin)
+            if path.suffix != ".py":
+                raise UserError(f"plugins: {path} must end in .py")
             source = _read(path)
             digest = hashlib.sha256(source).hexdigest()
             _run(path, source, digest)
@@ -149,7 +151,8 @@ def _run(path: Path, source: bytes, digest: str) -> None:
     try:
         exec(compile(source, where, "exec"), module.__dict__)
     except SyntaxError as error:
-        raise UserError(f"plugins: {path}, line {error.lineno}: {error.msg}") from None
+        place = path if error.filename == where else error.filename  # of what it imports
+        raise UserError(f"plugins: {place}, line {error.lineno}: {error.msg}") from None
     _ran[digest] = Plugin(path.name, source)
 
 

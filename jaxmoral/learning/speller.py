@@ -120,9 +120,16 @@ class Speller:
 
     def tokens(self, text: str) -> list[int]:
         """The token ids of one prompt, with exactly one BOS if the model has one."""
+        return self._turn(text, self.opens)
+
+    def unopened(self, text: str) -> list[int]:
+        """The same of a question that is answered without a thought, also by who else thinks."""
+        return self._turn(text, "")
+
+    def _turn(self, text: str, opens: str) -> list[int]:
         if self.template == "chat":
-            return self.conversation([{"role": "user", "content": text}], self.opens)
-        return self._encode(text + self.opens)
+            return self.conversation([{"role": "user", "content": text}], opens)
+        return self._encode(text + opens)
 
     def conversation(self, turns: list[dict[str, str]], opens: str = "") -> list[int]:
         """The token ids of a chat up to the model's next turn, begun like a prompt.

@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxmoral.config import Config
 from jaxmoral.config.states import Resolved
+from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent, lora_of
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.resolve import resolve
@@ -20,7 +21,10 @@ def pin_adapter(config: Resolved) -> Resolved:
     folder, update = named_checkpoint(given)
     if isinstance(update, int) or not is_run(folder):
         return config
-    lora = dataclasses.replace(config.lora, adapter=f"{folder}@{update_of(folder, update)}")
+    number = update_of(folder, update)
+    if number is None:
+        raise UserError(f"lora.adapter: the run in {folder} has no checkpoint yet")
+    lora = dataclasses.replace(config.lora, adapter=f"{folder}@{number}")
     return dataclasses.replace(config, lora=lora)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
+from jaxmoral.language.prompts import PERSONAS, inline
 from jaxmoral.language.scenarios import ANGLE, LABEL_SETS, LEGAL, WHOLE, ScenarioSuite
 from jaxmoral.language.texts import read_texts
+from jaxmoral.measuring.choices import speaking
 from jaxmoral.measuring.retention import measure_retention
 from jaxmoral.measuring.scenarios import check_choices, measure_suite
 from jaxmoral.measuring.source import Loaded
@@ -34,10 +36,19 @@ class Asked(NamedTuple):
 
 def check(asked: Asked) -> None:
     """Raises UserError for what cannot be right, before a model is loaded."""
+    if asked.persona is not None:
+        inline("persona", asked.persona, PERSONAS)
     for suite in asked.suites:
         check_choices(suite, asked.label_sets, asked.tags)
     if asked.retention is not None:
         read_texts(asked.retention)
+
+
+def check_loaded(loaded: Loaded, asked: Asked) -> None:
+    """Raises UserError if who was loaded cannot be asked, before anything is measured."""
+    for key, wanted in ((SCENARIOS, asked.suites), (RETENTION, asked.retention)):
+        if wanted:
+            speaking(loaded, key)
 
 
 def _shown(persona: str) -> str:

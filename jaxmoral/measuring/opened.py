@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmoral.config import Config
+from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.lookup import find_games, training_game
@@ -86,5 +87,13 @@ class OpenRun:
         return choose(self.trained, text, options)
 
     def _condition(self, game: str | None) -> Condition:
-        found = training_game(self.config) if game is None else find_games(self.config, [game])[0]
+        own = training_game(self.config)
+        found, *others = [own] if game is None else find_games(self.config, [game])
+        if others:
+            raise UserError(f"game: {game} stands for several; name one")
+        if found.num_players != own.num_players:
+            raise UserError(
+                f"game: {found.name} has {found.num_players} players, that of training"
+                f" {own.num_players}"
+            )
         return Condition(found, self.trained.agent.presentation)

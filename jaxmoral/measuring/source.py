@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxmoral.config import Config
 from jaxmoral.devices.mesh import Layout
+from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent, make_agent, settle
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.resolve import resolve
@@ -48,6 +49,8 @@ def load_source(source: Source, update: Which = None) -> Loaded:
         measured alone (or beside its `lora.adapter`).
       update: of a run folder's checkpoint; see `learning.saved`.
     """
+    if update is not None and not isinstance(source, str | Path):
+        raise UserError("update: only a run's folder holds checkpoints; open it with that update")
     if isinstance(source, Loaded):
         return source
     if isinstance(source, Config):
@@ -59,6 +62,8 @@ def load_source(source: Source, update: Which = None) -> Loaded:
         return Loaded(settle(config, agent), agent, adapted, None)
     if not isinstance(source, TrainedAgent):
         source = load_trained(Path(source), update)
+    if not source.is_finite():
+        raise UserError("its training diverged: its parameters are no numbers")
     return Loaded(source.config, source.agent, source.trainable, int(source.state.update))
 
 
