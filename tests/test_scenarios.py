@@ -419,6 +419,15 @@ def test_tags_are_listed_once():
     assert all_tags(suite) == ["other", "self"]
 
 
+def test_a_long_list_is_read(tmp_path):
+    """Longer than a configuration may be."""
+    path = tmp_path / "some.yaml"
+    items = [GOOD | {"id": str(number), "text": "word " * 200} for number in range(450)]
+    path.write_text("".join(f"- {json.dumps(item)}\n" for item in items))
+    assert path.stat().st_size > 450_000
+    assert len(read_suite(path)[0].items) == 450
+
+
 def test_a_line_ends_where_json_says(tmp_path):
     """Which may hold other marks of a line's end as they are."""
     path = tmp_path / "some.jsonl"

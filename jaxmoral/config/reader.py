@@ -67,7 +67,7 @@ def parse_json(text: str) -> Any:
 
 
 class Loader(yaml.SafeLoader):
-    """Plain YAML that is not larger, with every alias spelled out, than a file may be.
+    """Plain YAML that is hardly larger than its file, or than one may be, with aliases spelled out.
 
     The size is known before anything is built: a few merge keys could ask for billions of values.
     """
@@ -76,6 +76,7 @@ class Loader(yaml.SafeLoader):
         super().__init__(text)
         self._depth = 0
         self._sizes: dict[yaml.Node, int] = {}
+        self._most = 2 * max(MAX_FILE, len(text))  # without aliases none is so large
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         alias = self.check_event(yaml.AliasEvent)
@@ -90,7 +91,7 @@ class Loader(yaml.SafeLoader):
             _check_keys(node)
         if node is not None and not alias:
             self._sizes[node] = self._size(node)
-            if self._sizes[node] > 2 * MAX_FILE:  # 2: without aliases none is so large
+            if self._sizes[node] > self._most:
                 raise yaml.YAMLError("its aliases stand for too much")
         return node
 
