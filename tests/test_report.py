@@ -697,6 +697,13 @@ def test_rounds_without_one_before_are_named_where_they_are_left_white(tmp_path)
     for run, named in zip(runs, (False, True), strict=True):
         series, _ = group_runs([run])
         assert any("White" in one.caption for one in training_sections(series, [])) == named
+        history = run.history
+        if named:  # a fifth of the rounds
+            shares = {kind: 0.8 * share for kind, share in SHARES.items()}
+            history = [record | {"action_types": shares} for record in history]
+        figure, _ = figures.training_types({"one": [run._replace(history=history)]})
+        texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+        assert ("no round before" in texts) == named
 
 
 def test_exact_tests_are_shown_though_the_papers_protocol_has_another_opponent():

@@ -104,7 +104,9 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
         switch_at = runs[0].config.reward.switch_at
         if switch_at is not None:
             switch = axes.axvline(switch_at, **MARK)
-            marked = {"another reward from here": switch}
+            marked["another reward from here"] = switch
+        if shares.sum(0).min() < 0.999:  # episodes began blank
+            marked["no round before"] = plt.Rectangle((0, 0), 1, 1, facecolor="w", edgecolor=INK)
         axes.set(xlabel="update", ylim=(0, 1), xlim=(edges[0], edges[-1]))
         axes.set_title(wrapped(title))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
