@@ -28,8 +28,8 @@ def main() -> None:
         "agents",
         type=not_in_bucket,
         nargs="+",
-        help="folders of runs, populations or PEFT adapters (of plain prompts), or names of"
-        f" strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",
+        help="folders of runs, populations or PEFT adapters (shown the default prompts and labels),"
+        f" or names of strategies: {', '.join(OPPONENTS)}, 'random(0.3)', ...",
     )
     parser.add_argument(
         "--output-dir",
