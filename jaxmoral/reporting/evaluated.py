@@ -59,5 +59,6 @@ def draw_regret(evaluation: dict[str, Any]) -> figures.Drawn:
     conditions = list(dict.fromkeys(found["condition"]))
     drawn = figures.regrets(found, list(dict.fromkeys(found["agent"])), conditions)
     suite, opponent = next(iter(evaluation["suites"])), evaluation["opponents"][0]
+    drawn[0].axes[-1].set_xlabel("policy")
     drawn[0].suptitle(f"suite {suite}, against {opponent}, exact", fontsize="medium")
     return drawn
