@@ -121,12 +121,11 @@ class _Bucket:
                 if above and any(path.startswith(f"{name}/") for path in above["files"]):
                     self._told(parent)
                     self._root, listed, inside = self._root.rpartition("/")[0], above, name
-            lost = False
+            synced, lost = self._synced(), False
             if listed is None:
-                listed, known = self._found(), self._synced()["files"]
-                lost = not known.keys() <= listed["files"].keys()
+                listed = self._found()
+                lost = not synced["files"].keys() <= listed["files"].keys()
             self._say(f"bucket     {self._url}, by way of {self._folder}")
-            synced = self._synced()
             if listed["id"] != synced["id"] or not self._folder.is_dir():
                 self._set_aside({} if lost else synced["files"])
                 self._download(listed)

@@ -329,10 +329,10 @@ def describe(
     for suite, named in chosen.items():
         for name, condition in named.items():
             tables = reward_tables(config, condition.game)
+            again = is_redrawn(suite, condition, shown)
             found = {}
             for index, policy in enumerate(names):
                 own = jax.tree.map(itemgetter(index), measured[condition.key])
-                again = is_redrawn(suite, condition, shown)
                 found[policy] = describe_policy(
                     config, condition, measured=own, tables=tables, redrawn=again
                 )

@@ -1,7 +1,6 @@
 """The tables of a report's page: rewards, parameters, games, and results in numbers."""
 
 import inspect
-import itertools
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -27,7 +26,7 @@ from jaxmoral.reporting.styles import game_title
 from jaxmoral.reporting.thoughts import thought_blocks, thought_rows
 from jaxmoral.reporting.transcripts import transcript_blocks
 from jaxmoral.world import rewards
-from jaxmoral.world.games import CELLS, SETS, Game
+from jaxmoral.world.games import CELLS, Game, spelled_out
 
 
 def heading(text: str, name: str | None = None) -> str:
@@ -111,11 +110,9 @@ def played_games(
         ]
         tested = [about["game"] for named in suites for about in named.values()]
         tested = [name for name in tested if not re.fullmatch(PLANE, name)]  # the plane has a map
-        mixed = one.config.mixture.games or ()
-        own = {"all": list(one.config.games)}
-        spelled = [SETS[n]() + own.get(n, []) if n in SETS else [n] for n in mixed]
-        trained = one.config.env.game, *itertools.chain(*spelled)
-        wanted += [(one.config, name, None) for name in dict.fromkeys([*trained, *tested])]
+        mixed = spelled_out(one.config.mixture.games or (), one.config.games)
+        names = dict.fromkeys([one.config.env.game, *mixed, *tested])
+        wanted += [(one.config, name, None) for name in names]
     for result in tournaments:
         wanted += [(Config(), n, game.get("payoffs")) for n, game in result["games"].items()]
     found: dict[tuple[str, bytes], Game] = {}

@@ -7,7 +7,7 @@ with two players it is the other's action.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -329,13 +329,18 @@ SETS: dict[str, Callable[[], list[str]]] = {
 }
 
 
+def spelled_out(names: Sequence[str], own: Iterable[str] = ()) -> list[str]:
+    """Names of games, sets spelled out; `own` ones belong to "all"."""
+    found: list[str] = []
+    for name in names:
+        found += SETS[name]() if name in SETS else [name]
+        found += own if name == "all" else []
+    return found
+
+
 def choose_games(names: Sequence[str], own: Mapping[str, Game] = NONE) -> list[Game]:
     """The named games, sets spelled out, each once; `own` ones belong to "all"."""
-    spelled: list[str] = []
-    for name in names:
-        spelled += SETS[name]() if name in SETS else [name]
-        spelled += own if name == "all" else []
-    found = [get_game(name, own) for name in spelled]
+    found = [get_game(name, own) for name in spelled_out(names, own)]
     return list({game.name: game for game in found}.values())
 
 
