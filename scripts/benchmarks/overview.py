@@ -8,8 +8,9 @@ from typing import Any
 from workers import is_measured, read
 
 LEVEL = -0.5  # of the deontological reward
-# Measured on two cores of Zen 5, or of a processor without AVX-512; the rest on Zen 4.
-OTHER_MACHINE = {"cost": " *", "rounds": " *", "against_lm_eval": " †", "mixture": " †"}
+# Measured on two cores of Zen 4, or of a processor without AVX-512; the rest on Granite Rapids.
+OTHER_MACHINE = dict.fromkeys(["learning", "against_tunix", "against_grpo"], " *")
+OTHER_MACHINE["against_lm_eval"] = " †"
 Figure = tuple[str, str, str]  # what, measured, by which script
 
 

@@ -26,9 +26,9 @@ from workers import RESULTS, ROOT, is_measured, read
 def in_short() -> list[str]:
     return section(
         "In short",
-        "Two cores of an AMD EPYC in float32, Gemma 3 270M unless it says otherwise: rows with a"
-        " star on Zen 5, which makes 480 GFLOP/s, with a dagger on an older one without AVX-512,"
-        " which makes 100, the others on Zen 4, which makes 220. Commands are in"
+        "Two cores of an Intel Xeon (Granite Rapids), which make 305 GFLOP/s, in float32; Gemma 3"
+        " 270M unless it says otherwise. Rows with a star: an AMD EPYC of Zen 4, which makes 220;"
+        " with a dagger: an older one without AVX-512, which makes 100. Commands are in"
         " `scripts/benchmarks/`.",
         ["figure", "measured", "command"],
         overview.rows(),
