@@ -49,6 +49,7 @@ def test_on_one_device_rounding_is_all_that_differs(small):
     ]
 
 
+@pytest.mark.slow
 def test_a_wrong_weight_is_far(small):
     """What a device would do that reads one layer wrongly."""
     right = parity.answers(small, small.weights, CPU)

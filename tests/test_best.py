@@ -166,6 +166,7 @@ def test_each_member_has_its_own_best_and_it_is_kept(tmp_path, monkeypatch, save
         np.testing.assert_array_equal(found, saved[8][0][member][0])
 
 
+@pytest.mark.slow
 def test_a_member_that_is_lost_has_no_best(tmp_path):
     flags = [*FLAGS, "--ppo.value_coef", "[0.1, 3e38]", "--ppo.max_grad_norm", ".inf"]
     fit_population(configs.load_members(None, flags), tmp_path / "many", say=quiet)
@@ -174,6 +175,7 @@ def test_a_member_that_is_lost_has_no_best(tmp_path):
         assert checkpoints.best(1) <= 1  # the last one with numbers in it
 
 
+@pytest.mark.slow
 def test_a_member_that_is_lost_takes_nobody_with_it(tmp_path, monkeypatch, capsys):
     """Though it meets its own past, and the evaluation has nothing to say of it."""
     flags = [*FLAGS, "--ppo.value_coef", "[3e38, 0.1]", "--ppo.max_grad_norm", ".inf"]

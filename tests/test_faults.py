@@ -86,6 +86,7 @@ def test_a_second_writer_is_refused(tmp_path):
     train_agent(configs.load(folder / "config.yaml"), folder, resume=True, say=quiet)
 
 
+@pytest.mark.slow
 def test_a_read_only_disk(tmp_path):
     done = Running("on_disk", tmp_path, "ro", *FLAGS).finish()
     assert done.returncode == 0, done.stderr

@@ -77,6 +77,7 @@ def test_a_run_that_goes_on_longer_is_a_longer_run(flags, tmp_path):
     assert best(folder) == best(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_read_at_every_update(tmp_path):
     folder = tmp_path / "run"
     train_agent(make_config(*STEADY, "--updates", "5"), folder, say=quiet)
@@ -161,6 +162,7 @@ def test_a_population_goes_on_longer(tmp_path, capsys):
         assert_equal(trainable, trained.trainable)
 
 
+@pytest.mark.slow
 def test_members_in_another_order_stay_who_they_are(tmp_path):
     load = lambda seeds: configs.load_members(None, [*FLAGS, "--updates", "4", "--seed", seeds])
     folder = tmp_path / "many"

@@ -405,6 +405,7 @@ def test_the_page_is_one_sound_file_that_needs_no_network(report):
         assert "#1a1b1c" not in svg
 
 
+@pytest.mark.slow
 def test_every_figure_is_there_with_its_values(report, swept):
     names = {path.stem for path in (report / "figures").glob("*.png")}
     assert names == {path.stem for path in (report / "figures").glob("*.pdf")}

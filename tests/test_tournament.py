@@ -249,6 +249,7 @@ def named(monkeypatch, capsys, *arguments):
     return code, said.err or said.out
 
 
+@pytest.mark.slow
 def test_agents_of_one_name_are_told_by_their_folders_and_checkpoints(
     tmp_path, monkeypatch, capsys
 ):
