@@ -200,14 +200,14 @@ def _measure(
     evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return
-    picture = None
+    written: list[Path] = []
     if output is not None:
         from jaxmoral.reporting.evaluated import keep_and_draw
 
-        picture = keep_and_draw(evaluation, output)
+        written = [output, *keep_and_draw(evaluation, output)]
     print(table(evaluation))
-    if picture is not None:
-        print(f"wrote {output} and {picture}")
+    if written:
+        print(f"wrote {' and '.join(map(str, written))}")
 
 
 def _beyond(arguments: argparse.Namespace) -> "Asked":

@@ -311,9 +311,13 @@ def test_the_page_and_its_table_tell_of_mixtures(tmp_path):
 
 
 def test_an_evaluation_of_what_is_new_has_its_own_picture(tmp_path):
-    run = outside_runs(tmp_path)[0]
-    drawn = keep_and_draw(
-        run.evaluation | {"update": 4, "protocols": ["exact"]}, tmp_path / "evaluation.json"
-    )
-    assert drawn == tmp_path / "generalisation.png"
-    assert drawn.is_file()
+    found = outside_runs(tmp_path)[0].evaluation | {"update": 4, "protocols": ["exact"]}
+    drawn = keep_and_draw(found, tmp_path / "evaluation.json")
+    assert drawn == [tmp_path / "generalisation.png"]
+    both = {"trained": found["suites"]["generalisation"], **found["suites"]}
+    beside = keep_and_draw(found | {"suites": both}, tmp_path / "evaluation-4.json")
+    assert [path.name for path in beside] == [
+        "evaluation-4-regret.png",
+        "evaluation-4-generalisation.png",
+    ]
+    assert all(path.is_file() for path in drawn + beside)

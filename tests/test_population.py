@@ -15,6 +15,7 @@ from jaxmoral.language.prompt_tree import pack
 from jaxmoral.language.responses import index_pieces, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.checkpoint import Checkpoints
+from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.population import over_members, state_prefix
 from jaxmoral.learning.saved import load_run
@@ -25,7 +26,6 @@ from jaxmoral.measuring.runs import read_run
 from jaxmoral.models.lora import Lora
 from jaxmoral.world.games import get_game
 from jaxmoral.world.machines import stack
-from jaxmoral.world.memory import make_memory
 from jaxmoral.world.opponents import get_opponent
 from jaxmoral.world.rewards import get_reward, reward_table
 from jaxmoral.world.rollout import Environment
@@ -92,10 +92,10 @@ def test_members_on_a_gemma_equal_the_same_alone(tiny):
     )
     inputs = jax.tree.map(lambda leaf: np.asarray(leaf)[None, None], inputs)
     settings = PPOConfig(learning_rate=1e-2)
-    memory = make_memory()
-    update = ppo.make_update(
-        policy, settings, memory=memory, num_updates=3, num_episodes=256, num_rounds=5
+    setup = Setup(
+        policy, settings, remembers=(1, 2, False), num_updates=3, num_episodes=256, num_rounds=5
     )
+    update = ppo.make_update(setup)
     optimiser = make_optimiser(settings, 3)
     game = get_game("ipd")
     names = ["tit-for-tat", "random", "prober", "grim-trigger"]

@@ -27,6 +27,7 @@ from jaxmoral.learning.batches import (
     whiten,
 )
 from jaxmoral.learning.behaviour import sampled_shares
+from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts, PromptedModel
 from jaxmoral.learning.losses import adapt_kl_coef, ppo_loss
 from jaxmoral.learning.policy import PolicyTable
@@ -185,12 +186,14 @@ def alone(tree):
 
 def make_update(policy, config, num_updates, num_episodes=64):
     return ppo.make_update(
-        policy,
-        config,
-        memory=ONE,
-        num_updates=num_updates,
-        num_episodes=num_episodes,
-        num_rounds=5,
+        Setup(
+            policy,
+            config,
+            remembers=(1, 2, False),
+            num_updates=num_updates,
+            num_episodes=num_episodes,
+            num_rounds=5,
+        )
     )
 
 

@@ -18,6 +18,7 @@ from jaxmoral.language.prompts import Condition
 from jaxmoral.learning import agent as agents
 from jaxmoral.learning import ppo
 from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.lookup import num_learners
@@ -36,7 +37,6 @@ from jaxmoral.models.sizes import (
     weight_bytes,
 )
 from jaxmoral.world import games
-from jaxmoral.world.memory import make_memory
 
 # How far an estimate may be from what the compiler reserves; JAX 0.12's reserves differently.
 LOW, HIGH = (0.8, 1.25) if jax.__version_info__[:2] == (0, 10) else (0.5, 1.5)
@@ -95,12 +95,14 @@ def test_gemma_4_has_the_parameters_of_transformers_model(name):
 
 def update_of(agent, config):
     return ppo.make_update(
-        agent.policy,
-        config.ppo,
-        memory=make_memory(config.env.memory),
-        num_updates=4,
-        num_episodes=config.env.episodes,
-        num_rounds=5,
+        Setup(
+            agent.policy,
+            config.ppo,
+            remembers=(config.env.memory, 2, False),
+            num_updates=4,
+            num_episodes=config.env.episodes,
+            num_rounds=5,
+        )
     )
 
 

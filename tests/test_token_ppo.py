@@ -19,6 +19,7 @@ from jaxmoral import config as configs
 from jaxmoral.language.responses import index_pieces, outcome_log_probs, sample_answer, spell
 from jaxmoral.learning import ppo
 from jaxmoral.learning.batches import make_token_batch, token_rewards
+from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.losses import exact_entropy
 from jaxmoral.learning.state import init_state, make_optimiser
 from jaxmoral.models.peft import save_peft
@@ -69,16 +70,15 @@ def prepare(policy, config, num_updates, num_episodes, num_rounds, arena, frozen
     optimiser = make_optimiser(config, num_updates)
     start = partial(init_state, optimiser=optimiser, kl_coef=config.kl_coef, num_players=1)
     state = jax.jit(start, static_argnums=1)(jax.random.key(0), policy)
-    update = jax.jit(
-        ppo.make_update(
-            policy,
-            config,
-            memory=ONE,
-            num_updates=num_updates,
-            num_episodes=num_episodes,
-            num_rounds=num_rounds,
-        )
+    setup = Setup(
+        policy,
+        config,
+        remembers=(1, 2, False),
+        num_updates=num_updates,
+        num_episodes=num_episodes,
+        num_rounds=num_rounds,
     )
+    update = jax.jit(ppo.make_update(setup))
     given = inputs_of(config, arena, policy, frozen, inputs)
     return state, lambda state, key: update(state, given._replace(key=key))
 

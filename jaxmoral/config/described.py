@@ -9,7 +9,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from jaxmoral.config.schema import Config
 
@@ -18,10 +18,11 @@ _ENTRY = re.compile(r"^([a-z_0-9, ]+): (.*)", re.DOTALL)
 
 
 class Described(NamedTuple):
-    """A key with its dots, its default, and what it means."""
+    """A key with its dots, its default, what else it may be where that is a list, its meaning."""
 
     key: str
-    default: Any
+    default: str
+    others: tuple[str, ...]
     meaning: str
 
 
@@ -32,20 +33,23 @@ def describe_keys(group: type = Config, prefix: str = "") -> Iterator[Described]
         if dataclasses.is_dataclass(field.type):
             yield from describe_keys(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]
         else:
-            yield Described(prefix + field.name, _default(field), meanings[field.name])
+            key, values = prefix + field.name, _values(field)
+            others = tuple(str(value) for value in values if value != field.default)
+            yield Described(key, _default(field), others, meanings[field.name])
 
 
 def keys_help() -> str:
     """All keys by group, each with its default, wrapped for a terminal."""
     lines = ["keys, each also a flag (--key value), with their defaults:"]
     last = ""
-    for key, default, meaning in describe_keys():
+    for key, default, others, meaning in describe_keys():
         group = key.rpartition(".")[0]
         if group != last:
             lines += ["", _title(group)]
             last = group
+        either = f" (or {', '.join(others)})" if others else ""
         lines += textwrap.wrap(
-            f"--{key} {default}: {meaning}",
+            f"--{key} {default}{either}: {meaning}",
             WIDTH,
             initial_indent="  ",
             subsequent_indent="      ",
@@ -78,6 +82,11 @@ def _meanings(group: type) -> dict[str, str]:
         if match is not None:
             found |= dict.fromkeys(match[1].split(", "), match[2])
     return found
+
+
+def _values(field: dataclasses.Field) -> tuple[Any, ...]:
+    """All that a key may be, if that is a list."""
+    return get_args(field.type) if get_origin(field.type) is Literal else ()
 
 
 def _default(field: dataclasses.Field) -> str:

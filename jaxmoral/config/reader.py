@@ -54,6 +54,15 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("a number, a date or a tag cannot be read") from None
 
 
+def read_text(path: Path, key: str) -> str:
+    """A text file of anybody's; raises UserError, naming `key`, if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # also of other bytes than UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: cannot read {path} ({reason})") from None
+
+
 def parse_json(text: str) -> Any:
     """Plain values; raises ValueError if it is no JSON, or a key stands twice."""
 

@@ -184,11 +184,12 @@ class PPOConfig:
         in the paper (then gamma is 1 and gae_lambda runs over tokens; there is no entropy term).
       estimator: an update's episodes are sampled, or their expectation is computed from the Markov
         chain of remembered rounds, without sampling ("exact"; outcome level only).
-      learning_rate, learning_rate_schedule: Adam's, at the first update and from there on.
+      learning_rate, learning_rate_schedule: Adam's rate at the first update; whether it stays, or
+        falls to 0 over the run.
       epochs: passes over an update's episodes.
       minibatches: gradient steps of a pass.
       clip: how far a probability may move away, relative to the old one.
-      value_clip: how far a value may, in reward units; .inf for no limit.
+      value_clip: how far a value may move away, in reward units; .inf for no limit.
       value_coef: weight of the value loss.
       sample_with_dropout: answers are sampled with the adapter's dropout on (token level only).
       max_grad_norm: gradients are scaled down to it; .inf for no limit.
@@ -196,7 +197,8 @@ class PPOConfig:
       gae_lambda: of generalised advantage estimation.
       normalise_advantages: to mean 0 and variance 1 in every update.
       normalise_rewards: to mean 0 and variance 1 over all rewards so far.
-      entropy_coef, final_entropy_coef: at the first and after the last update, linear between.
+      entropy_coef, final_entropy_coef: weight of the entropy at the first update, and after the
+        last; linear between.
       barrier_coef: weight of a barrier before answers that never give one of the labels (outcome
         level only), so that what was unlearned is still tried.
       kl_coef: weight of the KL from the base at the first update.
@@ -273,7 +275,7 @@ class EvaluationConfig:
       protocols: "exact", always measured, has no sampling noise; "long-run" is the same of an
         episode without end; "sampled" plays `episodes`; "paper" plays 10 x 5 rounds against random
         from the paper's numpy streams, seed 100.
-      xi: the deontological penalty in points; None is the reward's. The paper's figures used 4.
+      xi: the deontological penalty in points; null is the reward's. The paper's figures used 4.
       thinking: the most tokens of a thought, if not what `thinking.tokens` says; 0 gives a thinking
         agent the cue at once.
       episodes: of the protocol "sampled".
@@ -299,7 +301,7 @@ class Config:
     """A whole experiment.
 
     Attributes:
-      preset: where defaults come from: this file ("fast"), or `jaxmoral/presets/paper.yaml`.
+      preset: which defaults: those shown here ("fast"), or those of `jaxmoral/presets/paper.yaml`.
       games: further games, name to payoff pairs `{CC: [3, 3], CD: [0, 4], DC: [4, 0], DD: [1, 1]}`
         or, of N players, to own points by how many others co-operate, `{C: [0, 2], D: [1, 4]}`.
       opponents: further opponents, name to `{cooperate, transitions, start}`; see

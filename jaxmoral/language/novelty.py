@@ -57,7 +57,7 @@ def _is_known(game: Game, seen: Seen) -> bool:
 
 
 def mark(condition: Condition, seen: Seen) -> str:
-    """ "seen", or what is new: "new labels, new game"."""
+    """ "seen", or what is new: "new game, new labels"."""
     new = novelty(condition, seen)
     return ", ".join(f"new {axis}".replace("new exchanged", "exchanged") for axis in new) or "seen"
 

@@ -79,7 +79,11 @@ class Presentation(NamedTuple):
 
     def remembers(self, game: Game) -> Memory:
         """The memory an agent has in a game."""
-        return make_memory(self.memory, game.num_players, self.blank)
+        return make_memory(*self.memory_key(game))
+
+    def memory_key(self, game: Game) -> tuple[int, int, bool]:
+        """Arguments of `make_memory`, for what is hashed."""
+        return self.memory, game.num_players, self.blank
 
 
 def is_path(value: str) -> bool:

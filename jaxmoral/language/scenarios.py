@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from jaxmoral.config import MAX_TEXT
-from jaxmoral.config.reader import Loader, parse_json
+from jaxmoral.config.reader import Loader, parse_json, read_text
 from jaxmoral.errors import UserError, check_characters, check_number, choose
 from jaxmoral.language import benchmarks
 
@@ -227,18 +227,15 @@ def read_suite(source: str | Path, skip: bool = False) -> tuple[ScenarioSuite, l
         raise UserError(f"scenarios: {path} is called like a suite of ours; rename it")
     if str(source) not in SUITES and not path.is_file():
         choose("scenarios", str(source), {**SUITES, "the path of a file": path})
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # also of other bytes than UTF-8
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"scenarios: cannot read {path} ({reason})") from None
-    entries, angle_of = _entries(path, text)
+    entries, angle_of = _entries(path, read_text(path, "scenarios"))
     items: list[Item] = []
     lost: list[str] = []
     names: set[str] = set()
     for where, name, made in entries:
         try:
-            item = parse_item(made, name, where) if isinstance(made, Mapping) else _made(made)
+            if isinstance(made, UserError):
+                raise made
+            item = parse_item(made, name, where)
             if item.name in names:
                 raise UserError(f"{where}, id: {item.name!r} is another item's too")
         except UserError as error:
@@ -259,14 +256,7 @@ def read_suite(source: str | Path, skip: bool = False) -> tuple[ScenarioSuite, l
     return ScenarioSuite(path.stem, tuple(items), angle_of), lost
 
 
-def _made(made: Any) -> Any:
-    """An item, or the error that a reader found in its place."""
-    if isinstance(made, UserError):
-        raise made
-    return made
-
-
-Entry = tuple[str, str, Any]  # where it stands, the name if it has none, the item or its fields
+Entry = tuple[str, str, Any]  # where it stands, the name if it has none, its fields or an error
 
 
 def _entries(path: Path, text: str) -> tuple[Iterator[Entry] | list[Entry], str | None]:

@@ -5,7 +5,7 @@ are unique within the suite. The grid is that of arXiv 2410.01639, section 5 and
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxmoral.errors import choose
 from jaxmoral.language import novelty
@@ -35,21 +35,25 @@ class Subject(NamedTuple):
 Suite = Callable[[Subject], Named]
 
 
+def _every_game(subject: Subject, **changes: Any) -> Named:
+    """The games with another presentation."""
+    shown = subject.shown._replace(**changes)
+    return {game.name: Condition(game, shown) for game in subject.games}
+
+
 def trained(subject: Subject) -> Named:
     """The games in the wording and with the labels of training (Fig. 20)."""
-    return {game.name: Condition(game, subject.shown) for game in subject.games}
+    return _every_game(subject)
 
 
 def labels(subject: Subject) -> Named:
     """The games with labels never seen in training (Fig. 4 and 5, the main test)."""
-    renamed = subject.shown._replace(labels=subject.unseen)
-    return {game.name: Condition(game, renamed) for game in subject.games}
+    return _every_game(subject, labels=subject.unseen)
 
 
 def swapped(subject: Subject) -> Named:
     """The games with the labels of training in each other's place (Fig. 21)."""
-    changed = subject.shown._replace(labels=subject.shown.labels[::-1])
-    return {game.name: Condition(game, changed) for game in subject.games}
+    return _every_game(subject, labels=subject.shown.labels[::-1])
 
 
 def orders(subject: Subject) -> Named:

@@ -7,7 +7,7 @@ Spanish; a user's own file works as well.
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxmoral.config.reader import parse_json
+from jaxmoral.config.reader import parse_json, read_text
 from jaxmoral.errors import UserError, check_characters
 
 BUILTIN = "builtin"
@@ -37,11 +37,7 @@ def read_texts(source: str | Path) -> list[Text]:
     path = Path(source)
     if path.stem == BUILTIN:
         raise UserError(f"retention: {path} is called like our own texts; rename it")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # also of other bytes than UTF-8
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"retention: cannot read {path} ({reason})") from None
+    content = read_text(path, "retention")
     if path.suffix == ".jsonl":
         found = [
             _parse(line, f"{path}, line {number}", path.stem)

@@ -28,7 +28,7 @@ from jaxmoral.learning.behaviour import behaviour_metrics, sampled_metrics
 from jaxmoral.learning.losses import Metrics, exploitability, ppo_loss, token_loss
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.state import Moments, TrainState, UpdateInputs, per_player
-from jaxmoral.world.memory import Memory
+from jaxmoral.world.memory import Memory, make_memory
 from jaxmoral.world.rollout import Exploited, Trajectories, rollout
 
 PyTree = Any
@@ -40,8 +40,8 @@ class Setup:
 
     Attributes:
       policy: static.
-      config: the settings; within an update the adjustable ones are arrays.
-      memory: of the players.
+      config: the settings, of `state.fixed`; within an update the adjustable ones are arrays.
+      remembers: arguments of `make_memory`: what the players remember.
       num_updates: of the whole run, on which schedules depend.
       num_episodes, num_rounds: of an update, of an episode.
       thinking: of agents that think.
@@ -49,11 +49,15 @@ class Setup:
 
     policy: Policy
     config: PPOConfig
-    memory: Memory
+    remembers: tuple[int, int, bool]
     num_updates: int
     num_episodes: int
     num_rounds: int
     thinking: ThinkingConfig | None = None
+
+    @property
+    def memory(self) -> Memory:
+        return make_memory(*self.remembers)
 
 
 class Keys(NamedTuple):

@@ -6,19 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import Layout
+from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.first_state import first_states
 from jaxmoral.learning.inputs import Inputs
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.losses import Metrics
 from jaxmoral.learning.met import Met
-from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, over_members, per_member
 from jaxmoral.learning.ppo import make_update
 from jaxmoral.learning.state import TrainState, fixed
-from jaxmoral.world.memory import make_memory
 
 Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
 
@@ -27,20 +25,12 @@ class _Kind(NamedTuple):
     """What a program of updates depends on besides its arrays.
 
     Attributes:
-      policy, ppo, thinking, num_updates, num_episodes, num_rounds: as for `ppo.make_update`; `ppo`
-        of `state.fixed`.
-      remembers: arguments of `make_memory`.
+      setup: as for `make_update`.
       varying: of `per_member`; None for a run alone.
       in_turns, layout: as for `over_members`.
     """
 
-    policy: Policy
-    ppo: PPOConfig
-    thinking: ThinkingConfig | None
-    num_updates: int
-    num_episodes: int
-    num_rounds: int
-    remembers: tuple[int, int, bool]
+    setup: Setup
     varying: frozenset[str] | None
     in_turns: bool
     layout: Layout
@@ -58,15 +48,17 @@ def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState
     met = met or Met(members)
     state, key = first_states([config for config, _ in members], agent)
     inputs = Inputs(members, met, key=key)
-    presentation, game = agent.presentation, training_game(config)
-    kind = _Kind(
+    setup = Setup(
         policy=agent.policy,
-        ppo=fixed(config.ppo),
-        thinking=config.thinking if config.thinking.tokens else None,
+        config=fixed(config.ppo),
+        remembers=agent.presentation.memory_key(training_game(config)),
         num_updates=config.updates,
         num_episodes=config.env.episodes,
         num_rounds=config.env.rounds,
-        remembers=(presentation.memory, game.num_players, presentation.blank),
+        thinking=config.thinking if config.thinking.tokens else None,
+    )
+    kind = _Kind(
+        setup,
         varying=per_member(members) if len(members) > 1 else None,
         # On a CPU one adapter's products fill it, and its activations alone stay in the caches.
         in_turns=agent.model is not None and jax.default_backend() == "cpu",
@@ -94,15 +86,7 @@ def _jit_update(kind: _Kind, where: tuple[Any, ...], structure: Any) -> Any:
       kind: of the runs.
       where, structure: the shardings of the state, and how they make a state.
     """
-    update = make_update(
-        kind.policy,
-        kind.ppo,
-        memory=make_memory(*kind.remembers),
-        num_updates=kind.num_updates,
-        num_episodes=kind.num_episodes,
-        num_rounds=kind.num_rounds,
-        thinking=kind.thinking,
-    )
+    update = make_update(kind.setup)
     if kind.varying is not None:
         update = over_members(update, kind.varying, layout=kind.layout, in_turns=kind.in_turns)
     out = jax.tree.unflatten(structure, where), kind.layout.sharding()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,11 +40,14 @@ class Choice(NamedTuple):
     persona: str | None
     table_order: str | None
 
+    @property
+    def words(self) -> dict[str, Any]:
+        """The values chosen but for the game, by name."""
+        return {k: v for k, v in self._asdict().items() if k != "game" and v is not None}
+
     def shown(self, presentation: Presentation) -> Presentation:
         """The presentation with the values chosen."""
-        chosen = self._asdict()
-        del chosen["game"]
-        return presentation._replace(**{k: v for k, v in chosen.items() if v is not None})
+        return presentation._replace(**self.words)
 
     @property
     def name(self) -> str:

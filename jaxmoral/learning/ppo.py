@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmoral.config import PPOConfig, ThinkingConfig
 from jaxmoral.learning.anchor import anchored
 from jaxmoral.learning.collect import Collected, Keys, Setup, collect_answers, collect_tokens
 from jaxmoral.learning.collect_thoughts import collect_thoughts
 from jaxmoral.learning.distil import collect_lessons
 from jaxmoral.learning.losses import Metrics, adapt_kl_coef
-from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.state import (
     Players,
     TrainState,
@@ -30,54 +28,27 @@ from jaxmoral.learning.state import (
     make_optimiser,
     step_players,
 )
-from jaxmoral.world.memory import Memory
 
 Update = Callable[[TrainState, UpdateInputs], tuple[TrainState, Metrics]]
 Collector = Callable[[TrainState, UpdateInputs, Keys, Setup], Collected]
 
 
-def make_update(
-    policy: Policy,
-    config: PPOConfig,
-    *,
-    memory: Memory,
-    num_updates: int,
-    num_episodes: int,
-    num_rounds: int,
-    thinking: ThinkingConfig | None = None,
-) -> Update:
+def make_update(setup: Setup) -> Update:
     """Builds the pure update, to be jitted with the state donated.
-
-    Args:
-      policy: static.
-      config: the settings; those in `state.ADJUSTABLE` are taken from the update's inputs.
-      memory: of the players.
-      num_updates: of the whole run.
-      num_episodes, num_rounds: of an update, of an episode.
-      thinking: if the policy thinks, how it learns that.
 
     Returns:
       `update(state, inputs) -> (state, metrics)`, metrics with a leading axis of players.
     """
-    setup = Setup(
-        policy=policy,
-        config=config,
-        memory=memory,
-        num_updates=num_updates,
-        num_episodes=num_episodes,
-        num_rounds=num_rounds,
-        thinking=thinking,
-    )
 
     def update(state: TrainState, inputs: UpdateInputs) -> tuple[TrainState, Metrics]:
-        settings = dataclasses.replace(config, **inputs.settings)
+        settings = dataclasses.replace(setup.config, **inputs.settings)
         now = dataclasses.replace(setup, config=settings)
         key = jax.random.fold_in(inputs.key, state.update)
         keys = Keys(*jax.random.split(key, 3))
 
         collected = _collector(now, inputs)(state, inputs, keys, now)
         if inputs.anchor is not None:
-            collected = anchored(collected, state, inputs, policy)
+            collected = anchored(collected, state, inputs, setup.policy)
         players, parts = gradient_steps(state.players, collected, keys.dropout, now)
 
         metrics = collected.metrics | parts

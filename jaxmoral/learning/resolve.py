@@ -14,7 +14,7 @@ from jaxmoral.language import prompts
 from jaxmoral.language.prompts import check_labels
 from jaxmoral.language.suites import check_suites
 from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
-from jaxmoral.learning.mixture import axes, label_pairs, num_choices, presentation_with
+from jaxmoral.learning.mixture import Choice, axes, label_pairs, num_choices, presentation_with
 from jaxmoral.learning.plugins import settle_plugins
 from jaxmoral.learning.run_folder import is_run
 from jaxmoral.learning.whom import PAST, key_of_met, met_by, parse
@@ -100,29 +100,19 @@ def _resolved_mixture(config: Config) -> MixtureConfig:
     if mixture.labels is not None and config.prompt.random_labels:
         raise UserError("prompt.random_labels: cannot stand with mixture.labels")
     if isinstance(mixture.labels, str):  # spelled out, so that a run knows what it was
-        pairs = label_pairs(dataclasses.replace(config, mixture=_one_way(mixture)))
+        one_way = dataclasses.replace(mixture, both_ways=False)
+        pairs = label_pairs(dataclasses.replace(config, mixture=one_way))
         mixture = dataclasses.replace(mixture, labels=tuple(pairs or ()))
     return mixture
 
 
-def _one_way(mixture: MixtureConfig) -> MixtureConfig:
-    return dataclasses.replace(mixture, both_ways=False)
-
-
 def _with_first(config: Config) -> Config:
     """The configuration whose game and prompt are the first condition of its mixture."""
-    game, labels, wording, persona, table_order = (values[0] for values in axes(config))
-    given = {
-        "labels": labels,
-        "wording": wording,
-        "persona": persona,
-        "table_order": table_order,
-    }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    env = config.env
+    first, env = Choice(*(values[0] for values in axes(config))), config.env
     if config.mixture.games is not None:
-        env = dataclasses.replace(env, game=game.name)
-    return dataclasses.replace(config, env=env, prompt=dataclasses.replace(config.prompt, **chosen))
+        env = dataclasses.replace(env, game=first.game.name)
+    prompt = dataclasses.replace(config.prompt, **first.words)
+    return dataclasses.replace(config, env=env, prompt=prompt)
 
 
 def _check_opponents(config: Config, game: Game) -> None:

@@ -53,8 +53,7 @@ def make_score(members: Members, met: Met) -> Callable[[TrainState], np.ndarray]
     prompts = place(conditions.prompts(shown), place_of(differ))
     arena = conditions.environment(shown, config.updates - 1, past=False)
     arena = place(arena, place_of(several))
-    presentation, game = agent.presentation, training_game(config)
-    remembers = (presentation.memory, game.num_players, presentation.blank)
+    remembers = agent.presentation.memory_key(training_game(config))
     rounds = config.env.rounds
     program = _jit_scores(agent.policy, agent.layout, remembers, rounds, several, differ)
 

@@ -205,9 +205,9 @@ def _measure_all(
     config: Config, agent: Agent, *, trained: PyTree | None, unique: Sequence[Condition]
 ) -> dict[Key, Measured]:
     """Measures conditions, those of similar size in one program."""
-    settings, presentation = config.evaluation, agent.presentation
+    settings = config.evaluation
     protocols = Protocols(
-        remembers=(presentation.memory, unique[0].game.num_players, presentation.blank),
+        remembers=agent.presentation.memory_key(unique[0].game),
         rounds=settings.rounds,
         episodes=settings.episodes if "sampled" in settings.protocols else None,
     )

@@ -20,7 +20,6 @@ from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.runs import read_run
 from jaxmoral.world.chain import memory_policy
-from jaxmoral.world.memory import history_name
 
 
 def open_run(folder: Path | str, update: Which = None) -> "OpenRun":
@@ -70,8 +69,7 @@ class OpenRun:
         memory = condition.presentation.remembers(condition.game)
         log_probs = policy_table(self.trained.agent, condition, self.trained.trainable).log_probs
         table = np.asarray(memory_policy(log_probs), np.float64)
-        names = [history_name(history, memory.num_moves) for history in memory.histories]
-        index = pd.Index(names, name="remembered")
+        index = pd.Index(memory.names, name="remembered")
         return pd.DataFrame(table, index=index, columns=["C", "D", "illegal"])
 
     def metrics(self) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.starting import start_from
 from jaxmoral.world.chain import memory_policy
-from jaxmoral.world.memory import NUM_ORDERS, Memory, history_name
+from jaxmoral.world.memory import NUM_ORDERS, Memory
 
 _SHORT = 2.0  # seconds
 FIRST, EVERY = "first", "all"  # which prompts are shown, besides a remembered history's
@@ -57,20 +57,16 @@ def preview(config: Config, which: str = FIRST) -> Iterator[str]:
     yield from _seconds(members, met)
 
 
-def _names(memory: Memory) -> list[str]:
-    return [history_name(history, memory.num_moves) for history in memory.histories]
-
-
 def _shown(texts: list[str], memory: Memory, which: str) -> Iterator[str]:
     """Prompts in full, each under its history and order."""
-    names = [name for name in _names(memory) for _ in range(NUM_ORDERS)]
+    names = [name for name in memory.names for _ in range(NUM_ORDERS)]
     chosen = [
         index
         for index, name in enumerate(names)
         if which in (EVERY, name) or (which == FIRST and index == 0)
     ]
     if not chosen:
-        raise UserError(f"--dry-run: shows {FIRST}, {EVERY} or one of {', '.join(_names(memory))}")
+        raise UserError(f"--dry-run: shows {FIRST}, {EVERY} or one of {', '.join(memory.names)}")
     for index in chosen:
         yield f"prompt {index}: after {names[index]}, order {index % NUM_ORDERS}"
         yield from (f"    | {line}" for line in texts[index].splitlines())
@@ -97,7 +93,7 @@ def _base(packed: PackedConditions, condition: Condition, memory: Memory) -> Ite
     log_probs = packed.tables(packed.reference, [[condition]])[0]
     table = np.asarray(memory_policy(log_probs), np.float64)
     yield "untrained  history      C       D  illegal"
-    for name, shares in zip(_names(memory), table, strict=True):
+    for name, shares in zip(memory.names, table, strict=True):
         yield f"           {name:7} {shares[0]:7.2%} {shares[1]:7.2%} {shares[2]:7.2%}"
 
 

@@ -13,7 +13,7 @@ from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.speller import Speller
 from jaxmoral.measuring.aloud import think_aloud
 from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.world.memory import NUM_ORDERS, history_name
+from jaxmoral.world.memory import NUM_ORDERS
 
 NUM_TOKENS = 100  # of an explanation
 _THOUGHTS = 2**31  # folded into the key, which is split for the answers
@@ -62,8 +62,7 @@ def ask(config: Config, agent: Agent, trainable: Any, key: jax.Array) -> list[di
     shown = config.prompt
     speller = Speller(agent.model, shown.template, switch=shown.thinking)
     texts = agent.prompter.texts(condition)[::NUM_ORDERS]
-    memory = agent.presentation.remembers(condition.game)
-    cells = [history_name(history, memory.num_moves) for history in memory.histories]
+    cells = agent.presentation.remembers(condition.game).names
     asked, tokens = [], []
     for index, (cell, action, own) in enumerate(zip(cells, likeliest, chosen, strict=True)):
         answer, prompt = agent.presentation.labels[action], index * NUM_ORDERS

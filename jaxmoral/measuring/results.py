@@ -26,17 +26,9 @@ def rows(evaluation: dict[str, Any]) -> Iterator[dict[str, Any]]:
             shown["novelty"] = condition.get("novelty", "")  # not told by earlier versions
             for policy, result in condition["policies"].items():
                 start = shown | {"policy": policy}
-                for metric, value in _leaves(result["remembered"], "remembered"):
-                    yield start | {
-                        "opponent": "",
-                        "protocol": "exact",
-                        "metric": metric,
-                        "value": value,
-                    }
-                for metric, value in _leaves(result.get("remembered_error", {}), "remembered"):
-                    who = {"opponent": "", "protocol": ERROR}
-                    yield start | who | {"metric": metric, "value": value}
-                for opponent, protocols in result["opponents"].items():
+                alone = {"exact": {"remembered": result["remembered"]}}
+                alone[ERROR] = {"remembered": result.get("remembered_error", {})}
+                for opponent, protocols in [("", alone), *result["opponents"].items()]:
                     for protocol, measures in protocols.items():
                         who = {"opponent": opponent, "protocol": protocol}
                         for metric, value in _leaves(measures):

@@ -26,7 +26,7 @@ from jaxmoral.learning.thinking import information_values
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.measuring.aloud import decode
 from jaxmoral.models.load import same_model
-from jaxmoral.world.memory import NUM_ORDERS, history_name
+from jaxmoral.world.memory import NUM_ORDERS
 
 PyTree = Any
 SUITE = "thoughts"
@@ -101,8 +101,7 @@ def study(
         name: _think(policy, agent.frozen, inputs, trainable, keys[name])
         for name, trainable in policies.items()
     }
-    memory = condition.presentation.remembers(condition.game)
-    names = [history_name(history, memory.num_moves) for history in memory.histories]
+    names = condition.presentation.remembers(condition.game).names
     found = {}
     for name in (name for name in policies if name != "swapped"):
         own = thought[name]

@@ -1,4 +1,4 @@
-"""An evaluation kept in its file, with the picture of what the file then holds beside it."""
+"""An evaluation kept in its file, with pictures of what the file then holds beside it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,24 @@ from jaxmoral.reporting import figures
 from jaxmoral.reporting.outside import draw_outside, measured_rows
 
 
-def keep_and_draw(evaluation: dict[str, Any], path: Path) -> Path:
-    """Keeps an evaluation in a file, see `keeping.keep`, and returns the picture's place.
+def keep_and_draw(evaluation: dict[str, Any], path: Path) -> list[Path]:
+    """Keeps an evaluation in a file, see `keeping.keep`, and returns the pictures' places.
 
-    If the file is in a run's folder, the run's trackers get what was measured and the picture.
+    If the file is in a run's folder, the run's trackers get what was measured and the pictures.
     """
     kept = keep(evaluation, path)
-    whole = next(iter(kept["suites"])) == SUITE  # whose conditions are too many for bars
-    name, drawn = ("generalisation", _outside(kept)) if whole else ("regret", draw_regret(kept))
+    drawn = {"generalisation": _outside(kept)} if SUITE in kept["suites"] else {}
+    if next(iter(kept["suites"])) != SUITE:  # whose conditions are too many for bars
+        drawn = {"regret": draw_regret(kept)} | drawn
     start = "" if path.name == EVALUATION else f"{path.stem}-"
-    picture = figures.save(drawn, path.with_name(f"{start}{name}.png"))
+    pictures = [
+        figures.save(picture, path.with_name(f"{start}{name}.png"))
+        for name, picture in drawn.items()
+    ]
     if is_run(path.parent) and evaluation["update"] is not None:
-        add_to_trackers(
-            path.parent, evaluation["update"], _numbers(evaluation), {picture.stem: picture}
-        )
-    return picture
+        by_name = {picture.stem: picture for picture in pictures}
+        add_to_trackers(path.parent, evaluation["update"], _numbers(evaluation), by_name)
+    return pictures
 
 
 def _numbers(evaluation: dict[str, Any]) -> dict[str, float]:

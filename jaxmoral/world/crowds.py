@@ -41,11 +41,11 @@ def noisy_contributor(num_players: int, name: str, noise: float) -> Contributor:
     """Another kind of contributor with a trembling hand."""
     plain = get_contributor(num_players, name)
     noise = check_number("noise", noise, 0.0, 1.0)
-    turned = Contributor(1 - plain.cooperate, 1 - plain.first)
-    return Contributor(
-        cooperate=(1 - noise) * plain.cooperate + noise * turned.cooperate,
-        first=(1 - noise) * plain.first + noise * turned.first,
-    )
+
+    def blur(p):
+        return (1 - noise) * p + noise * (1 - p)
+
+    return Contributor(blur(plain.cooperate), blur(plain.first))
 
 
 # What the others do in a game of more than two players (after Fischbacher et al. 2001).

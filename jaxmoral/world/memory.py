@@ -68,6 +68,11 @@ class Memory(NamedTuple):
         return len(self.histories) * NUM_ORDERS
 
     @property
+    def names(self) -> list[str]:
+        """What the histories are called, e.g. "CC" or "CC CD"."""
+        return [history_name(history, self.num_moves) for history in self.histories]
+
+    @property
     def num_playable(self) -> int:
         """How many states a round can be played in: full histories, or all from a blank start."""
         return (2 * self.num_moves) ** self.opening if self.opening else len(self.previous)
