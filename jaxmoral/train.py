@@ -92,8 +92,12 @@ def _check_names(members: dict[str, configs.Config]) -> None:
     """Refuses what can be refused before the slow imports."""
     from jaxmoral.learning.resolve import resolve
 
-    for config in members.values():
-        resolve(config)
+    resolved = [resolve(config) for config in members.values()]
+    if len(members) > 1:
+        from jaxmoral.learning.population import check_asked, check_population
+
+        check_asked(list(members.values()))
+        check_population(resolved)
 
 
 def _members(

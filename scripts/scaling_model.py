@@ -29,7 +29,7 @@ from jax.sharding import AxisType
 from jaxmoral.config import parse
 from jaxmoral.devices.mesh import AXES, Layout, shardings
 from jaxmoral.language.prompts import Condition, Presentation
-from jaxmoral.learning import ppo
+from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.population import (
@@ -38,6 +38,7 @@ from jaxmoral.learning.population import (
     stack_members,
     state_prefix,
 )
+from jaxmoral.learning.ppo import make_update
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.models.config import DecoderConfig
@@ -94,13 +95,15 @@ def lowered(config: DecoderConfig, sizes: tuple[int, int, int], members: int, pr
     policy = LanguagePolicy(config, definition, lora, layout=layout)
     experiment = parse({"model": {"source": "tabular"}})
     condition = Condition(get_game("ipd"), Presentation())
-    update = ppo.make_update(
-        policy,
-        experiment.ppo,
-        memory=condition.presentation.remembers(condition.game),
-        num_updates=1000,
-        num_episodes=4096,
-        num_rounds=5,
+    update = make_update(
+        Setup(
+            policy,
+            experiment.ppo,
+            remembers=condition.presentation.memory_key(condition.game),
+            num_updates=1000,
+            num_episodes=4096,
+            num_rounds=5,
+        )
     )
     optimiser = make_optimiser(experiment.ppo, 1000)
     init = functools.partial(

@@ -8,6 +8,8 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.population import check_population
 from jaxmoral.learning.resolve import resolve
 
+NUMPY = ["--env.streams", "numpy"]
+
 
 def test_yaml_then_flags_then_defaults(tmp_path):
     path = tmp_path / "a.yaml"
@@ -145,7 +147,11 @@ def test_bad_values_get_one_line_that_names_the_key(flags, message):
         (["--env.memory", "3", "--env.max_prompts", "255"], "env.memory: 3 remembered rounds of"),
         (["--env.payoff_range", "[1, 2]", "--env.payoff_draws", "2"], "env.payoff_range: 1 to 2"),
         (["--env.game", "public-goods(3)", "--env.opponent", "learner"], "learner needs a game of"),
-        (["--env.game", "public-goods(3)"], "opponent: unknown name 'tit-for-tat'"),
+        (["--env.game", "public-goods(3)"], "env.opponent: unknown name 'tit-for-tat'"),
+        (
+            ["--env.game", "threshold-goods(3,3)", "--env.opponent", "random", *NUMPY],
+            "env.streams: numpy has no numbers for random",
+        ),
     ],
 )
 def test_what_a_configuration_describes_is_checked_before_a_model_is_loaded(flags, message):

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from jaxmoral import config as configs
+from jaxmoral.api import train_agent
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import policy_table
 from jaxmoral.learning.distil import behind, distil_loss
+from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.world.games import get_game
 
@@ -94,6 +96,28 @@ def test_its_gradient_is_that_of_finite_differences(trained):
 def test_what_it_cannot_stand_with_is_refused(more, message, flags):
     with pytest.raises(UserError, match=message):
         configs.load(None, [*flags, *more])
+
+
+def test_a_persona_of_several_lines_is_kept_with_the_run(flags, tmp_path):
+    text = "You are kind.\nAlways cooperate with others. " + "Be fair. " * 200
+    (tmp_path / "kind.txt").write_text(text)
+    config = resolve(configs.load(None, [*flags, "--distil.persona", str(tmp_path / "kind.txt")]))
+    configs.save(config, tmp_path / "config.yaml")
+    assert configs.load(tmp_path / "config.yaml").distil.persona == config.distil.persona
+    assert "\nAlways" in config.distil.persona
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_longer_is_a_longer_run(flags, tmp_path):
+    """Nothing in it falls with the updates: the entropy is no part of what it learns."""
+    said: list[str] = []
+    constant = ["--ppo.learning_rate_schedule", "constant", "--updates"]
+    for updates in ("1", "2"):
+        config = configs.load(None, [*flags, *constant, updates])
+        run = train_agent(config, tmp_path, resume=updates == "2", say=said.append)
+    assert any("2 updates instead of 1; the same as a run of 2" in line for line in said)
+    assert [record["update"] for record in run.history] == [2]
+    assert not {"entropy_coef"} & set(run.history[0])
 
 
 def test_an_unknown_persona_is_named(flags):

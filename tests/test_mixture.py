@@ -60,6 +60,13 @@ def settings(*flags):
     return resolve(configs.load(None, [*TABULAR, *flags]))
 
 
+def test_of_several_players_nobody_but_those_of_the_mixture_need_be_known():
+    group = ["--env.game", "group(ipd,3)", "--mixture.opponents"]
+    assert settings(*group, "{conditional: 1, random: 1}").env.opponent == "tit-for-tat"
+    with pytest.raises(UserError, match="mixture.opponents: unknown name 'tit-for-tat'"):
+        settings(*group, "{tit-for-tat: 1, random: 1}")
+
+
 def leaves(trained):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(trained.state)]
 

@@ -57,6 +57,14 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_refuses_what_training_refuses(monkeypatch, capsys):
+    given = ["train", "--dry-run", "--model.source", "tabular", "--ppo.epochs", "[1, 2]"]
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit, match="2"):
+        train.main()
+    assert "ppo.epochs: cannot vary within one population" in capsys.readouterr().err
+
+
 def test_every_key_has_a_meaning():
     assert [one.key for one in describe_keys()] == configs.KEYS
     assert all(len(one.meaning) > 5 for one in describe_keys())
@@ -84,4 +92,4 @@ def test_the_flag_lists_and_ends(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         train.main()
     assert ended.value.code == 0
-    assert "the points of whoever has least" in capsys.readouterr().out
+    assert "the smaller of a and b" in capsys.readouterr().out

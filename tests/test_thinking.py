@@ -230,6 +230,29 @@ def total_loss(reading, behaviour, thoughts, thinking, config=PLAIN):
     return loss(reading.table, mean_answers(reference)) + own
 
 
+def test_thoughts_are_learned_where_nobody_comes_if_the_loss_looks_there():
+    """A loss of the whole policy, such as the exploitability, whatever the batch visits."""
+    generator = np.random.default_rng(0)
+    answers = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(3, 4, 3)), jnp.float32))
+    reading = Reading(answers, jnp.zeros(3), jnp.full((3, 4, 2), -1.0))
+    thinking = ThinkingConfig(tokens=2, kl_coef=0.5)
+    loss = lambda table, reference: jnp.sum(GAINS * jnp.exp(table.log_probs))
+    weight = jnp.asarray([[0.25] * 3, [0.75] * 3, [0.0] * 3]).ravel()
+    zeros = jnp.zeros(9)
+    batch = Batch(weight, None, None, reading.table.log_probs.ravel(), zeros, zeros, zeros)
+    about = make_thought_batch(loss, batch, reading, reading.answers, "group")
+
+    def thoughts_loss(tokens):
+        sampled = jnp.ones((3, 4, 2), bool)
+        given = {"reference": reading.tokens, "sampled": sampled, "thinking": thinking}
+        return thought_loss(tokens, about, config=PLAIN, **given)[0]
+
+    worth = -np.einsum("pro,po->pr", np.exp(answers), GAINS)  # the loss is linear in the answers
+    expected = -(worth - worth.mean(1, keepdims=True)) / 3  # the mean of the three others, a fourth
+    found = jax.grad(thoughts_loss)(reading.tokens)
+    np.testing.assert_allclose(found, expected[..., None] * np.ones(2), rtol=1e-4, atol=1e-6)
+
+
 def read_table(theta, chosen):
     """What a table that thinks makes of thoughts, `[3, n]` numbers of those enumerated."""
     tokens, lengths = map(jnp.asarray, every_thought())

@@ -50,7 +50,8 @@ class LoraConfig:
         rank_stabilised.
       rank: of the two matrices that are added to a linear layer.
       alpha: the product of the two is multiplied by alpha / rank.
-      dropout: share of an adapter's inputs that are left out while gradients are taken.
+      dropout: share of an adapter's inputs that are left out while gradients are taken; at the
+        token level, as in the paper, only while answers are sampled (`ppo.sample_with_dropout`).
       targets: the linear layers that have an adapter.
       rank_stabilised: the product is multiplied by alpha / sqrt(rank) instead.
     """

@@ -22,7 +22,10 @@ MAX_KEY = 100  # characters of a key that is no path
 MAX_DEPTH = 16
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _BREAK = re.compile(r"[\t\n\r\u2028\u2029]")
-_TEXTS = ("prompt.wording", "prompt.persona", "mixture.wordings", "mixture.personas")
+_TEXTS = (
+    *("prompt.wording", "prompt.persona", "mixture.wordings", "mixture.personas"),
+    "distil.persona",
+)
 _MARKS = "thinking.cue", "thinking.stop"  # of which a line break may be all
 
 

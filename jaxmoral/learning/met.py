@@ -188,6 +188,7 @@ def _read_run(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
         "model.sha256": (known, known if same_model(known, digest) else digest),
         "model.quantisation": (config.model.quantisation, theirs.model.quantisation),
         "prompt.template": (config.prompt.template, theirs.prompt.template),
+        "prompt.thinking": (config.prompt.thinking, theirs.prompt.thinking),
         "env.memory": (config.env.memory, theirs.env.memory),
         "env.blank_start": (config.env.blank_start, theirs.env.blank_start),
         "thinking.tokens": (config.thinking.tokens, theirs.thinking.tokens),

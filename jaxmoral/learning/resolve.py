@@ -17,7 +17,7 @@ from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_oppone
 from jaxmoral.learning.mixture import Choice, axes, label_pairs, num_choices, presentation_with
 from jaxmoral.learning.plugins import settle_plugins
 from jaxmoral.learning.run_folder import is_run
-from jaxmoral.learning.whom import PAST, key_of_met, met_by, parse
+from jaxmoral.learning.whom import PAST, key_of_met, met_by
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.opponents import make_opponents
@@ -32,8 +32,6 @@ def resolve(config: Config) -> Resolved:
         if name == LEARNER or PAST.fullmatch(name):
             raise UserError(f"opponents.{name}: the name stands for an agent that learns")
     game = training_game(config)
-    if parse(config, config.env.opponent).kind == "machine":  # though a mixture may replace it
-        find_opponent(config, config.env.opponent, game)
     mixture = _resolved_mixture(config)
     config = _with_first(dataclasses.replace(config, mixture=mixture))
     if config.reward.exploitability and game.num_players > 2:
@@ -152,8 +150,8 @@ def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:
 
 def _check_streams(config: Config, opponent: Opponent) -> None:
     """Raises UserError if the paper's streams, whose coins are fair, cannot play the opponent."""
-    sure = np.isin(opponent.moves, (0, 1)).all() and opponent.moves.shape[1] == 2
-    if config.env.streams == "numpy" and not sure and config.env.opponent != "random":
+    known = config.env.opponent == "random" or np.isin(opponent.moves, (0, 1)).all()
+    if config.env.streams == "numpy" and not (known and opponent.moves.shape[1] == 2):
         raise UserError(
             f"env.streams: numpy has no numbers for {config.env.opponent}; use env.streams jax, or"
             " an opponent of two players that leaves nothing to chance, random or learner"

@@ -149,8 +149,8 @@ def _schedules(config: Config) -> list[str]:
     ppo, reward = config.ppo, config.reward
     depends = {
         "ppo.learning_rate_schedule": ppo.learning_rate_schedule != "constant",
-        # There is no entropy term in a loss over tokens.
-        "ppo.final_entropy_coef": ppo.level == "outcome"
+        # There is no entropy term in a loss over tokens, nor in what a teacher says.
+        "ppo.final_entropy_coef": (ppo.level == "outcome" and config.objective == "reward")
         and ppo.entropy_coef != ppo.final_entropy_coef,
         "reward.transition": reward.then is not None and reward.transition == "linear",
         # By default half-way; a run folder does not say whether it was asked for.

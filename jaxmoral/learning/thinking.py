@@ -57,7 +57,7 @@ class ThoughtBatch(NamedTuple):
 
     Attributes:
       visits: `[num_prompts]`, how often each prompt comes in the batch; they add up to 1.
-      advantage: `[num_prompts, num_thoughts]` of a thought where its prompt comes.
+      advantage: `[num_prompts, num_thoughts]` of a thought, each time its prompt comes.
       log_prob: `[num_prompts, num_thoughts, room]` of the tokens by the behaviour policy.
     """
 
@@ -137,9 +137,14 @@ def make_thought_batch(
     seen = visits(batch, len(reading.values))
     worth = worths(loss, reading, reference)
     # The loss counts a prompt as often as it comes; a thought's worth is that of one time.
-    alone = jnp.where(seen > 0, worth.T / jnp.where(seen > 0, seen, 1), 0).T
+    alone = worth / _weights(seen)[:, None]
     advantage = jax.lax.stop_gradient(advantages(alone, baseline))
     return ThoughtBatch(seen, advantage, reading.tokens)
+
+
+def _weights(visits: jax.Array) -> jax.Array:
+    """What prompts' thoughts count: 1 where nobody comes, as a loss may look there all the same."""
+    return jnp.where(visits > 0, visits, 1)
 
 
 def thought_loss(
@@ -173,7 +178,8 @@ def thought_loss(
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     advantage = batch.advantage[..., None]
     gain = jnp.minimum(ratio * advantage, clipped * advantage)
-    policy_loss = -jnp.sum(weight * jnp.sum(jnp.where(sampled, gain, 0), -1))
+    gains = jnp.sum(jnp.where(sampled, gain, 0), -1)
+    policy_loss = -jnp.sum(_weights(batch.visits)[:, None] / log_prob.shape[1] * gains)
     away = jnp.where(sampled, reference - log_prob, 0)
     kl = jnp.sum(weight * jnp.sum(jnp.exp(away) - 1 - away, -1))
     outside = jnp.where(sampled, jnp.abs(ratio - 1) > config.clip, 0).sum(-1) / count[..., 0]

@@ -91,11 +91,14 @@ CONTRIBUTORS = {
 # a is the agent's points, b the other's, xi reward.xi; an illegal answer gets reward.illegal.
 REWARDS = {
     "game": "a: the selfish reward",
-    "deontological": "-xi for a D after the other's C, else 0",
+    "deontological": (
+        "-xi for a D after the other's C, else 0; of several others, in proportion to how many"
+        " played C"
+    ),
     "utilitarian": "the sum of all players' points",
     "virtue-equality": "1 - |a - b| / (|a| + |b|)",
     "virtue-kindness": "xi for C, whatever comes of it",
-    "maximin": "the points of whoever has least (Rawls 1971)",
+    "maximin": "the smaller of a and b (Rawls 1971)",
     "harm-avoidance": "minus what the other lost against the best the agent could have left it",
     "virtue-mixed(0.5)": "that share of virtue-equality, the rest for C",
     "inequity-aversion(5,0.05)": "a - 5 max(b - a, 0) - 0.05 max(a - b, 0) (Fehr & Schmidt 1999)",
