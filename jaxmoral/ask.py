@@ -31,7 +31,7 @@ def _run(folder: Path, seed: int, plugins: list[str]) -> None:
     check_alone(folder)
     import jax  # slow, as the others; what can be refused is before
 
-    from jaxmoral.learning.saved import load_run
+    from jaxmoral.learning.saved import load_trained
     from jaxmoral.measuring.keeping import set_aside, write_json
     from jaxmoral.measuring.questions import ask
     from jaxmoral.measuring.runs import read_json
@@ -40,8 +40,8 @@ def _run(folder: Path, seed: int, plugins: list[str]) -> None:
     path = folder / "answers.json"
     earlier = read_json(path) if path.is_file() else None  # damage is found now
     use_compilation_cache()
-    config, agent, trainable = load_run(folder)
-    answers = ask(config, agent, trainable, jax.random.key(seed))
+    run = load_trained(folder)
+    answers = ask(run.config, run.agent, run.trainable, jax.random.key(seed))
     if earlier not in (None, answers):
         print(f"{path.name} held other answers; they are in {set_aside(path)} now")
     write_json(answers, path)

@@ -14,7 +14,7 @@ from jaxmoral import evaluate
 from jaxmoral.errors import UserError
 from jaxmoral.learning import training
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.saved import load_population, load_run
+from jaxmoral.learning.saved import load_population, load_trained
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.evaluation import evaluate_agent
 
@@ -157,7 +157,7 @@ def test_each_member_has_its_own_best_and_it_is_kept(tmp_path, monkeypatch, save
     everyone = dict(load_population(folder, "best"))
     for member, name in enumerate(together):
         logits = saved[best[member]][0][member]
-        _, _, trainable = load_run(folder / name, "best")
+        trainable = load_trained(folder / name, "best").trainable
         np.testing.assert_array_equal(trainable["logits"], logits[0])
         np.testing.assert_array_equal(everyone[folder / name].trainable["logits"], logits[0])
     newest = dict(load_population(folder))
@@ -205,7 +205,7 @@ def test_checkpoints_of_earlier_versions_load_and_have_no_best(tmp_path):
         (path / "metrics" / "metrics").write_text(json.dumps({"reward": 99.0}))
     with pytest.raises(UserError, match="says how good its policy is .* there are 1, 2, 3$"):
         evaluate_agent(folder, update="best")
-    _, _, trainable = load_run(folder)
+    trainable = load_trained(folder).trainable
     for ours, theirs in zip(
         jax.tree.leaves(trainable), jax.tree.leaves(trained.trainable), strict=True
     ):
@@ -214,7 +214,7 @@ def test_checkpoints_of_earlier_versions_load_and_have_no_best(tmp_path):
     whole = broken.read_text()
     broken.write_text(whole[:5])
     with pytest.raises(UserError, match=r"metrics/metrics in .* is damaged .*; delete it"):
-        load_run(folder)
+        load_trained(folder)
     broken.write_text(whole)
     longer = configs.load(None, [*FLAGS, "--updates", "9"])
     fit_agent(longer, folder, resume=True, say=quiet, extend=True)

@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import Running, command
@@ -168,7 +169,7 @@ def test_damage_is_found_before_the_work(run_folder, tmp_path, monkeypatch, caps
 def test_damaged_answers_are_found_before_the_work(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.yaml").write_text("{}")
     (tmp_path / "answers.json").write_text("{")
-    monkeypatch.setattr(saved, "load_run", None)
+    monkeypatch.setattr(saved, "load_trained", None)
     with pytest.raises(SystemExit):
         in_process(monkeypatch, "ask", "--run", tmp_path)
     assert f"error: {tmp_path / 'answers.json'} is damaged" in capsys.readouterr().err
@@ -214,7 +215,11 @@ def test_other_answers_are_kept(tmp_path, monkeypatch, capsys):
         ]
     )
     (tmp_path / "config.yaml").write_text("{}")
-    monkeypatch.setattr(saved, "load_run", lambda folder: (None, None, None))
+    monkeypatch.setattr(
+        saved,
+        "load_trained",
+        lambda folder: SimpleNamespace(config=None, agent=None, trainable=None),
+    )
     monkeypatch.setattr(questions, "ask", lambda *_: next(said))
     for seed in (0, 0, 1):
         in_process(monkeypatch, "ask", "--run", tmp_path, "--seed", seed)

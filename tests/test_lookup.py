@@ -14,7 +14,7 @@ from jaxmoral import tournament
 from jaxmoral.errors import UserError
 from jaxmoral.learning.lookup import find_games, find_opponent, training_game
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import load_run
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.reporting.series import reward_bounds
@@ -87,7 +87,7 @@ def test_a_run_read_back_has_its_own(two, tmp_path):
     fit_agent(configs.load(two[1], TABULAR), folder, say=quiet)
     games.register(games.make_game("mine", dict.fromkeys(games.CELLS, (0, 0))))
     try:
-        config, agent, _ = load_run(folder)
+        config = load_trained(folder).config
         assert training_game(config).payoffs.max() == 30
         assert points(measure(folder, ["mine"], ["own"])) == pytest.approx(by_hand(30, 0), abs=1e-4)
         reward = dataclasses.replace(config.reward, name="utilitarian")

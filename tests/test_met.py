@@ -26,7 +26,7 @@ from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import load_run, load_trained
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.models.peft import save_peft
 from jaxmoral.world import chain
@@ -77,7 +77,8 @@ def test_an_agent_as_a_machine_does_what_the_agent_does(length, blank):
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["sampled", "exact"])
 def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monkeypatch):
-    _, agent, trainable = load_run(selfish)
+    met = load_trained(selfish)
+    agent, trainable = met.agent, met.trainable
     shown = Condition(get_game("ipd"), agent.presentation)
     policy = np.asarray(chain.memory_policy(policy_table(agent, shown, trainable).log_probs))
     cells = [[1, 1], [1, 0], [0, 1], [0, 0]]  # (own C, other's C) by the newest cell
@@ -103,7 +104,8 @@ def test_an_agent_sees_the_condition_from_its_own_side(tiny_flags, tmp_path):  #
     """A model in an asymmetric game and other labels than it was trained on."""
     own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2"]
     fit_agent(configs.load(None, [*own, "--lora.rank", "2"]), tmp_path / "other", say=quiet)
-    _, other, trainable = load_run(tmp_path / "other")
+    stored = load_trained(tmp_path / "other")
+    other, trainable = stored.agent, stored.trainable
     flags = ["--mixture.games", "[bos]", "--mixture.labels", "[[A, B], [X, Y]]"]
     flags += ["--env.opponent", str(tmp_path / "other")]
     config = resolve(configs.load(None, [*own, *flags]))
@@ -225,7 +227,7 @@ def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
     resumed = fit_agent(settings(*flags, "--updates", "4"), folder, resume=True, say=quiet)
     assert set(resumed.config.mixture.opponents) == {f"{other}@3", "random"}
     shutil.rmtree(other)
-    assert load_run(folder)[0].mixture.opponents == resumed.config.mixture.opponents
+    assert load_trained(folder).config.mixture.opponents == resumed.config.mixture.opponents
     with pytest.raises(UserError, match=r"mixture\.opponents: there is no run and no PEFT adapter"):
         fit_agent(settings(*flags, "--updates", "6"), folder, resume=True, say=quiet)
 
@@ -241,7 +243,7 @@ def test_a_long_path_is_no_long_key(selfish, tmp_path):
     shutil.copytree(selfish, folder)
     flags = ["--mixture.opponents", json.dumps({str(folder): 1, "random": 1}), "--updates", "1"]
     fit_agent(settings(*flags), tmp_path / "run", say=quiet)
-    assert f"{folder}@3" in load_run(tmp_path / "run")[0].mixture.opponents
+    assert f"{folder}@3" in load_trained(tmp_path / "run").config.mixture.opponents
 
 
 @pytest.mark.slow

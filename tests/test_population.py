@@ -2,6 +2,7 @@
 
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.collect import Setup
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.population import over_members, state_prefix
-from jaxmoral.learning.saved import load_run
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.state import UpdateInputs, adjustable, init_state, make_optimiser
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.evaluation import evaluate_agent
@@ -144,12 +145,9 @@ def test_a_folder_holds_runs_by_name(tmp_path):
     flags = ["--seed", "[0, 1]", "--reward.name", "[game, utilitarian]"]
     together = fit_population(members(*SMALL, *flags), folder, say=quiet)
     name = "seed=1,reward.name=utilitarian"
-    config, _, trainable = load_run(folder / name)
-    assert (config.seed, config.reward.name) == (1, "utilitarian")
-    for ours, theirs in zip(
-        jax.tree.leaves(trainable), jax.tree.leaves(together[name].trainable), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    alone = load_trained(folder / name)
+    assert (alone.config.seed, alone.config.reward.name) == (1, "utilitarian")
+    chex.assert_trees_all_equal(alone.trainable, together[name].trainable)
     run = read_run(folder / name)
     assert [record["update"] for record in run.history] == [1, 2, 3, 4, 5, 6]
     assert run.history == together[name].history
@@ -216,7 +214,7 @@ def test_a_list_is_a_value_where_the_key_is_a_list():
 
 def test_a_population_of_one_is_a_run(tmp_path):
     fit_population(members(*SMALL, "--seed", "[3]"), tmp_path / "one", say=quiet)
-    config, _, _ = load_run(tmp_path / "one")
+    config = load_trained(tmp_path / "one").config
     assert config.seed == 3
 
 
@@ -226,9 +224,9 @@ def test_a_member_is_not_resumed_alone(tmp_path):
     config = configs.load(folder / "seed=0" / "config.yaml")
     with pytest.raises(UserError, match="is a member of a population; resume"):
         fit_agent(config, folder / "seed=0", resume=True, say=quiet)
-    load_run(folder / "seed=0")  # and nothing was left behind
+    load_trained(folder / "seed=0")  # and nothing was left behind
     with pytest.raises(UserError, match="holds a population; name a member"):
-        load_run(folder)
+        load_trained(folder)
 
 
 def test_switch_checkpoints_of_all_members_are_kept(tmp_path):
@@ -250,10 +248,10 @@ def test_a_damaged_list_of_members_is_one_line(tmp_path):
     fit_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)
     (folder / "members.yaml").write_text(yaml.safe_dump({"not": "names"}))
     with pytest.raises(UserError, match="damaged: it must list names"):
-        load_run(folder / "seed=0")
+        load_trained(folder / "seed=0")
     (folder / "members.yaml").write_text(yaml.safe_dump(["seed=1"]))
     with pytest.raises(UserError, match="is no member"):
-        load_run(folder / "seed=0")
+        load_trained(folder / "seed=0")
 
 
 def test_a_checkpoint_of_other_members_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from jaxmoral.api import train_agent, train_population
 from jaxmoral.errors import UserError
 from jaxmoral.learning import metrics, training
 from jaxmoral.learning.checkpoint import Checkpoints
-from jaxmoral.learning.saved import load_run
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.measuring.runs import read_run
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "64", "--ppo.learning_rate", "0.2"]
@@ -84,7 +84,7 @@ def test_a_longer_run_is_read_at_every_update(tmp_path):
     longer = make_config(*STEADY, "--updates", "10")
     train_agent(longer, folder, resume=True, say=quiet)
     for update in (5, "best", None):
-        load_run(folder, update)
+        load_trained(folder, update)
     again = train_agent(longer, folder, resume=True, say=quiet)  # at its end
     assert again.history == []
 
@@ -157,9 +157,9 @@ def test_a_population_goes_on_longer(tmp_path, capsys):
     assert "8 updates instead of 4" in capsys.readouterr().out
     assert records(folder) == records(tmp_path / "whole")
     for name, trained in whole.items():
-        config, _, trainable = load_run(folder / name)
-        assert config == trained.config
-        assert_equal(trainable, trained.trainable)
+        again = load_trained(folder / name)
+        assert again.config == trained.config
+        assert_equal(again.trainable, trained.trainable)
 
 
 @pytest.mark.slow

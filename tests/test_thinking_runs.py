@@ -22,7 +22,7 @@ from jaxmoral.learning.channel import CHAT, OWN, make_thinking, own_channel
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import load_run
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.measures import standard_errors
@@ -78,7 +78,7 @@ def test_marks_around_thoughts_are_settled(run):
     path, trained = run
     assert trained.config.thinking.cue == "\nAnswer:"
     assert trained.config.thinking.stop == "\n"
-    config, _, _ = load_run(path)
+    config = load_trained(path).config
     assert config.thinking == trained.config.thinking
 
 

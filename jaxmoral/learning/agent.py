@@ -67,10 +67,14 @@ class Agent(NamedTuple):
     spoken: Any = None
 
 
+def packed_prompts(agent: Agent, condition: Condition) -> Any:
+    """A condition's prompts as the agent's policy reads them."""
+    return jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
+
+
 def policy_table(agent: Agent, condition: Condition, trainable: Any) -> PolicyTable:
     """What an agent with these parameters says in one condition."""
-    prompts = jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
-    return _read(agent.policy, agent.frozen, prompts, trainable)
+    return _read(agent.policy, agent.frozen, packed_prompts(agent, condition), trainable)
 
 
 @jax.jit(static_argnums=0)

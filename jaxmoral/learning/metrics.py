@@ -12,8 +12,8 @@ import numpy as np
 from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
 from jaxmoral.learning.run_folder import METRICS, TABLE, run_folders
+from jaxmoral.world.memory import OUTCOMES
 
-OUTCOMES = ("C", "D", "illegal")
 ACTION_TYPES = tuple(f"{outcome}|{other}" for outcome in OUTCOMES for other in "CD")
 
 

@@ -7,7 +7,6 @@ needed. `run_folder` says what is where.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxmoral.config import ALONE, Config, MeshConfig, MixtureConfig
 from jaxmoral.config.states import Resolved
@@ -29,18 +28,12 @@ from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.trained import TrainedAgent
 
 
-def load_run(folder: Path, update: Which = None) -> tuple[Config, Agent, Any]:
-    """Reads a run folder: its configuration, its agent, and a checkpoint's parameters.
+def load_trained(folder: Path, update: Which = None) -> TrainedAgent:
+    """Reads a run folder: its configuration, its agent, and a checkpoint's state.
 
     Raises:
       UserError: the folder holds no run, or its checkpoint cannot be used.
     """
-    found = load_trained(folder, update)
-    return found.config, found.agent, found.trainable
-
-
-def load_trained(folder: Path, update: Which = None) -> TrainedAgent:
-    """Reads a run folder as `load_run` does, with a checkpoint's whole state."""
     config = resolve(check_alone(folder))
     agent = _agent_of(config)
     return TrainedAgent(config, agent, load_state(folder, config, agent=agent, update=update), [])

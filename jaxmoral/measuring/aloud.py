@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.thought_tree import Thoughts
-from jaxmoral.learning.agent import Agent, policy_table
+from jaxmoral.learning.agent import Agent, packed_prompts, policy_table
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
 
 
@@ -49,7 +49,7 @@ def think_aloud(agent: Agent, condition: Condition, trainable: Any, key: jax.Arr
     if not isinstance(policy, ThinkingPolicy):
         answers = np.asarray(policy_table(agent, condition, trainable).log_probs)[:, None]
         return Spoken(answers, None, [[""]] * len(answers))
-    prompts = jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
+    prompts = packed_prompts(agent, condition)
     thoughts, answers = _think(policy, agent.frozen, prompts, trainable, key)
     texts, around = decode(agent, thoughts), policy.thinking
     before = [[f"{around.opens} {text}{around.cue}" for text in row] for row in texts]

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from jaxmoral.devices.mesh import place
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent
-from jaxmoral.learning.choices import Forest, Place, Question, encode, padded, plant, reader, size
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.run_folder import Which
 from jaxmoral.measuring.evaluation import group_by_size
+from jaxmoral.measuring.forests import Forest, Place, Question, encode, padded, plant, reader, size
 from jaxmoral.measuring.source import Loaded, Source, load_source, parameters
 
 MOST_NODES = 2048  # of a forest, unless one item alone has more
@@ -82,7 +82,7 @@ def answer_all(loaded: Loaded, items: Sequence[Encoded]) -> dict[str, list[np.nd
 
     Args:
       loaded: with a language policy.
-      items: questions with their tokens (`learning.choices.encode`).
+      items: questions with their tokens (`forests.encode`).
 
     Returns:
       By policy, "base" first, for each item `[num_questions, most_labels + 1]` probabilities: those

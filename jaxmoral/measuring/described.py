@@ -12,7 +12,7 @@ from jaxmoral.learning.lookup import find_opponent
 from jaxmoral.measuring.measures import ERROR, describe_shares, standard_errors
 from jaxmoral.measuring.protocols import Measured
 from jaxmoral.world.games import Game
-from jaxmoral.world.memory import Memory
+from jaxmoral.world.memory import OUTCOMES, Memory
 from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import PAPER_REWARDS, REWARDS, get_reward, reward_table
 
@@ -78,6 +78,6 @@ def describe_policy(
 def named_table(table: np.ndarray, memory: Memory) -> dict[str, dict[str, float]]:
     """Outcomes' probabilities after each history, `[num_histories, 3]`, by name."""
     return {
-        name: dict(zip(("C", "D", "illegal"), map(float, row), strict=True))
+        name: dict(zip(OUTCOMES, map(float, row), strict=True))
         for name, row in zip(memory.names, table, strict=True)
     }

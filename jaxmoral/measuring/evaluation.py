@@ -106,7 +106,7 @@ def evaluate_agent(
                 f"--thoughts-of: only the suite {thoughts.SUITE} exchanges thoughts; add it to"
                 " --suites"
             )
-        policies["swapped"] = thoughts.other_thinker(Path(thoughts_of), agent)
+        policies["another"] = thoughts.other_thinker(Path(thoughts_of), agent)
     unique = {c.key: c for suite in tested.values() for c in suite.values()}
     measured = _measure_all(config, agent, trained=trained, unique=list(unique.values()))
     evaluation = {"update": made} | describe(config, tested, measured=measured)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmoral.learning.metrics import named_action_types
 from jaxmoral.world.games import Game
 from jaxmoral.world.machines import memoryless
-from jaxmoral.world.memory import ILLEGAL, after_matrix, make_memory
+from jaxmoral.world.memory import ILLEGAL, OUTCOMES, after_matrix, make_memory
 from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import bounds
 
@@ -45,7 +45,7 @@ def describe_shares(
         low, high = bounds(tables[name])
         points, span = high - rewards[name], high - low
         regret[name] = {"points": points, "normalised": points / span if span else 0.0}
-    outcomes = dict(zip(("C", "D", "illegal"), map(float, by_previous.sum(0)), strict=True))
+    outcomes = dict(zip(OUTCOMES, map(float, by_previous.sum(0)), strict=True))
     return {
         "outcomes": outcomes,
         "action_types": named_action_types(types if by_previous[-1].sum() else types[:, :2]),

@@ -29,9 +29,9 @@ from jaxmoral.language.scenarios import (
     shown,
     views,
 )
-from jaxmoral.learning.choices import Question, encode
 from jaxmoral.learning.run_folder import Which
 from jaxmoral.measuring.choices import answer_all, longest_prompt, speaking
+from jaxmoral.measuring.forests import Question, encode
 from jaxmoral.measuring.source import Loaded, Source, load_source
 
 RESAMPLES = 2000

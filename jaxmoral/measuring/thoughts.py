@@ -19,19 +19,18 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.thought_tree import Thoughts
-from jaxmoral.learning.agent import Agent
+from jaxmoral.learning.agent import Agent, packed_prompts
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.thinking import information_values
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
 from jaxmoral.measuring.aloud import decode
 from jaxmoral.models.load import same_model
-from jaxmoral.world.memory import NUM_ORDERS
+from jaxmoral.world.memory import NUM_ORDERS, OUTCOMES
 
 PyTree = Any
 SUITE = "thoughts"
 SAMPLES = 3  # thoughts that are shown of each history
-_OUTCOMES = ("C", "D", "illegal")
 
 
 def rethought(agent: Agent, config: Config) -> Agent:
@@ -84,7 +83,7 @@ def study(
     Args:
       agent: that thinks.
       condition: what is shown.
-      policies: parameters by name: "base", "tuned", perhaps "swapped", whose thoughts alone count.
+      policies: parameters by name: "base", "tuned", perhaps "another", whose thoughts alone count.
       key: PRNG key.
 
     Returns:
@@ -93,7 +92,7 @@ def study(
       [{"thought", "C", "D", "illegal"}, ...]}}}}`; errors are those of C. Histories are as in
       "remembered" of `evaluation.describe`.
     """
-    inputs = jax.tree.map(lambda x: x[0], agent.prompter.pack([[condition]]))
+    inputs = packed_prompts(agent, condition)
     policy = agent.policy
     assert isinstance(policy, ThinkingPolicy)
     keys = dict(zip(policies, jax.random.split(key, len(policies)), strict=True))
@@ -103,7 +102,7 @@ def study(
     }
     names = condition.presentation.remembers(condition.game).names
     found = {}
-    for name in (name for name in policies if name != "swapped"):
+    for name in (name for name in policies if name != "another"):
         own = thought[name]
         given = {
             "own": own,
@@ -111,7 +110,7 @@ def study(
             "another history's": jax.tree.map(lambda x: jnp.roll(x, NUM_ORDERS, axis=0), own),
         }
         given |= {"base's": thought["base"]} if name != "base" else {}
-        given |= {"another agent's": thought["swapped"]} if "swapped" in thought else {}
+        given |= {"another agent's": thought["another"]} if "another" in thought else {}
         answers = {
             whose: np.asarray(
                 _answers(policy, agent.frozen, inputs, policies[name], thoughts), np.float64
@@ -169,7 +168,7 @@ def _table(answers: np.ndarray, names: list[str]) -> dict[str, dict[str, float]]
     probs = np.exp(answers)
     rows = _by_history(probs.mean(1)).mean(1)
     return {
-        name: dict(zip(_OUTCOMES, map(float, row), strict=True)) | {"error": float(error)}
+        name: dict(zip(OUTCOMES, map(float, row), strict=True)) | {"error": float(error)}
         for name, row, error in zip(names, rows, _error(probs[..., 0]), strict=True)
     }
 
@@ -181,7 +180,7 @@ def _said(
     texts, probs = decode(agent, thoughts), np.exp(answers)
     return {
         name: [
-            {"thought": text, **dict(zip(_OUTCOMES, map(float, row), strict=True))}
+            {"thought": text, **dict(zip(OUTCOMES, map(float, row), strict=True))}
             for text, row in zip(texts[prompt][:SAMPLES], probs[prompt], strict=False)
         ]
         for name, prompt in zip(names, range(0, len(texts), NUM_ORDERS), strict=True)

@@ -18,10 +18,9 @@ from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.aloud import think_aloud
 from jaxmoral.world.games import Game
 from jaxmoral.world.machines import Opponent
-from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS
+from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, OUTCOMES
 from jaxmoral.world.pairs import Structure, agent_player, machine_player
 
-OUTCOMES = ("C", "D", "illegal")
 EPISODES = "episodes*.jsonl"  # the files in a run folder that a report shows
 
 

@@ -23,8 +23,8 @@ from jaxmoral.models.layers import keys_from
 from jaxmoral.models.lora import LayerAdapter
 from jaxmoral.models.quantise import Quantised, dequantise, matrix, read_matrix
 from jaxmoral.models.vocabulary import (
+    EmbeddingPieces,
     Known,
-    Vocabulary,
     block_sums,
     cut,
     divergence,
@@ -302,7 +302,7 @@ class Decoder(nnx.Module):
 
     def _vocabulary(
         self, excluded: jax.Array, num_rows: int, max_logits: int, width: int = 1
-    ) -> tuple[Callable[[Any], jax.Array], Vocabulary]:
+    ) -> tuple[Callable[[Any], jax.Array], EmbeddingPieces]:
         """The head in pieces of which so many rows' logits fit, and how a piece is read.
 
         So many neighbouring tokens as `width` says stay together, if parts of devices allow it.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 PyTree = Any
 
 
-class Vocabulary(NamedTuple):
+class EmbeddingPieces(NamedTuple):
     """An embedding in pieces.
 
     Attributes:
@@ -37,7 +37,7 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 
 def cut(
     table: PyTree, excluded: jax.Array, at_once: int, splits: int = 1, width: int = 1
-) -> Vocabulary:
+) -> EmbeddingPieces:
     """Cuts an embedding into as few equal pieces as have at most `at_once` tokens, if they can.
 
     Args:
@@ -52,7 +52,7 @@ def cut(
     counts = (n for n in range(1, part // width + 1) if part % (n * width) == 0)
     num_pieces = next(n for n in counts if excluded.shape[1] // n <= max(at_once, splits))
     shape = (splits, num_pieces, part // num_pieces)
-    return Vocabulary(
+    return EmbeddingPieces(
         jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), table),
         excluded.reshape(len(excluded), *shape),
     )
@@ -78,7 +78,7 @@ class Known(NamedTuple):
 def know(
     read: Callable[[PyTree], jax.Array],
     cap: float | None,
-    vocabulary: Vocabulary,
+    vocabulary: EmbeddingPieces,
     hidden: jax.Array,
     *,
     compared: bool,
@@ -103,7 +103,7 @@ def know(
 def divergence(
     read: Callable[[PyTree], jax.Array],
     cap: float | None,
-    vocabulary: Vocabulary,
+    vocabulary: EmbeddingPieces,
     one: Known,
     other: tuple[jax.Array, jax.Array],
 ) -> jax.Array:
@@ -127,7 +127,7 @@ def divergence(
     return log_sums - one.log_sums - gap
 
 
-def _mean_gap(read, cap, vocabulary: Vocabulary, one: Known, hidden: jax.Array) -> jax.Array:
+def _mean_gap(read, cap, vocabulary: EmbeddingPieces, one: Known, hidden: jax.Array) -> jax.Array:
     """The mean difference of logits under `one`, `[num_rows]`."""
     pair = jnp.stack([one.hidden.astype(hidden.dtype), hidden])
 
@@ -143,7 +143,7 @@ def _mean_gap(read, cap, vocabulary: Vocabulary, one: Known, hidden: jax.Array) 
 
 
 def _piece(
-    read: Callable[[PyTree], jax.Array], vocabulary: Vocabulary, index: jax.Array
+    read: Callable[[PyTree], jax.Array], vocabulary: EmbeddingPieces, index: jax.Array
 ) -> jax.Array:
     """The embeddings of one piece, `[splits * size, embed_dim]`."""
     take = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, 1, keepdims=False)
@@ -154,7 +154,7 @@ def _piece(
 def block_sums(
     read: Callable[[PyTree], jax.Array],
     cap: float | None,
-    vocabulary: Vocabulary,
+    vocabulary: EmbeddingPieces,
     hidden: jax.Array,
     width: int,
 ) -> jax.Array:
@@ -187,7 +187,7 @@ def block_sums(
 def log_sum_exp(
     read: Callable[[PyTree], jax.Array],
     cap: float | None,
-    vocabulary: Vocabulary,
+    vocabulary: EmbeddingPieces,
     hidden: jax.Array,
 ) -> jax.Array:
     """The log of the summed exponentials of all logits but the excluded ones.
@@ -221,7 +221,7 @@ class _Sums(NamedTuple):
 def _pass(
     read: Callable[[PyTree], jax.Array],
     cap: float | None,
-    vocabulary: Vocabulary,
+    vocabulary: EmbeddingPieces,
     hidden: jax.Array,
     *,
     with_gradient: bool,

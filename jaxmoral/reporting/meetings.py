@@ -16,8 +16,8 @@ from jaxmoral.measuring.tournaments import FILE, RATES
 from jaxmoral.reporting.figures import Drawn, Tips
 from jaxmoral.reporting.sections import Section, agents_in
 from jaxmoral.reporting.styles import game_title, level, line_styles, wrapped
+from jaxmoral.world.memory import OUTCOMES
 
-KINDS = ("C", "D", "illegal")
 _MOST_NAMED = 40  # rows of a heat map that still have names beside them
 _MOST_COLOURED = 8  # lines of a figure of who spreads
 _JUMP = 0.02  # answers to two rates that differ by more, though the rates are as near as
@@ -364,7 +364,7 @@ def map_sections(rows: pd.DataFrame, tabular: bool) -> list[Section]:
 
 def _fingerprint_curves(rows: pd.DataFrame) -> tuple[dict[str, np.ndarray], str, list[str]]:
     """Curves by agent, the game they are of, and the agents that have none."""
-    cells = [f"remembered/{cell}/{kind}" for cell in ("CC", "CD", "DC", "DD") for kind in KINDS]
+    cells = [f"remembered/{cell}/{kind}" for cell in ("CC", "CD", "DC", "DD") for kind in OUTCOMES]
     shown = rows[rows["metric"].str.startswith("remembered/")]
     curves: dict[str, np.ndarray] = {}
     others: list[str] = []

@@ -22,7 +22,8 @@ History = tuple[tuple[int, int], ...]  # (own, other) per round, oldest first
 # Of the labels in a prompt, drawn anew every round. Prompt `history * NUM_ORDERS + order` shows a
 # history in an order.
 NUM_ORDERS = 4
-ILLEGAL = 2  # the third outcome, after 0 for C and 1 for D
+OUTCOMES = ("C", "D", "illegal")  # of a round, by their numbers
+ILLEGAL = 2
 
 
 def look_up(table: np.ndarray | jax.Array, *index: jax.Array | int) -> jax.Array:

@@ -22,9 +22,9 @@ from jaxmoral.api import train_agent
 from jaxmoral.config import parse
 from jaxmoral.language.scenarios import Item, Option, shown, views
 from jaxmoral.language.texts import BUILTIN, read_texts
-from jaxmoral.learning.choices import Question, encode
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.measuring.choices import answer_all, longest_prompt
+from jaxmoral.measuring.forests import Question, encode
 from jaxmoral.measuring.source import Loaded, load_source
 from jaxmoral.models.lora import Lora
 from jaxmoral.models.merged import save_merged
