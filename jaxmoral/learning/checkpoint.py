@@ -375,6 +375,7 @@ def _shapes(tree: Any) -> dict[str, tuple]:
 
 
 def shown_members(names: Iterable[str]) -> str:
+    """The members in a message, three of them by name."""
     listed = list(names)
     if listed == [ALONE]:
         return "a single agent"

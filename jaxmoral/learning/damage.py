@@ -62,6 +62,7 @@ def judged(path: Path) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
     # What the system said is deep inside a storage library's message.
     if known := re.search("No space left on device|Disk quota exceeded", str(error)):
         return known[0]

@@ -276,5 +276,6 @@ class PromptedModel:
 
 
 def value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
+    """The value head's estimate in points, `[..., embed_dim]` to `[...]` in float32."""
     head = trainable["value_head"]
     return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]

@@ -107,7 +107,9 @@ def per_member(members: Members) -> frozenset[str]:
 
 
 def state_prefix(update: Any, players: Any) -> TrainState:
-    """A prefix of a state: one thing for the number of updates, which members share, and a rest."""
+    """What stands for a state's parts, as axes do: one thing for the number of updates, which
+    members share, and one for the rest.
+    """
     return TrainState(update, players)
 
 

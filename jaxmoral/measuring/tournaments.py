@@ -347,6 +347,7 @@ def check_same(path: Path, settings: Mapping[str, Any], games: Sequence[Game]) -
 
 
 def members_in(folder: Path) -> list[str]:
+    """The members of a population, none of any other folder."""
     return member_names(folder) if is_population(folder) else []
 
 

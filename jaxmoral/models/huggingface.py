@@ -1,8 +1,8 @@
 """Reads a text model from a folder in Hugging Face layout.
 
-`config.json`, safetensors (one file, or shards with an index) and a tokenizer; the vision-language
-layout of Gemma 3 is read too, its text part alone. Tensors are read one at a time, so the host
-never holds the model twice.
+`config.json`, safetensors (one file, or shards with an index) and a tokenizer; the layouts of
+Gemma 3 and 4 that see or hear are read too, their text part alone. Tensors are read one at a time,
+so the host never holds the model twice.
 
 The folder may be a stranger's: no pickle is opened, no code of its is run, and no file outside it
 is read, whatever its files ask for. Only symbolic links are followed; the hub's cache is made so.

@@ -153,8 +153,10 @@ def _metadata(path: Path) -> dict[str, str]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
+    except OSError:
         return {}
+    except safetensors.SafetensorError as error:
+        raise UserError(f"lora.adapter: {path} is damaged ({error})") from None
 
 
 def at_revision(source: str, folder: Path) -> str:

@@ -59,6 +59,7 @@ CONTRIBUTORS: dict[str, Callable[..., Contributor]] = {
 
 
 def get_contributor(num_players: int, name: str) -> Contributor:
+    """The contributor of a name, as in "noisy(conditional,0.1)"; raises UserError if unknown."""
     return build("opponent", name, {}, CONTRIBUTORS, (num_players,))
 
 
