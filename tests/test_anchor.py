@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -97,8 +98,7 @@ def test_without_a_coefficient_nothing_changes(flags, free):
     other = ["--anchor.tokens", "300", "--anchor.at_once", "300"]
     again = fit_agent(configs.load(None, [*flags, *other]), say=quiet)
     assert again.agent.spoken is None
-    for own, before in zip(*(jax.tree.leaves(one.state) for one in (again, free)), strict=True):
-        np.testing.assert_array_equal(own, before)
+    chex.assert_trees_all_equal(again.state, free.state)
     assert "anchor_kl" not in free.history[0]
 
 
@@ -118,8 +118,7 @@ def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):
     fit_agent(config, tmp_path / "run", say=quiet)
     longer = configs.load(None, [*flags, *COEF])
     again = fit_agent(longer, tmp_path / "run", resume=True, say=quiet)
-    for own, before in zip(*(jax.tree.leaves(one.state) for one in (again, trained)), strict=True):
-        np.testing.assert_array_equal(own, before)
+    chex.assert_trees_all_equal(again.state, trained.state)
     more = configs.load(None, [*flags, *COEF, "--updates", "6"])
     for damage in ('{"openings": [[1]], "continuations": [[2]]}', "{", None):
         path = tmp_path / "run" / "anchor.json"

@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,10 +34,6 @@ FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_eve
 
 def quiet(line):
     pass
-
-
-def leaves(trained):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(trained.state)]
 
 
 def lines(folder):
@@ -69,8 +66,7 @@ def test_a_full_disk(size, tmp_path):
         configs.load(tmp_path / "resumed" / "config.yaml"), tmp_path / "resumed", True, quiet
     )
     assert lines(tmp_path / "resumed") == lines(elsewhere)
-    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(resumed.state, whole.state)
 
 
 @pytest.mark.slow
@@ -105,8 +101,7 @@ def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "back" / "checkpoints" / "9")
     again = train_agent(config, tmp_path / "back", resume=True, say=quiet)
     assert lines(tmp_path / "back") == lines(tmp_path / "whole")
-    for ours, theirs in zip(leaves(again), leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(again.state, whole.state)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -227,8 +222,7 @@ def test_what_the_system_refuses_to_read_is_no_damage(number, finished, tmp_path
             patch.setattr(kind, "read_text", fail)
         refused(folder, f"cannot read the checkpoint .*/6 .*{os.strerror(number)}")
     again = train_agent(configs.load(folder / "config.yaml"), folder, True, quiet)
-    for ours, theirs in zip(leaves(again), leaves(finished[1]), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(again.state, finished[1].state)
 
 
 def test_what_the_storage_library_cannot_open_is_no_damage(finished, tmp_path):
@@ -261,8 +255,7 @@ def test_any_change_beside_a_state_is_damage(seed, finished, tmp_path):
     assert re.search("6 is damaged .*; going back to update 4", said[0])
     again = train_agent(configs.load(folder / "config.yaml"), folder, True, quiet)
     assert (folder / "damaged" / "6").is_dir()
-    for ours, theirs in zip(leaves(again), leaves(finished[1]), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(again.state, finished[1].state)
 
 
 def test_lost_metrics_are_noticed(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from test_mixture import (  # noqa: F401
     TABULAR,
     assert_expected,
     assert_gradient,
-    leaves,
     plain,
     quiet,
     settings,
@@ -206,8 +206,7 @@ def test_a_resumed_run_goes_on_with_its_past(tmp_path):
     for update in (12, 13, 14):
         shutil.rmtree(cut / "checkpoints" / str(update))
     resumed = fit_agent(settings(*flags), cut, resume=True, say=quiet)
-    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(resumed.state, whole.state)
     shutil.rmtree(cut / "checkpoints" / "4")
     shutil.rmtree(cut / "checkpoints" / "14")
     with pytest.raises(UserError, match=r"meets itself as it was before update 4 \(no checkpoint"):
@@ -252,8 +251,7 @@ def test_members_meet_their_own_past():
     together = fit_population(members, say=quiet)
     for name, config in members.items():
         alone = fit_agent(config, say=quiet)
-        for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        chex.assert_trees_all_equal(together[name].state, alone.state)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,10 +66,6 @@ def test_of_several_players_nobody_but_those_of_the_mixture_need_be_known():
     assert settings(*group, "{conditional: 1, random: 1}").env.opponent == "tit-for-tat"
     with pytest.raises(UserError, match="mixture.opponents: unknown name 'tit-for-tat'"):
         settings(*group, "{tit-for-tat: 1, random: 1}")
-
-
-def leaves(trained):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(trained.state)]
 
 
 def plain(record):
@@ -175,8 +172,7 @@ def test_a_mixture_of_one_is_the_run_without(tiny_flags, flags):
     flags = [*tiny_flags, "--updates", "2", *flags]
     alone = fit_agent(configs.load(None, [*flags, "--prompt.labels", "[X, Y]"]), say=quiet)
     mixed = fit_agent(configs.load(None, [*flags, *ONE]), say=quiet)
-    for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(mixed.state, alone.state)
     assert [plain(r) for r in mixed.history] == [plain(r) for r in alone.history]
 
 
@@ -257,8 +253,7 @@ def test_the_log_says_what_was_drawn_and_a_resumed_run_goes_on(tmp_path):
     fit_agent(config, tmp_path / "cut", say=quiet)
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "6")
     resumed = fit_agent(config, tmp_path / "cut", resume=True, say=quiet)
-    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(resumed.state, whole.state)
     logs = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("whole", "cut")
@@ -278,8 +273,7 @@ def test_members_of_a_population_draw_for_themselves(tmp_path):
     together = fit_population(members, tmp_path / "both", say=quiet)
     for name, config in members.items():
         alone = fit_agent(config, say=quiet)
-        for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        chex.assert_trees_all_equal(together[name].state, alone.state)
         assert [r["conditions"] for r in together[name].history] == [
             r["conditions"] for r in alone.history
         ]
@@ -412,8 +406,7 @@ def test_one_opponent_in_a_mixture_is_that_opponent(estimator):
     flags = ["--ppo.estimator", estimator]
     alone = fit_agent(settings(*flags, "--env.opponent", "prober"), say=quiet)
     mixed = fit_agent(settings(*flags, "--mixture.opponents", "{prober: 3}"), say=quiet)
-    for ours, theirs in zip(leaves(mixed), leaves(alone), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(mixed.state, alone.state)
 
 
 @pytest.mark.slow
@@ -421,10 +414,7 @@ def test_a_population_meets_a_mixture_of_opponents():
     members = configs.load_members(None, [*TABULAR, *MET, "--reward.xi", "[1, 4]"])
     together = fit_population(members, say=quiet)
     for name, config in members.items():
-        for ours, theirs in zip(
-            leaves(together[name]), leaves(fit_agent(config, say=quiet)), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
+        chex.assert_trees_all_equal(together[name].state, fit_agent(config, say=quiet).state)
 
 
 @pytest.mark.parametrize(

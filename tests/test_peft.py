@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,8 +83,7 @@ def test_an_exported_adapter_gives_our_logits_in_peft(models, kind, stabilised, 
     assert np.abs(ours - logits(model, {}, lora)).max() > 0.01
     back, settings = load_peft(tmp_path, model[0], 0.1)
     assert settings == lora
-    for ours, theirs in zip(jax.tree.leaves(adapter), jax.tree.leaves(back), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(adapter, back)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -211,8 +211,7 @@ def test_prefixes_that_trl_leaves(models, tmp_path):
     }
     safetensors.numpy.save_file(renamed, path)
     found, _ = load_peft(tmp_path, config, 0.0)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(found, expected)
 
 
 @pytest.mark.parametrize(

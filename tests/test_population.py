@@ -69,10 +69,7 @@ def test_each_member_is_bit_for_bit_what_it_is_alone(flags):
     together = fit_population(configurations, say=quiet)
     for name in list(configurations)[::3]:
         alone = fit_agent(configurations[name], say=quiet)
-        for ours, theirs in zip(
-            jax.tree.leaves(together[name].state), jax.tree.leaves(alone.state), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
+        chex.assert_trees_all_equal(together[name].state, alone.state)
         # Means over samples are only logged; their last digit depends on the order of a sum.
         last, expected = together[name].history[-1], alone.history[-1]
         for key in ("reward_mean", "loss", "kl", "entropy", "p_illegal"):

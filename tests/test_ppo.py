@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -267,10 +268,7 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         gradient = jax.grad(loss)(trainable)
         step, opt_state = optimiser.update(gradient, opt_state, trainable)
         trainable = optax.apply_updates(trainable, step)
-    for ours, theirs in zip(
-        jax.tree.leaves(players.trainable), jax.tree.leaves(trainable), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    chex.assert_trees_all_close(players.trainable, trainable, atol=2e-6, rtol=1e-7)
 
 
 @pytest.mark.slow
@@ -488,10 +486,7 @@ def test_sharing_the_forward_pass_changes_nothing(tiny):
 
     fields = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}
     apart, _ = run(Separate(**fields), config, environment(), 1, weights, inputs)
-    for ours, theirs in zip(
-        jax.tree.leaves(shared.trainable), jax.tree.leaves(apart.trainable), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    chex.assert_trees_all_close(shared.trainable, apart.trainable, atol=1e-5, rtol=1e-7)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 
-import jax
+import chex
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -33,11 +33,6 @@ def make_config(*flags):
 
 def records(folder):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics.read(folder)]
-
-
-def assert_equal(one, other):
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def content(folder):
@@ -71,7 +66,7 @@ def test_a_run_that_goes_on_longer_is_a_longer_run(flags, tmp_path):
     stored = configs.load(folder / "config.yaml", ["--updates", "10"])
     longer = train_agent(stored, folder, resume=True, say=said.append)
     assert "10 updates instead of 5; the same as a run of 10" in said[0]
-    assert_equal(longer.state, whole.state)
+    chex.assert_trees_all_equal(longer.state, whole.state)
     assert records(folder) == records(tmp_path / "whole")
     assert configs.load(folder / "config.yaml") == whole.config == longer.config
     assert best(folder) == best(tmp_path / "whole")
@@ -159,7 +154,7 @@ def test_a_population_goes_on_longer(tmp_path, capsys):
     for name, trained in whole.items():
         again = load_trained(folder / name)
         assert again.config == trained.config
-        assert_equal(again.trainable, trained.trainable)
+        chex.assert_trees_all_equal(again.trainable, trained.trainable)
 
 
 @pytest.mark.slow
@@ -169,7 +164,7 @@ def test_members_in_another_order_stay_who_they_are(tmp_path):
     before = train_population(load("[1, 0]"), folder, say=quiet)
     after = train_population(load("[0, 1]"), folder, resume=True, say=quiet)
     for name, trained in before.items():
-        assert_equal(after[name].state, trained.state)
+        chex.assert_trees_all_equal(after[name].state, trained.state)
 
 
 def test_extend_needs_resume(tmp_path):
@@ -238,7 +233,7 @@ def test_the_folder_of_the_first_adapter_is_not_needed(shallow, tmp_path):
         (copy, longer),
     ):
         resumed = train_agent(config, where, resume=True, say=quiet)
-        assert_equal(resumed.state, whole.state)
+        chex.assert_trees_all_equal(resumed.state, whole.state)
         assert resumed.config == whole.config
     # What an update begins with, computed by the update itself.
     labels = [

@@ -3,8 +3,7 @@
 import shutil
 from pathlib import Path
 
-import jax
-import numpy as np
+import chex
 import pytest
 import tiny_model
 
@@ -24,11 +23,6 @@ EXACT = {"games": ["ipd"], "protocols": ["exact"]}
 
 def quiet(line):
     pass
-
-
-def assert_equal(one, other):
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +46,9 @@ def test_training_goes_on_from_a_runs_adapter(first, tmp_path):
     assert (lora.adapter, lora.rank, lora.alpha, lora.targets) == (f"{source}@2", 3, 6.0, ("q",))
     before = load_state(folder, begun.config, agent=begun.agent, update=0).players.trainable
     theirs = load_trained(source).state.players.trainable
-    assert_equal(before["adapter"], theirs["adapter"])
+    chex.assert_trees_all_equal(before["adapter"], theirs["adapter"])
     with pytest.raises(AssertionError):  # it was trained on
-        assert_equal(begun.state.players.trainable["adapter"], theirs["adapter"])
+        chex.assert_trees_all_equal(begun.state.players.trainable["adapter"], theirs["adapter"])
     shutil.rmtree(source)
     resumed = train_agent(configs.load(None, [*flags, "--updates", "2"]), folder, True, quiet)
     assert int(resumed.state.update) == 2
@@ -71,7 +65,7 @@ def test_an_adapter_on_its_base_is_the_run(first):
         loaded = load_source(configs.load(None, [*flags, "--lora.adapter", name]))
         run = load_source(folder, update)
         assert loaded.config.lora.adapter == f"{folder}@{run.update}"
-        assert_equal(loaded.trained["adapter"], run.trained["adapter"])
+        chex.assert_trees_all_equal(loaded.trained["adapter"], run.trained["adapter"])
     ours, theirs = (evaluate_agent(source, **EXACT)["suites"] for source in (loaded, run))
     assert ours == theirs
 

@@ -6,6 +6,7 @@ import sys
 from html import escape
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -46,10 +47,6 @@ def settings(flags, *more):
     return configs.load(None, [*flags, *more])
 
 
-def leaves(trained):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(trained.state)]
-
-
 def records(trained):
     return [{k: v for k, v in r.items() if k != "seconds"} for r in trained.history]
 
@@ -88,8 +85,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(run, flags, tmp_path):
     fit_agent(config, tmp_path / "cut", say=quiet)
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "3")  # as if the rest had been lost
     resumed = fit_agent(config, tmp_path / "cut", resume=True, say=quiet)
-    for ours, theirs in zip(leaves(resumed), leaves(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(resumed.state, whole.state)
     assert records(resumed) == records(whole)[2:]
 
 
@@ -138,8 +134,7 @@ def test_members_of_a_population_are_runs_alone(flags):
     together = fit_population(members, say=quiet)
     for name, config in members.items():
         alone = fit_agent(config, say=quiet)
-        for ours, theirs in zip(leaves(together[name]), leaves(alone), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(together[name].state, alone.state, rtol=1e-4, atol=1e-5)
 
 
 MESHES = {

@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -113,10 +114,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole, tmp_path, monkeypat
     resumed = fit_agent(make_config(), folder, resume=True, say=quiet)
     assert resumed.interrupted is None
     assert records(folder) == records(whole[0])  # bit-equal
-    for ours, theirs in zip(
-        jax.tree.leaves(resumed.state), jax.tree.leaves(whole[1].state), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(resumed.state, whole[1].state)
 
 
 VARIANTS = {
@@ -152,10 +150,7 @@ def test_every_kind_of_training_resumes_to_the_last_bit(variant, tmp_path, monke
         fit_agent(make_config(*flags), tmp_path / "run", say=quiet)
     resumed = fit_agent(make_config(*flags), tmp_path / "run", resume=True, say=quiet)
     assert int(resumed.state.update) == 12
-    for ours, theirs in zip(
-        jax.tree.leaves(resumed.state), jax.tree.leaves(complete.state), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(resumed.state, complete.state)
 
 
 def test_a_schedule_trains_as_its_parts_would():
@@ -199,8 +194,7 @@ def test_the_whole_state_is_restored(whole):
     assert np.abs(np.asarray(restored.players.trainable["values"])).max() > 0.01
     assert float(restored.players.moments.seen[0]) == 12 * 256 * 5
     assert float(restored.players.kl_coef[0]) != config.ppo.kl_coef
-    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(restored, state)
 
 
 @pytest.mark.slow
@@ -239,10 +233,7 @@ def test_a_damaged_checkpoint(whole, tmp_path, capsys):
     assert "12 is damaged" in (said := capsys.readouterr().out)
     assert "going back to update 10" in said
     again = fit_agent(make_config(), folder, resume=True, say=quiet)
-    for ours, theirs in zip(
-        jax.tree.leaves(again.state), jax.tree.leaves(whole[1].state), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal(again.state, whole[1].state)
     assert (folder / "damaged" / "12").is_dir()
     assert [line["update"] for line in metrics.read(folder)] == list(range(1, 13))
 
