@@ -25,8 +25,8 @@ class ModelConfig:
       quantisation: of the frozen matrices: 8-bit integers or 4-bit NF4 instead of `dtype`.
       remat: what the backward pass recomputes instead of finding it in memory: nothing ("none"),
         what is cheap to make from the matrix products ("elementwise"), or whole blocks ("block").
-      max_nodes: of one prompt tree; more prompts make several, one after the other. Of
-        so many nodes activations are kept for the backward pass; those of more are made again.
+      max_nodes: of one prompt tree; more prompts make several, one after the other. Activations of
+        so many nodes are kept for the backward pass, those of more are made again.
       max_logits: how many logits are in memory at once, in millions; more are made in parts.
     """
 
