@@ -140,6 +140,8 @@ def experience_of(
     estimators = {"sampled": sample_rounds, "exact": expect_rounds}
     estimate = estimators[setup.config.estimator]
     experience = estimate(table, state.players.moments, inputs, keys, setup)
+    if inputs.teacher is not None:  # of what it says the entropy is no part
+        return experience
     coefs = jnp.full(len(table.values), entropy_coef(state.update, setup))
     return experience._replace(metrics=experience.metrics | {"entropy_coef": coefs})
 

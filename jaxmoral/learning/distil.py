@@ -44,13 +44,12 @@ def collect_lessons(state: TrainState, inputs: UpdateInputs, keys: Keys, setup: 
     read = partial(read_tables, inputs=inputs, policy=setup.policy)
     table, pullback = jax.vjp(lambda trainable: read(trainable, None), state.players.trainable)
     experience = experience_of(table, state, inputs, keys, setup)
-    metrics = {k: v for k, v in experience.metrics.items() if k != "entropy_coef"}
     return Collected(
         read=read,
         behaviour=None if setup.policy.dropout else (table, pullback),
         differentiate=jax.vmap(jax.grad(distil_loss, has_aux=True)),
         batches=every_epoch(inputs.teacher, setup.config),
-        metrics=metrics,
+        metrics=experience.metrics,
         moments=experience.moments,
         kl=experience.metrics["kl"],
     )
