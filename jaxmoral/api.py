@@ -59,13 +59,14 @@ def train_population(
 def _draw(home: Path, names: list[str]) -> None:
     """Pictures of a run, or of a population's members, also for their trackers."""
     from jaxmoral.measuring.runs import read_run
-    from jaxmoral.reporting import figures  # slow to import, and only needed here
+    from jaxmoral.reporting.canvas import save  # slow to import, and only needed here
+    from jaxmoral.reporting.figures import training_types
 
     pictures: dict[str, Path] = {}
     folders = run_folders(home, names)
     for folder in tqdm(folders.values(), "pictures", leave=False, disable=len(folders) == 1):
         run = read_run(folder)
-        drawn = figures.training_types({run.title: [run]})
-        path = figures.save(drawn, folder / "action_types.png")
+        drawn = training_types({run.title: [run]})
+        path = save(drawn, folder / "action_types.png")
         pictures[str(path.relative_to(home).with_suffix(""))] = path
     add_to_trackers(home, len(run.history), {}, pictures)

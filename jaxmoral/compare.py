@@ -64,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> None:
             print(f"note: the runs differ in {what}, {', '.join(map(str, sorted(held)))}")
     folder = arguments.output_dir
     if folder is not None:
-        from jaxmoral.reporting.comparison import differences  # slow to import
-        from jaxmoral.reporting.figures import save
+        from jaxmoral.reporting.canvas import save  # slow to import
+        from jaxmoral.reporting.comparison import differences
 
         folder.mkdir(parents=True, exist_ok=True)
         found.table.to_csv(folder / "comparison.csv", index=False)

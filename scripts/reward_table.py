@@ -21,7 +21,8 @@ from jaxmoral.errors import run_command
 from jaxmoral.learning.environments import environment
 from jaxmoral.measuring.runs import Run
 from jaxmoral.models.load import use_compilation_cache
-from jaxmoral.reporting import figures
+from jaxmoral.reporting.canvas import save
+from jaxmoral.reporting.figures import training_types
 from jaxmoral.world.chain import against, visits
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rewards import PAPER_REWARDS
@@ -71,7 +72,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
     if arguments.picture:
-        figures.save(figures.training_types(histories), arguments.picture)
+        save(training_types(histories), arguments.picture)
 
 
 def row(trained: jaxmoral.TrainedAgent) -> str:

@@ -289,6 +289,43 @@ def test_what_holds_outside_is_beside_each_other(tmp_path):
     assert [mixed, "tuned", "deontological regret", *[f"2.00 ± {regret:.2f}"] * 2] in rows
 
 
+def marks_and_legend(series):
+    """The colour of every tip's mark by the tip, and of every name of the legend."""
+    (section,) = outside_sections(series)
+    figure, tips = section.draw()
+    marks = {tips[artist.get_gid()]: artist for artist in figure.findobj(lambda a: a.get_gid())}
+    (legend,) = figure.legends
+    names = (text.get_text().replace("\n", " ") for text in legend.get_texts())
+    return (
+        {tip: mark.get_color() for tip, mark in marks.items()},
+        dict(zip(names, (line.get_color() for line in legend.get_lines()), strict=True)),
+    )
+
+
+def test_an_agent_of_a_mixture_looks_the_same_beside_whatever_else(tmp_path):
+    mixed, listed = ("--mixture.labels", "words(3)"), ("--mixture.labels", "[[A, B], [X, Y]]")
+    found = []
+    for reward, kinds in {"utilitarian": (listed, mixed), "game": (mixed, ())}.items():
+        for flags in kinds:
+            name = f"{reward}{len(found)}"
+            run = make_run(tmp_path, name, "--reward.name", reward, *flags)
+            found.append(run._replace(evaluation=outside_of(run.config, 0.1, 1.0)))
+    marks, legend = marks_and_legend(group_runs(found)[0])
+    for name in ("labels words(3)", "labels A/B X/Y", "labels action1/action2"):
+        drawn = {colour for tip, colour in marks.items() if name in tip}
+        assert drawn == {legend[name]}
+    assert len(set(legend.values())) == len(legend) == 4  # and the base's
+
+
+def test_rewards_of_one_agent_each_have_one_name(tmp_path):
+    found = [make_run(tmp_path, "not tested", "--reward.name", "game")]  # so that labels tell apart
+    for reward in ("utilitarian", "game"):
+        run = make_run(tmp_path, reward, "--reward.name", reward, "--mixture.labels", "words(3)")
+        found.append(run._replace(evaluation=outside_of(run.config, 0.1, 1.0)))
+    _, legend = marks_and_legend(group_runs(found)[0])
+    assert list(legend) == ["trained", "hollow: the base beside it"]
+
+
 def test_runs_that_were_not_tested_outside_have_no_place_there(tmp_path):
     series, _ = group_runs([make_run(tmp_path, "a", evaluation=evaluated("labels", {"ipd": 1.0}))])
     assert outside_sections(series) == []

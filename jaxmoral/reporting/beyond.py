@@ -12,7 +12,7 @@ from jaxmoral.language.scenarios import LEGAL, WHOLE
 from jaxmoral.measuring.beyond import RETENTION, SCENARIOS, interval_text, is_share
 from jaxmoral.measuring.keeping import of_update
 from jaxmoral.measuring.runs import Run, read_json
-from jaxmoral.reporting.figures import Drawn, Tips
+from jaxmoral.reporting.canvas import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
 from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, level, wrapped

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxmoral.measuring.comparing import MEASURES, Comparison
-from jaxmoral.reporting.figures import Drawn
+from jaxmoral.reporting.canvas import Drawn
 from jaxmoral.reporting.styles import INK, MARK
 
 _LEAST = 0.01  # of a difference, beside which nothing looks large

@@ -12,6 +12,7 @@ from jaxmoral.measuring.keeping import EVALUATION, keep
 from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.results import rows
 from jaxmoral.reporting import figures
+from jaxmoral.reporting.canvas import Drawn, save
 from jaxmoral.reporting.outside import draw_outside, measured_rows
 
 
@@ -26,8 +27,7 @@ def keep_and_draw(evaluation: dict[str, Any], path: Path) -> list[Path]:
         drawn = {"regret": draw_regret(kept)} | drawn
     start = "" if path.name == EVALUATION else f"{path.stem}-"
     pictures = [
-        figures.save(picture, path.with_name(f"{start}{name}.png"))
-        for name, picture in drawn.items()
+        save(picture, path.with_name(f"{start}{name}.png")) for name, picture in drawn.items()
     ]
     if is_run(path.parent) and evaluation["update"] is not None:
         by_name = {picture.stem: picture for picture in pictures}
@@ -45,12 +45,12 @@ def _numbers(evaluation: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _outside(evaluation: dict[str, Any]) -> figures.Drawn:
+def _outside(evaluation: dict[str, Any]) -> Drawn:
     title = configs.parse(evaluation["config"]).title
     return draw_outside(pd.DataFrame(measured_rows(evaluation)).assign(agent=title, title=title))
 
 
-def draw_regret(evaluation: dict[str, Any]) -> figures.Drawn:
+def draw_regret(evaluation: dict[str, Any]) -> Drawn:
     """Exact regret in the first suite's conditions, against the first opponent."""
     everything = pd.DataFrame(rows(evaluation))
     chosen = everything["suite"] == next(iter(evaluation["suites"]))

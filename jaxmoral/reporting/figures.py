@@ -4,16 +4,10 @@ Every function returns a matplotlib figure and its tips: what hovering over an a
 gid) says.
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
-if "MPLBACKEND" not in os.environ:  # a notebook's draws in the notebook, and goes on doing so
-    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -21,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxmoral.learning.metrics import ACTION_TYPES
 from jaxmoral.measuring.runs import Run, summarise
+from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.styles import BASE as BASE
 from jaxmoral.reporting.styles import (
     DOTS,
@@ -37,36 +32,6 @@ from jaxmoral.reporting.styles import (
     wrapped,
 )
 
-plt.rcParams.update(
-    {
-        "text.color": INK,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.facecolor": "none",
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "jaxmoral",
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-)
-
-Drawn = tuple[plt.Figure, dict[str, str]]
-
-
-class Tips(dict[str, str]):
-    """Texts by gid."""
-
-    def add(self, artist: Any, text: str) -> None:
-        """Gives an artist a gid and its text."""
-        gid = f"tip{len(self)}"
-        artist.set_gid(gid)
-        self[gid] = text
-
 
 def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Drawn:
     """Stacked shares of what agents did given the opponent's previous move, by update.
@@ -75,20 +40,8 @@ def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Dra
       panels: a title to the runs whose mean is drawn, which made equally many updates.
       columns: panels side by side.
     """
-    count = len(panels)
-    across = min(columns, count)
-    down = -(-count // across)
-    figure, grid = plt.subplots(
-        down,
-        across,
-        figsize=(2.6 * across + 1.6, 2.3 * down + 0.5),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = lay_out(len(panels), columns, panel=(2.6, 2.3), margin=(1.6, 0.5), sharey=True)
     tips = Tips()
-    for axes in grid.flat[count:]:
-        axes.set_visible(False)
     marked: dict[str, Any] = {}
     for axes, (title, runs) in zip(grid.flat, panels.items(), strict=False):
         updates, shares = mean_types(runs)
@@ -165,20 +118,9 @@ def reward_curves(panels: Mapping[str, Sequence[Curve]]) -> Drawn:
     Args:
       panels: a title to its lines.
     """
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure, grid = plt.subplots(
-        down,
-        across,
-        figsize=(4.2 * across + 2.4, 2.8 * down + 0.2),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure, grid = lay_out(len(panels), 2, panel=(4.2, 2.8), margin=(2.4, 0.2), sharey=True)
     tips = Tips()
     handles: dict[str, Any] = {}
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
     styles = _curve_styles([curve for curves in panels.values() for curve in curves])
     for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
         for curve in curves:
@@ -339,25 +281,20 @@ def stacked_bars(
       title: of the legend.
     """
     side = max(2.3, 0.18 * len(conditions))
-    across = min(max(1, int(10 / side)), len(models))
-    down = -(-len(models) // across)
-    figure, grid = plt.subplots(
-        down,
-        across,
-        figsize=(side * across + 1.8, 2.4 * down + 0.4),
-        sharey=True,
+    figure, grid = lay_out(
+        len(models),
+        max(1, int(10 / side)),
+        panel=(side, 2.4),
+        margin=(1.8, 0.4),
         sharex=True,
-        squeeze=False,
-        layout="constrained",
+        sharey=True,
     )
     tips = Tips()
     rows = table[table["metric"].isin(metrics)]
     found = summarise(rows, ["agent", "condition", "metric"]).set_index(
         ["agent", "condition", "metric"]
     )["mean"]
-    for axes in grid.flat[len(models) :]:
-        axes.set_visible(False)
-    for axes in grid.flat[max(len(models) - across, 0) : len(models)]:
+    for axes in grid.flat[max(len(models) - grid.shape[1], 0) : len(models)]:
         axes.tick_params(labelbottom=True)
     for axes, model in zip(grid.flat, models, strict=False):
         for place, condition in enumerate(conditions):
@@ -399,14 +336,8 @@ def reciprocity(
       models: agents in the order they are drawn.
       even: whether an agent that tosses a coin has a quarter of each legal type, which gets a line.
     """
-    figure, grid = plt.subplots(
-        len(panels),
-        1,
-        figsize=(max(9.0, 1.1 * len(models) + 1.5), 2.2 * len(panels) + 0.6),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    width = max(9.0, 1.1 * len(models) + 1.5)
+    figure, grid = lay_out(len(panels), 1, panel=(width, 2.2), margin=(0, 0.6), sharex=True)
     tips, width = Tips(), 0.8 / len(ACTION_TYPES)
     lines: dict[str, Any] = {}
     for axes, (title, table) in zip(grid[:, 0], panels.items(), strict=True):
@@ -432,10 +363,3 @@ def reciprocity(
     handles, names = [*handles, *lines.values()], [*ACTION_TYPES, *lines]
     figure.legend(handles, names, loc="outside right center", title=title)
     return figure, tips
-
-
-def save(drawn: Drawn, path: Path) -> Path:
-    """Writes a figure as the kind of file its name says, and forgets it."""
-    drawn[0].savefig(path, dpi=150, facecolor="white")
-    plt.close(drawn[0])
-    return path

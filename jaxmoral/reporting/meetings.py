@@ -13,7 +13,7 @@ from jaxmoral.errors import UserError, split_outside
 from jaxmoral.measuring.measures import fingerprint
 from jaxmoral.measuring.runs import read_json
 from jaxmoral.measuring.tournaments import FILE, RATES
-from jaxmoral.reporting.figures import Drawn, Tips
+from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.sections import Section, agents_in
 from jaxmoral.reporting.styles import game_title, level, line_styles, wrapped
 from jaxmoral.world.memory import OUTCOMES
@@ -82,12 +82,6 @@ def titles_of(agents: Sequence[str]) -> list[str]:
     return [_parts(agent).get("reward.name", agent) for agent in agents]
 
 
-def _grid(count: int, most: int) -> tuple[int, int]:
-    """Panels side by side, `most` of them at most, and rows, as even as can be."""
-    down = -(-count // most)
-    return -(-count // down), down
-
-
 def heat_maps(panels: Mapping[str, np.ndarray], names: Sequence[str], label: str) -> Drawn:
     """A square per game: the row's number against the column.
 
@@ -97,19 +91,12 @@ def heat_maps(panels: Mapping[str, np.ndarray], names: Sequence[str], label: str
       label: what the numbers are.
     """
     count, size = len(panels), len(names)
-    across, down = _grid(count, 3 if size <= 20 else 2)
     side = min(max(2.4, 0.26 * size + 1.2), 9.0)
     font = 8 if size <= 20 else 6
-    figure, grid = plt.subplots(
-        down,
-        across,
-        figsize=(side * across + 1.5, side * down + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    most = 3 if size <= 20 else 2
+    figure, grid = lay_out(count, most, panel=(side, side), margin=(1.5, 0.4))
+    across = grid.shape[1]
     tips = Tips()
-    for axes in grid.flat[count:]:
-        axes.set_visible(False)
     for place, (axes, (title, values)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         mesh = axes.pcolormesh(values, cmap="viridis", rasterized=size > _MOST_NAMED)
         axes.invert_yaxis()
@@ -138,19 +125,9 @@ def evolution_curves(games: Mapping[str, Any], styles: Mapping[str, tuple[str, A
       games: a title to a tournament's numbers.
       styles: every agent's colour and line, in the tournament's order.
     """
-    count, names = len(games), list(styles)
-    across, down = _grid(count, 3)
-    figure, grid = plt.subplots(
-        down,
-        across,
-        figsize=(2.6 * across + 2.4, 2.2 * down + 0.4),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    names = list(styles)
+    figure, grid = lay_out(len(games), 3, panel=(2.6, 2.2), margin=(2.4, 0.4), sharey=True)
     tips = Tips()
-    for axes in grid.flat[count:]:
-        axes.set_visible(False)
     last = np.mean([found["evolution"]["path"][-1] for found in games.values()], axis=0)
     named = np.argsort(-last, kind="stable")[:_MOST_COLOURED].tolist()
     for axes, (title, found) in zip(grid.flat, games.items(), strict=False):
@@ -283,20 +260,10 @@ def planes(table: pd.DataFrame, agents: Sequence[str]) -> Drawn:
       table: tidy rows with a column `agent`, of conditions "plane(S,T)".
       agents: in the order they are drawn.
     """
-    across = min(4, len(agents))
-    down = -(-len(agents) // across)
-    figure, grid = plt.subplots(
-        down,
-        across,
-        figsize=(2.3 * across + 0.9, 2.3 * down + 0.4),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
+    figure, grid = lay_out(
+        len(agents), 4, panel=(2.3, 2.3), margin=(0.9, 0.4), sharex=True, sharey=True
     )
     tips = Tips()
-    for axes in grid.flat[len(agents) :]:
-        axes.set_visible(False)
     for axes, agent in zip(grid.flat, agents, strict=False):
         own = table[table["agent"] == agent].pivot_table("value", "temptation", "sucker")
         sucker, temptation = own.columns.to_numpy(), own.index.to_numpy()

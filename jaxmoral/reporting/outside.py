@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxmoral.measuring.outside import OPPONENT, SUITE, by_novelty, in_order
 from jaxmoral.measuring.runs import summarise
-from jaxmoral.reporting.figures import Drawn, Tips
+from jaxmoral.reporting.canvas import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
 from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, wrapped
@@ -22,6 +22,7 @@ MEASURES = {
     "deontological": (None, "deontological regret,\npoints"),
     "utilitarian": (None, "utilitarian regret,\n0 to 1"),
 }
+TRAINED = "trained"  # what the legend calls an agent alone
 _SHARES = ("illegal", "apart")
 _BY = ["agent", "policy", "novelty", "metric"]
 CAPTION = (
@@ -84,6 +85,11 @@ def draw_outside(table: pd.DataFrame) -> Drawn:
     titles, novelties = list(dict.fromkeys(table["title"])), in_order(table["novelty"])
     agents = {title: _agents_of(table, title) for title in titles}
     most = max(map(len, agents.values()))
+    names = {(title, agent): _short(agent, title) for title in titles for agent in agents[title]}
+    if most == 1:
+        names = dict.fromkeys(names, TRAINED)
+    # One look for one name, whatever else is in a row.
+    looks = {name: _look(index) for index, name in enumerate(dict.fromkeys(names.values()))}
     figure, grid = plt.subplots(
         len(titles),
         len(MEASURES),
@@ -93,13 +99,12 @@ def draw_outside(table: pd.DataFrame) -> Drawn:
         squeeze=False,
         layout="constrained",
     )
-    tips, legend = Tips(), dict[str, Any]()
+    tips = Tips()
     found, worst = _summaries(table)
     for row, title in zip(grid, titles, strict=True):
         for axes, metric in zip(row, MEASURES, strict=True):
             for index, agent in enumerate(agents[title]):
-                look = _look(index)
-                legend.setdefault(_short(agent, title), plt.Line2D([], [], **look, linestyle=""))
+                look = looks[names[title, agent]]
                 slots = (2 * index + 1) / (2 * most + 1), (2 * index + 2) / (2 * most + 1)
                 for policy, slot in zip(("base", "tuned"), slots, strict=True):
                     colours = look | ({"markerfacecolor": "none"} if policy == "base" else {})
@@ -114,11 +119,12 @@ def draw_outside(table: pd.DataFrame) -> Drawn:
         _set_axes(row, wrapped(title), novelties, table)
     for axes, (_, label) in zip(grid[-1], MEASURES.values(), strict=True):
         axes.set_xlabel(label)
-    base = plt.Line2D([], [], **_look(0) | {"color": INK, "markerfacecolor": "none"}, linestyle="")
-    legend["hollow: the base beside it"] = base
-    names = list(map(wrapped, legend))
+    looks["hollow: the base beside it"] = _look(0) | {"color": INK, "markerfacecolor": "none"}
     figure.legend(
-        list(legend.values()), names, loc="outside lower center", ncols=min(len(names), 3)
+        [plt.Line2D([], [], **look, linestyle="") for look in looks.values()],
+        list(map(wrapped, looks)),
+        loc="outside lower center",
+        ncols=min(len(looks), 3),
     )
     return figure, tips
 
@@ -129,7 +135,7 @@ def _agents_of(table: pd.DataFrame, title: str) -> list[str]:
 
 def _short(agent: str, title: str) -> str:
     """What tells an agent from others of its reward."""
-    return agent.removeprefix(title).lstrip(", ") or "trained"
+    return agent.removeprefix(title).lstrip(", ") or TRAINED
 
 
 def _look(index: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxmoral.learning.summary import summary
 from jaxmoral.measuring.keeping import write_json
 from jaxmoral.measuring.runs import find_runs, read_json, tidy, without_stale
 from jaxmoral.reporting.beyond import beyond_sections
-from jaxmoral.reporting.figures import Drawn
+from jaxmoral.reporting.canvas import Drawn
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
 from jaxmoral.reporting.outside import outside_sections
 from jaxmoral.reporting.page_tables import heading, html_table, number_parts

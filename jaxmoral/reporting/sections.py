@@ -13,7 +13,8 @@ from jaxmoral.learning.metrics import ACTION_TYPES
 from jaxmoral.learning.mixture import seen_labels
 from jaxmoral.measuring.runs import tidy
 from jaxmoral.reporting import figures
-from jaxmoral.reporting.figures import Curve, Drawn
+from jaxmoral.reporting.canvas import Drawn
+from jaxmoral.reporting.figures import Curve
 from jaxmoral.reporting.published import FIGURE_4, is_counterpart
 from jaxmoral.reporting.series import Series, normalised_rewards, shown_names, tell_apart
 from jaxmoral.reporting.styles import BASE, OUTCOME_COLOURS, TYPE_COLOURS

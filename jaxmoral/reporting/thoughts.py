@@ -5,11 +5,10 @@ from functools import partial
 from html import escape
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from jaxmoral.measuring.thoughts import SUITE
-from jaxmoral.reporting.figures import Drawn, Tips
+from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
 from jaxmoral.reporting.styles import DISTINCT, level, wrapped
@@ -52,9 +51,7 @@ def thought_sections(series: Sequence[Series]) -> list[Section]:
 
 def draw_thoughts(found: Sequence[Studied]) -> Drawn:
     """A panel for each agent: bars by remembered round and by whose thoughts were given."""
-    figure, grid = plt.subplots(
-        len(found), 1, figsize=(10, 2.4 * len(found) + 0.8), squeeze=False, layout="constrained"
-    )
+    figure, grid = lay_out(len(found), 1, panel=(10, 2.4), margin=(0, 0.8))
     tips, legend = Tips(), dict[str, Any]()
     for axes, (name, study) in zip(grid[:, 0], found, strict=True):
         after = list(study["policies"].values())[-1]["after"]
