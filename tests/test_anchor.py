@@ -6,6 +6,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -15,7 +16,6 @@ from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.source import load_source
 
 COEF = ["--anchor.coef", "20"]
-quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from functools import partial
 import chex
 import numpy as np
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral import evaluate
@@ -26,10 +27,6 @@ TIT_FOR_TAT = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]], float)
 
 
 measure = partial(evaluate_agent, protocols=["exact"])
-
-
-def quiet(line):
-    pass
 
 
 def policy_of(logits):

@@ -6,6 +6,7 @@ import sys
 
 import fsspec
 import pytest
+from run_files import quiet
 
 from jaxmoral import ask, chat, compare, evaluate, export, play, report, sweep, tournament, train
 from jaxmoral import config as configs
@@ -21,10 +22,6 @@ URL = "memory://bucket/runs/ut"
 
 def make_config(*flags):
     return configs.load(None, [*FLAGS, *flags])
-
-
-def quiet(line):
-    pass
 
 
 def command(module, *arguments):

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from processes import command
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.chat import Match
@@ -66,7 +67,7 @@ def test_a_match_remembers_as_long_as_the_agent(memory, blank):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "run"
-    fit_agent(configs.load(None, FLAGS), path, say=lambda line: None)
+    fit_agent(configs.load(None, FLAGS), path, say=quiet)
     return path
 
 

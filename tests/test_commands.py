@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from processes import Running, command
+from run_files import quiet
 
 import jaxmoral
 from jaxmoral import config as configs
@@ -112,7 +113,7 @@ def test_a_second_evaluation_is_added_to_the_first(run_folder, monkeypatch, caps
 def test_evaluations_of_two_checkpoints_are_not_mixed(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     config = configs.load(None, [*QUICK, "--checkpoint_every", "2"])
-    fit_agent(config, folder, say=lambda line: None)
+    fit_agent(config, folder, say=quiet)
     run = ("evaluate", "--run", folder, "--games", "ipd", *EXACT)
     in_process(monkeypatch, *run)
     newest = (folder / "evaluation.json").read_text()

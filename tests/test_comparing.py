@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from run_files import quiet
 from scipy import stats
 
 from jaxmoral import compare as command
@@ -23,7 +24,7 @@ FLAGS += ["--env.episodes", "32"]
 def trained(folder, reward, seeds):
     for seed in seeds:
         flags = [*FLAGS, "--reward.name", reward, "--seed", str(seed)]
-        one = train_agent(configs.load(None, flags), folder / f"{reward}-seed{seed}", say=str)
+        one = train_agent(configs.load(None, flags), folder / f"{reward}-seed{seed}", say=quiet)
         write_json(
             evaluate_agent(one, ["ipd"], protocols=["exact"]),
             folder / f"{reward}-seed{seed}" / "evaluation.json",

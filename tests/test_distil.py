@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.api import train_agent
@@ -15,7 +16,6 @@ from jaxmoral.learning.training import fit_agent
 from jaxmoral.world.games import get_game
 
 PERSONA = "You are in a game with another player, and you choose Y. Y Y Y Y Y."
-quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")

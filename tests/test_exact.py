@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_files import quiet
 from test_rollout import play_alone
 
 from jaxmoral import config
@@ -247,13 +248,13 @@ def test_it_learns_every_reward_and_repeats_itself(name):
         "ppo": {"estimator": "exact", "learning_rate": 0.3, "entropy_coef": 0.3},
         "updates": 150,
     }
-    trained = fit_agent(config.parse(tree), say=lambda line: None)
+    trained = fit_agent(config.parse(tree), say=quiet)
     policy = jax.nn.softmax(trained.trainable["logits"]).reshape(4, 4, 3).mean(1)
     for cell, best in zip(policy, OPTIMA[name], strict=True):
         assert best is None or abs(float(cell[0]) - best) < 0.1
         assert float(cell[2]) < 0.01
     # The seed does not matter: nothing is sampled and the table starts at zero.
-    other = fit_agent(config.parse(tree | {"seed": 5}), say=lambda line: None)
+    other = fit_agent(config.parse(tree | {"seed": 5}), say=quiet)
     for ours, theirs in zip(
         jax.tree.leaves(trained.trainable), jax.tree.leaves(other.trainable), strict=True
     ):

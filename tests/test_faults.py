@@ -18,26 +18,19 @@ import numpy as np
 import pytest
 from etils import epath
 from processes import Running, command
+from run_files import content, quiet, records
 from test_mesh import finish, start_cluster
 
 from jaxmoral import config as configs
 from jaxmoral import train_agent
 from jaxmoral.errors import UserError
-from jaxmoral.learning import first_state, metrics
+from jaxmoral.learning import first_state
 from jaxmoral.learning.checkpoint import Checkpoints
 from jaxmoral.learning.damage import checksum, seal_of
 from jaxmoral.learning.tabular_policy import TabularPolicy
 from jaxmoral.measuring.evaluation import evaluate_agent
 
 FLAGS = ["--model.source", "tabular", "--env.episodes", "256", "--checkpoint_every", "2"]
-
-
-def quiet(line):
-    pass
-
-
-def lines(folder):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics.read(folder)]
 
 
 @pytest.mark.slow
@@ -65,7 +58,7 @@ def test_a_full_disk(size, tmp_path):
     resumed = train_agent(
         configs.load(tmp_path / "resumed" / "config.yaml"), tmp_path / "resumed", True, quiet
     )
-    assert lines(tmp_path / "resumed") == lines(elsewhere)
+    assert records(tmp_path / "resumed") == records(elsewhere)
     chex.assert_trees_all_equal(resumed.state, whole.state)
 
 
@@ -100,7 +93,7 @@ def test_a_clock_that_goes_backwards(tmp_path, monkeypatch):
     train_agent(configs.load(None, [*FLAGS, "--updates", "9"]), tmp_path / "back", say=quiet)
     shutil.rmtree(tmp_path / "back" / "checkpoints" / "9")
     again = train_agent(config, tmp_path / "back", resume=True, say=quiet)
-    assert lines(tmp_path / "back") == lines(tmp_path / "whole")
+    assert records(tmp_path / "back") == records(tmp_path / "whole")
     chex.assert_trees_all_equal(again.state, whole.state)
 
 
@@ -152,15 +145,6 @@ def finished(tmp_path_factory):
     """A run of six updates, with checkpoints of 2, 4 and 6."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     return folder, train_agent(configs.load(None, [*FLAGS, "--updates", "6"]), folder, say=quiet)
-
-
-def content(folder):
-    """Every path in a run folder but the lock, and what the files hold."""
-    return {
-        path: path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-        if path.name != ".lock"
-    }
 
 
 def refused(folder, message, config=None):
@@ -289,6 +273,6 @@ def test_one_of_two_processes_is_killed(tmp_path, monkeypatch):
     found = finish(start_cluster(output, [job | {"resume": True}], 2, 1), output)
     assert len(found["run||losses"]) < 100
     whole = train_agent(configs.load(None, flags), say=quiet)
-    assert [r["update"] for r in lines(tmp_path / "run")] == list(range(1, 101))
+    assert [r["update"] for r in records(tmp_path / "run")] == list(range(1, 101))
     expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole.trainable)])
     np.testing.assert_allclose(found["run||parameters"], expected, rtol=1e-5, atol=1e-6)

@@ -6,6 +6,7 @@ import sys
 import jax
 import pytest
 import tiny_model
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -101,7 +102,7 @@ def fresh(tmp_path):
 
 
 def train(tree, folder=None, **how):
-    return fit_agent(configs.parse(tree), folder, say=lambda line: None, **how)
+    return fit_agent(configs.parse(tree), folder, say=quiet, **how)
 
 
 @pytest.mark.slow

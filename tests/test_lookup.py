@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
@@ -25,7 +26,6 @@ TABULAR += ["--evaluation.protocols", "[exact]"]
 GAME = "games: {{mine: {{CC: [{0}, {0}], CD: [0, 4], DC: [4, 0], DD: [1, 1]}}}}\n"
 MACHINE = "opponents: {{own: {{cooperate: [{0}], transitions: [[0, 0, 0, 0]]}}}}\n"
 ENV = "env: {game: mine, opponent: own}\n"
-quiet = lambda line: None
 
 
 @pytest.fixture

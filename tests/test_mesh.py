@@ -10,6 +10,7 @@ import pytest
 import tiny_model
 from on_mesh import evaluated, numbers
 from processes import Running
+from run_files import quiet
 
 from jaxmoral import load_members, train_population
 from jaxmoral.config import MeshConfig
@@ -65,8 +66,8 @@ def flags(tmp_path_factory):
 def one_device(flags, tmp_path_factory):
     """What one device computes, alone and a population, and the run's folder."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    alone = train_population(load_members(None, flags), folder, say=lambda line: None)
-    many = train_population(load_members(None, [*flags, *MEMBERS]), say=lambda line: None)
+    alone = train_population(load_members(None, flags), folder, say=quiet)
+    many = train_population(load_members(None, [*flags, *MEMBERS]), say=quiet)
     firsts = [evaluated(next(iter(runs.values()))) for runs in (alone, many)]
     return folder, {name: numbers(trained) for name, trained in (alone | many).items()}, firsts
 
@@ -144,7 +145,7 @@ def test_an_agent_on_every_mesh(mesh, one_device, eight_devices):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_of_other_shapes_are_split_too(name, others, eight_devices):
-    trained = train_population(load_members(None, others[name]), say=lambda line: None)[""]
+    trained = train_population(load_members(None, others[name]), say=quiet)[""]
     # A step of Adam moves them by a hundredth of themselves, also where a gradient is rounding.
     found = eight_devices[1]
     assert_close(found, {"": numbers(trained)}, name, within=3e-5, spared=1e-3)
@@ -171,7 +172,7 @@ def resumed(folder, flags, updates, copy):
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "checkpoints" / str(updates))
     members = load_members(None, flags)
-    return train_population(members, copy, resume=True, say=lambda line: None)[""]
+    return train_population(members, copy, resume=True, say=quiet)[""]
 
 
 @pytest.mark.slow
@@ -246,5 +247,5 @@ def test_impossible_meshes(asked, units, message):
 
 def test_a_mesh_of_more_devices_than_there_are(flags):
     with pytest.raises(UserError, match=r"mesh: .* do not fit the 1 devices"):
-        train_population(load_members(None, [*flags, "--mesh.data", "2"]), say=lambda line: None)
+        train_population(load_members(None, [*flags, "--mesh.data", "2"]), say=quiet)
     assert len(jax.devices()) == 1

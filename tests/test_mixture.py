@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_files import quiet
 from test_exact import assert_means
 
 from jaxmoral import config as configs
@@ -48,7 +49,6 @@ TABULAR += ["--ppo.learning_rate", "0.3"]
 PAIRS = "[[X, Y], [Y, X], [A, B], [B, A]]"
 GAMES = "[ipd, icd, bos]"
 READY = Path(__file__).parents[1] / "configs" / "mixture"
-quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")

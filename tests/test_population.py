@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import reference_table
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig
@@ -33,7 +34,6 @@ from jaxmoral.world.rollout import Environment
 
 TABULAR = ["--model.source", "tabular", "--ppo.learning_rate", "0.3", "--updates", "6"]
 SMALL = [*TABULAR, "--env.episodes", "64"]
-quiet = lambda line: None
 
 
 def members(*flags):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import reference_table
+from run_files import quiet
 from test_rollout import play_alone
 
 from jaxmoral import config as configs
@@ -597,7 +598,7 @@ def test_what_was_unlearned_is_learned_again_behind_a_barrier():
     flags += ["--reward.name", "game", "--reward.then", "utilitarian", "--reward.switch_at", "100"]
     flags += ["--ppo.entropy_coef", "0", "--ppo.final_entropy_coef", "0", "--updates", "150"]
     flags += ["--ppo.barrier_coef", "[0, 0.02]"]
-    members = fit_population(configs.load_members(None, flags), say=lambda line: None)
+    members = fit_population(configs.load_members(None, flags), say=quiet)
     without, behind = (member.history for member in members.values())
     assert max(without[99]["p_cooperate"], behind[99]["p_cooperate"]) < 0.02
     assert without[-1]["p_cooperate"] < 0.02
@@ -634,7 +635,7 @@ def test_a_sample_alone_teaches_nothing_and_breaks_nothing(flags):
     """It is its own mean: normalised, advantages and first rewards are 0."""
     normal = ["--ppo.normalise_advantages", "true", "--ppo.normalise_rewards", "true"]
     config = configs.load(None, [*ALONE, *normal, *flags])
-    history = fit_agent(config, say=lambda line: None).history
+    history = fit_agent(config, say=quiet).history
     assert len(history) == 3
     assert all(np.isfinite(record["loss"]) for record in history)
     np.testing.assert_array_equal(whiten(jnp.array([[3.0]])), [[0.0]])

@@ -9,6 +9,7 @@ import pytest
 import tiny_model
 from conftest import load_tiny, save_tiny
 from flax import nnx
+from run_files import quiet
 from scipy.stats import norm
 
 from jaxmoral import config as configs
@@ -141,7 +142,7 @@ def history_of(tmp_path_factory):
     @functools.cache
     def train(quantisation):
         model = tree["model"] | {"quantisation": quantisation}
-        return fit_agent(configs.parse(tree | {"model": model}), say=lambda line: None).history
+        return fit_agent(configs.parse(tree | {"model": model}), say=quiet).history
 
     return train
 
@@ -164,7 +165,7 @@ def remembered(source, policy):
 
 def test_learning_on_the_real_model(real, tmp_path):
     config = configs.parse({"model": {"quantisation": "nf4"}, "updates": 3})
-    trained = fit_agent(config, say=lambda line: None)
+    trained = fit_agent(config, say=quiet)
     first, last = trained.history[0], trained.history[-1]
     assert last["reward_mean"] > first["reward_mean"] + 1
     assert last["p_illegal"] < 0.1

@@ -8,6 +8,7 @@ import chex
 import numpy as np
 import pytest
 import safetensors.numpy
+from run_files import content, quiet, records
 
 from jaxmoral import config as configs
 from jaxmoral import train
@@ -23,24 +24,8 @@ FLAGS += ["--checkpoint_every", "5", "--ppo.epochs", "2"]
 STEADY = ["--ppo.final_entropy_coef", "1.0"]  # what does not depend on the number of updates
 
 
-def quiet(line):
-    pass
-
-
 def make_config(*flags):
     return configs.load(None, [*FLAGS, *flags])
-
-
-def records(folder):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics.read(folder)]
-
-
-def content(folder):
-    return {
-        path: path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-        if path.name != ".lock"
-    }
 
 
 def best(folder):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -33,7 +34,7 @@ def kept_here(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def loaded(shallow):
     config = configs.load(None, [*FLAGS, "--model.source", str(shallow)])
-    return load_source(fit_agent(config, say=lambda line: None))
+    return load_source(fit_agent(config, say=quiet))
 
 
 @pytest.mark.parametrize("cap", [None, 2.0])

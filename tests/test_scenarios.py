@@ -9,6 +9,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from run_files import quiet
 
 import jaxmoral
 from jaxmoral import config as configs
@@ -50,7 +51,7 @@ THREE = {"text": "What is next?", "options": ["the first", "the second", "the th
 @pytest.fixture(scope="module")
 def trained(shallow):
     config = configs.load(None, [*FLAGS, "--model.source", str(shallow)])
-    return fit_agent(config, say=lambda line: None)
+    return fit_agent(config, say=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +439,7 @@ def test_a_line_ends_where_json_says(tmp_path):
 @pytest.fixture(scope="module")
 def run_folder(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    fit_agent(trained.config, folder, say=lambda line: None)
+    fit_agent(trained.config, folder, say=quiet)
     return folder
 
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import huggingface_hub
 import pytest
 import yaml
+from run_files import quiet
 
 import jaxmoral
 from jaxmoral import config as configs
@@ -28,7 +29,7 @@ def run(shallow, tmp_path_factory):
     flags = ["--model.source", str(shallow), "--prompt.labels", "[X,Y]", "--env.episodes", "64"]
     flags += ["--updates", "2", "--lora.rank", "2", "--reward.name", "utilitarian"]
     output = tmp_path_factory.mktemp("runs") / "run"
-    trained = train_agent(configs.load(None, flags), output, say=lambda line: None)
+    trained = train_agent(configs.load(None, flags), output, say=quiet)
     write_json(evaluate_agent(trained, ["ipd"], protocols=["exact"]), output / "evaluation.json")
     return output
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden_real_model import STEP, TEXTS, split
 from golden_smollm2 import SOURCE
+from run_files import quiet
 from test_gemma import in_one_tree
 
 from jaxmoral import config as configs
@@ -73,7 +74,7 @@ def test_options_are_as_likely_as_transformers_says(smol, golden, options):
 def test_it_learns_in_its_chat_template(smol):
     flags = ["--model.source", SOURCE, "--prompt.template", "chat", "--env.episodes", "512"]
     flags += ["--updates", "2", "--ppo.learning_rate", "4e-3"]
-    trained = fit_agent(configs.load(None, flags), say=lambda line: None)
+    trained = fit_agent(configs.load(None, flags), say=quiet)
     first, last = trained.history[0], trained.history[-1]
     assert first["p_illegal"] > 0.9
     assert last["p_illegal"] < 0.5

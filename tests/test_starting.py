@@ -6,6 +6,7 @@ from pathlib import Path
 import chex
 import pytest
 import tiny_model
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.api import train_agent
@@ -19,10 +20,6 @@ FLAGS = ["--prompt.labels", "[X, Y]", "--ppo.estimator", "exact", "--ppo.learnin
 FLAGS += ["--checkpoint_every", "1", "--ppo.final_entropy_coef", "1.0", "--tracker", "none"]
 LORA = ["--lora.rank", "3", "--lora.alpha", "6", "--lora.targets", "[q]"]
 EXACT = {"games": ["ipd"], "protocols": ["exact"]}
-
-
-def quiet(line):
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from on_mesh import numbers
+from run_files import quiet
 from test_mesh import finish, start
 
 from jaxmoral import ask, chat, evaluate, load_members
@@ -33,7 +34,6 @@ from jaxmoral.reporting.page import write_report
 from jaxmoral.world.games import get_game
 
 IPD = get_game("ipd")
-quiet = lambda line: None
 
 
 @pytest.fixture(scope="module")

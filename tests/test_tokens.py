@@ -9,6 +9,7 @@ import tiny_model
 import torch
 import transformers
 from peft import PeftModel
+from run_files import quiet
 from tokenizers import Tokenizer
 
 from jaxmoral import export as exports
@@ -232,7 +233,7 @@ def test_an_untuned_base_is_exported_for_its_adapters(folder, tmp_path, monkeypa
             "updates": 2,
         }
     )
-    fit_agent(config, tmp_path / "run", say=lambda line: None)
+    fit_agent(config, tmp_path / "run", say=quiet)
     for name, arguments in {
         "base": ["--model", str(folder)],
         "adapter": ["--run", str(tmp_path / "run")],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import command
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral import tournament
@@ -22,7 +23,6 @@ from jaxmoral.reporting.page import write_report
 from jaxmoral.world.games import choose_games, get_game, make_games
 
 NAMES = ["tit-for-tat", "always-defect", "always-cooperate", "grim-trigger", "alternator"]
-quiet = lambda line: None
 
 
 def tabular(*flags):

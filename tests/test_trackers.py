@@ -7,6 +7,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral import evaluate
@@ -20,10 +21,6 @@ FLAGS += ["--checkpoint_every", "1", "--ppo.final_entropy_coef", "1"]
 
 def make_config(*flags):
     return configs.load(None, [*FLAGS, *flags])
-
-
-def quiet(line):
-    pass
 
 
 class Service(ModuleType):

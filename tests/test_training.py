@@ -11,6 +11,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from run_files import quiet, records
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -26,16 +27,8 @@ FLAGS += ["--updates", "12", "--checkpoint_every", "5", "--ppo.normalise_rewards
 FLAGS += ["--ppo.epochs", "2", "--ppo.minibatches", "2"]
 
 
-def quiet(line):
-    pass
-
-
 def make_config(*flags):
     return configs.load(None, [*FLAGS, *flags])
-
-
-def records(folder, without=("seconds",)):
-    return [{k: v for k, v in r.items() if k not in without} for r in metrics.read(folder)]
 
 
 @pytest.fixture(scope="module")

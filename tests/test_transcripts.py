@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral import play
@@ -27,7 +28,7 @@ FLAGS = ["--model.source", "tabular", "--updates", "3", "--ppo.learning_rate", "
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return train_agent(configs.load(None, FLAGS), folder, say=lambda line: None), folder
+    return train_agent(configs.load(None, FLAGS), folder, say=quiet), folder
 
 
 def tables(game):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.language import prompts
@@ -28,7 +29,7 @@ def config(shallow):
 
 @pytest.fixture(scope="module")
 def trained(config):
-    return fit_agent(config, say=lambda line: None)
+    return fit_agent(config, say=quiet)
 
 
 def test_labels_of_different_shapes_share_a_program(config):
