@@ -113,10 +113,15 @@ def test_a_chat_template_is_used_and_keeps_one_bos(real):
 
 def test_other_labels_and_their_budget(real):
     prompter = Prompter(real, "plain")
-    # Two tokens each, the first one of several pieces of the label with or without white space.
+    # Two tokens each, the first one of several pieces of the label with or without a space.
     assert prompter.responses(("Cooperate", "Defect")).trie.prefix_edges.shape == (10, 2)
-    with pytest.raises(UserError, match="same number of tokens"):
-        prompter.responses(("cooperate", "defect"))
+    short = prompter.responses(("cooperate", "defect")).trie
+    count = lambda label: len(real.tokenizer.encode(label, add_special_tokens=False))
+    assert count("cooperate") != count("defect")
+    for action, label in enumerate(("cooperate", "defect")):
+        own = short.spelling_edges[short.spelling_action == action]
+        longest = (own < short.no_edge).sum(-1).max()
+        assert longest == max(count(label), count(f" {label}"))
 
 
 def test_unused_tokens_and_random_strings_are_labels_too(real):

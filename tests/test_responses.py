@@ -40,88 +40,66 @@ def random_model(seed, prefixes):
     return logits, log_probs
 
 
-def outcome(sequence, labels):
-    """0, 1 or 2 for one sampled response, by the plain definition of legality."""
-    text = b""
-    for token in sequence:
-        if token == STOP:
-            break
-        if PIECES[token] is None:
-            return 2
-        text += PIECES[token]
-    stripped = text.strip()
-    return labels.index(stripped) if stripped in labels else 2
+def read(sequence, labels, budgets, spaced):
+    """Which label a response is, by the plain definition; `len(labels)` is illegal.
 
-
-def outcome_after_a_space(sequence, labels, budget):
-    """The same where a response that begins with one space may go on until it is a label."""
-    text = b""
-    for place, token in enumerate(sequence, 1):
-        if token == STOP:
-            break
-        if PIECES[token] is None:
-            return 2
-        text += PIECES[token]
-        spaced = text[:1] == b" " and text[1:2].strip() == text[1:2]
-        if place >= budget and (text.strip() in labels or not spaced):
-            break
-    return labels.index(text.strip()) if text.strip() in labels else 2
-
-
-@pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
-@pytest.mark.parametrize("budgets", [(2, 3), (1, 3), (3, 2)])
-def test_a_space_may_cost_a_token_more(labels, budgets):
-    budget, longest = budgets[0], max(budgets)
-    if budget == 1 and len(labels[0]) > 2:
-        labels = [b"a", b"b"]
-    responses = spell(labels, index_pieces(PIECES), [STOP], *budgets, max_prefixes=1000)
-    logits, log_probs = random_model(2, responses.prefixes)
-    expected = np.zeros(3)
-    for sequence in itertools.product(range(len(PIECES)), repeat=longest):
-        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
-        expected[outcome_after_a_space(sequence, labels, budget)] += p
-    rows = np.stack([logits[prefix] for prefix in responses.prefixes])
-    ours = jnp.exp(compiled(rows[None], responses.trie))[0]
-    np.testing.assert_allclose(ours, expected, rtol=2e-5)
-    plain = spell(labels, index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
-    assert set(plain.prefixes) <= set(responses.prefixes)
-    if labels == [b"ab1", b"ab2"]:
-        assert (len(responses.prefixes) > len(plain.prefixes)) == (longest > budget)
-
-
-def option(sequence, labels, budgets):
-    """Which of several labels a response is; each may take as many tokens as its own budget."""
+    Each may take as many tokens as its own budget, or as that after a space.
+    """
     text = b""
     for place, token in enumerate(sequence, 1):
         if token == STOP or PIECES[token] is None:
             break
         text += PIECES[token]
-        if text.strip() in labels:
-            budget = budgets[labels.index(text.strip())]
+        space = text.startswith(b" ")
+        written = text[space:].rstrip()
+        if written in labels:
+            budget = (spaced if space else budgets)[labels.index(written)]
             if place >= budget:
-                return labels.index(text.strip()) if place == budget else len(labels)
-    if token == STOP and text.strip() in labels:
-        return labels.index(text.strip())
-    return len(labels)
+                return labels.index(written) if place == budget else len(labels)
+    written = text.removeprefix(b" ").rstrip()
+    return labels.index(written) if token == STOP and written in labels else len(labels)
+
+
+def by_enumeration(log_probs, labels, budgets, spaced):
+    """The distribution over labels and illegal, from every sequence of tokens."""
+    expected = np.zeros(len(labels) + 1)
+    for sequence in itertools.product(range(len(PIECES)), repeat=max(*budgets, *spaced)):
+        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
+        expected[read(sequence, labels, budgets, spaced)] += p
+    return expected
+
+
+@pytest.mark.parametrize("labels", [[b"ab1", b"ab2"], [b"a", b"b"], [b"ab", b"b1"]])
+@pytest.mark.parametrize("budgets", [(2, 3), (1, 3), (3, 2), (2, 1)])
+def test_another_number_of_tokens_after_a_space(labels, budgets):
+    budget, spaced = budgets
+    if min(budgets) == 1 and len(labels[0]) > 2:
+        labels = [b"a", b"b"]
+    pieces = index_pieces(PIECES)
+    responses = spell(labels, pieces, [STOP], budget, spaced, max_prefixes=1000)
+    logits, log_probs = random_model(2, responses.prefixes)
+    expected = by_enumeration(log_probs, labels, [budget] * 2, [spaced] * 2)
+    rows = np.stack([logits[prefix] for prefix in responses.prefixes])
+    ours = jnp.exp(compiled(rows[None], responses.trie))[0]
+    np.testing.assert_allclose(ours, expected, rtol=2e-5)
+    assert expected.min() > 0
+    assert all(PIECES[prefix[0]] != b"\n" for prefix in responses.prefixes if prefix)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("labels", "budgets"),
+    ("labels", "budgets", "spaced"),
     [
-        ([b"a", b"b1", b"x"], [1, 2, 1]),
-        ([b"ab1", b"ab2", b"a2", b"b"], [3, 2, 2, 1]),
-        ([b"a b", b"b a", b"x", b"2"], [3, 3, 1, 2]),
-        ([b"xx", b"1", b"2", b"ab", b"ax"], [2, 1, 1, 1, 2]),
+        ([b"a", b"b1", b"x"], [1, 2, 1], [1, 2, 2]),
+        ([b"ab1", b"ab2", b"a2", b"b"], [3, 2, 2, 1], [3, 2, 2, 1]),
+        ([b"a b", b"b a", b"x", b"2"], [3, 3, 1, 2], [2, 3, 2, 2]),
+        ([b"xx", b"1", b"2", b"ab", b"ax"], [2, 1, 1, 1, 2], [3, 2, 2, 2, 2]),
     ],
 )
-def test_several_options_equal_brute_force(labels, budgets):
-    responses = spell(labels, index_pieces(PIECES), [STOP], budgets, max_prefixes=1000)
+def test_several_options_equal_brute_force(labels, budgets, spaced):
+    responses = spell(labels, index_pieces(PIECES), [STOP], budgets, spaced, max_prefixes=1000)
     logits, log_probs = random_model(3, responses.prefixes)
-    expected = np.zeros(len(labels) + 1)
-    for sequence in itertools.product(range(len(PIECES)), repeat=max(budgets)):
-        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
-        expected[option(sequence, labels, budgets)] += p
+    expected = by_enumeration(log_probs, labels, budgets, spaced)
     rows = np.stack([logits[prefix] for prefix in responses.prefixes])
     paths = path_log_probs(jnp.asarray(rows)[None], responses.trie)
     ours = jnp.exp(outcomes(paths, responses.trie, len(labels)))[0]
@@ -146,10 +124,7 @@ def test_a_short_option_needs_no_room_for_a_long_one():
 def test_distribution_equals_brute_force(budget, labels, seed):
     responses = spell(labels, index_pieces(PIECES), [STOP], budget, max_prefixes=1000)
     logits, log_probs = random_model(seed, responses.prefixes)
-    expected = np.zeros(3)
-    for sequence in itertools.product(range(len(PIECES)), repeat=budget):
-        p = np.exp(sum(log_probs(sequence[:i])[token] for i, token in enumerate(sequence)))
-        expected[outcome(sequence, labels)] += p
+    expected = by_enumeration(log_probs, labels, [budget] * 2, [budget] * 2)
     rows = np.stack([logits[prefix] for prefix in responses.prefixes])
     ours = jnp.exp(compiled(rows[None], responses.trie))[0]
     np.testing.assert_allclose(ours, expected, rtol=2e-5)

@@ -1,13 +1,13 @@
 """Which token sequences spell one of several labels, and their exact probabilities.
 
-A response is at most `budget` tokens; a stop token ends it early. It is legal when its text,
-stripped of ASCII white space, is one of the labels; everything else is illegal. Where a label
-takes more tokens after a space than without one ("7" in a vocabulary without " 7"), a response that
-begins with a space and is not yet a label may go on until it is, for so many tokens. Several token
-sequences spell a label (with a leading space or not, split here or there), so the legal responses
-form a small trie. Its inner nodes are the partial responses that can still become a label: the
-model's next-token distributions there determine the probability of each label, and P(illegal),
-exactly. In a game the labels are those of C and D; a choice among N options has N.
+A response is legal when its text is one of the labels, perhaps with one space before it and with
+ASCII white space behind it; everything else is illegal. It is read for as many tokens as a label
+has at most, its budget, which may be another one after a space ("7" in a vocabulary without " 7");
+a stop token ends it early. Several token sequences spell a label (with a space or not, split here
+or there), so the legal responses form a small trie. Its inner nodes are the partial responses that
+can still become a label: the model's next-token distributions there determine the probability of
+each label, and P(illegal), exactly. In a game the labels are those of C and D; a choice among N
+options has N.
 """
 
 import functools
@@ -97,7 +97,7 @@ def spell(
     pieces: Pieces,
     stop_tokens: Sequence[int],
     budget: int | Sequence[int],
-    spaced_budget: int | Sequence[int] = 0,
+    spaced_budget: int | Sequence[int] | None = None,
     max_prefixes: int = 64,
 ) -> Responses:
     """Enumerates every legal response.
@@ -106,56 +106,57 @@ def spell(
       labels: what may be written, e.g. the labels of C and D; none a prefix of another.
       pieces: from `index_pieces`.
       stop_tokens: tokens that end a response; they add no text.
-      budget: the largest number of tokens of a response, or of one that is still one of some labels
-        only, for each label.
-      spaced_budget: the same of one that begins with a single space, where that is larger.
+      budget: the largest number of tokens of a response, or for each label.
+      spaced_budget: the same after a space, if that is another number.
       max_prefixes: the most partial responses; each costs a row of logits per prompt.
 
     Raises:
       ValueError: no response within the budget spells one of the labels, or there are too many
-        partial ones (a label far shorter than the budget leaves room for white space anywhere).
+        partial ones (a label far shorter than its budget leaves room for white space).
     """
     candidates = (pieces.get(part, {}).items() for part in _within(labels))
     useful = dict(sorted(itertools.chain.from_iterable(candidates)))
     for token in stop_tokens:
         useful.pop(token, None)
     budgets = np.broadcast_to(budget, len(labels)).tolist()
-    spaced_budgets = np.maximum(budgets, spaced_budget).tolist()
-    longest = max(spaced_budgets)
+    spaced_budgets = budgets
+    if spaced_budget is not None:
+        spaced_budgets = np.broadcast_to(spaced_budget, len(labels)).tolist()
+    longest = max(*budgets, *spaced_budgets)
     complete: list[tuple[tuple[int, ...], int]] = []
     inner: list[tuple[int, ...]] = []
 
     def most(text: bytes) -> list[int]:
-        spaced = text[:1] == b" " and text[1:].lstrip(WHITESPACE) == text[1:]
-        return spaced_budgets if spaced else budgets
+        return spaced_budgets if text.startswith(b" ") else budgets
 
     @functools.cache
     def fewest(text: bytes, label: bytes) -> int:
-        """A lower bound on the tokens missing after a text without white space before it."""
+        """The tokens missing after a text without the space before it."""
         if text.rstrip(WHITESPACE) == label:
             return 0
-        steps = {(text + piece).lstrip(WHITESPACE) for piece in useful.values()} - {text}
+        steps = {text + piece for piece in useful.values()}
         lengths = (fewest(step, label) for step in steps if _begins(step, label))
         return 1 + min(lengths, default=longest)
 
     def fits(size: int, text: bytes) -> bool:
         """Whether so many tokens of this text can still become a label within its budget."""
-        longer = text.lstrip(WHITESPACE)
+        written = text.removeprefix(b" ")
         return any(
-            _begins(longer, label) and size + fewest(longer, label) <= budget
+            _begins(written, label) and size + fewest(written, label) <= budget
             for label, budget in zip(labels, most(text), strict=True)
         )
 
     def extend(prefix: tuple[int, ...], text: bytes) -> None:
-        stripped = text.strip(WHITESPACE)
+        written = text.removeprefix(b" ")
+        stripped = written.rstrip(WHITESPACE)
         if stripped in labels:
             action = labels.index(stripped)
-            if len(prefix) >= budgets[action]:
+            if len(prefix) >= most(text)[action]:
                 complete.append((prefix, action))
                 return
             complete.extend(((*prefix, stop), action) for stop in stop_tokens)
         if not any(
-            len(prefix) < budget and _begins(text, label)
+            len(prefix) < budget and _begins(written, label)
             for label, budget in zip(labels, most(text), strict=True)
         ):
             return
@@ -163,7 +164,7 @@ def spell(
         if len(inner) > max_prefixes:
             shown = " or ".join(repr(label.decode()) for label in labels)
             raise ValueError(
-                f"more than {max_prefixes} partial responses of up to {max(budgets)} tokens can"
+                f"more than {max_prefixes} partial responses of up to {longest} tokens can"
                 f" become {shown}"
             )
         for token, piece in useful.items():
@@ -172,13 +173,12 @@ def spell(
 
     extend((), b"")
     if {action for _, action in complete} != {*range(len(labels))}:
-        raise ValueError(f"no response of at most {max(budgets)} tokens spells one of {labels!r}")
+        raise ValueError(f"no response of at most {longest} tokens spells one of {labels!r}")
     return _as_arrays(complete, longest)
 
 
 def _begins(text: bytes, label: bytes) -> bool:
-    """Whether `text` can still become `label` with white space around it."""
-    text = text.lstrip(WHITESPACE)
+    """Whether `text` can still become `label` with white space behind it."""
     return label.startswith(text) or (text.startswith(label) and text.rstrip(WHITESPACE) == label)
 
 

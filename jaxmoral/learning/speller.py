@@ -61,16 +61,12 @@ class Speller:
     def responses(self, labels: tuple[str, str]) -> Responses:
         """Every legal response; raises UserError if the labels cannot be spelled."""
         if labels not in self._responses:
-            # Both may take as many tokens as the longer one.
-            budget, spaced = (max(counts) for counts in self._token_counts(labels))
             try:
-                spelled = self._spell(labels, budget=budget, spaced_budget=spaced)
+                self._responses[labels] = self._spell(labels, MAX_PREFIXES)
             except ValueError as error:
                 raise UserError(
-                    f"labels {'/'.join(labels)}: {error}; choose two labels of the same number of"
-                    " tokens"
+                    f"labels {'/'.join(labels)}: {error}; choose shorter ones"
                 ) from error
-            self._responses[labels] = spelled
         return self._responses[labels]
 
     def options(self, texts: tuple[str, ...]) -> Responses:
@@ -80,29 +76,15 @@ class Speller:
           UserError: they cannot be spelled, or in too many ways.
         """
         if texts not in self._options:
-            budget, spaced = self._token_counts(texts)
             try:
-                spelled = self._spell(
-                    texts, budget=budget, spaced_budget=spaced, max_prefixes=MAX_OPTION_PREFIXES
-                )
+                self._options[texts] = self._spell(texts, MAX_OPTION_PREFIXES)
             except ValueError as error:
                 raise UserError(f"{error}; shorten the options, or name them by labels") from error
-            self._options[texts] = spelled
         return self._options[texts]
 
-    def _token_counts(self, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-        """How many tokens each takes, and how many after a space."""
+    def _spell(self, texts: Sequence[str], max_prefixes: int) -> Responses:
+        """Every response that is one of some texts, each in as many tokens as it takes."""
         count = lambda text: len(self.tokenizer.encode(text, add_special_tokens=False))
-        return [count(text) for text in texts], [count(f" {text}") for text in texts]
-
-    def _spell(
-        self,
-        texts: Sequence[str],
-        *,
-        budget: int | list[int],
-        spaced_budget: int | list[int],
-        max_prefixes: int = MAX_PREFIXES,
-    ) -> Responses:
         own: dict[bytes, dict[int, bytes]] = {}
         for text in texts:
             tokens, label = self.tokenizer.encode(text, add_special_tokens=False), text.encode()
@@ -113,8 +95,8 @@ class Speller:
             [text.encode() for text in texts],
             ChainMap(own, self._pieces),  # type: ignore[arg-type]
             self._stop_tokens,
-            budget=budget,
-            spaced_budget=spaced_budget,
+            budget=[count(text) for text in texts],
+            spaced_budget=[count(f" {text}") for text in texts],
             max_prefixes=max_prefixes,
         )
 
