@@ -155,7 +155,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """The keys of `evaluation` that are asked for; the others are None."""
     chosen: dict[str, Any] = {
-        name: split_outside(text, ",") if (text := getattr(arguments, name)) else None
+        name: None if (text := getattr(arguments, name)) is None else split_outside(text, ",")
         for name in ("games", "opponents", "suites", "protocols")
     }
     return chosen | {"thinking": arguments.thinking}
@@ -214,6 +214,9 @@ def _beyond(arguments: argparse.Namespace) -> "Asked":
     """What is asked for beyond games; files are read now."""
     from jaxmoral.measuring.beyond import Asked, check
 
+    for name in ("scenario_persona", "label_sets", "tags", "skip_bad_items"):
+        if getattr(arguments, name) and arguments.scenarios is None:
+            raise UserError(f"--{name.replace('_', '-')}: needs --scenarios")
     listed = lambda text: None if text is None else split_outside(text, ",")
     suites: list[ScenarioSuite] = []
     for source in listed(arguments.scenarios) or ():

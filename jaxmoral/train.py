@@ -67,6 +67,8 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     if arguments.dry_run is not None:
+        if arguments.resume:
+            raise UserError("--dry-run: cannot stand with --resume")
         _preview(configs.load_members(arguments.config, flags), arguments.dry_run)
         return
     if arguments.output_dir is None:
@@ -104,19 +106,19 @@ def _members(
     arguments: argparse.Namespace, flags: list[str], folder: Path
 ) -> dict[str, configs.Config]:
     path = arguments.config
-    if path is None and arguments.resume and is_population(folder):
-        members = {name: read_config(folder / name, flags) for name in member_names(folder)}
-        # Members' files are written one by one, which something may have cut short.
-        longest = max(config.updates for config in members.values())
-        members = {
-            name: dataclasses.replace(config, updates=longest) for name, config in members.items()
-        }
-    else:
-        if path is None and arguments.resume:
-            read_config(folder)  # and run what it was made with
-            path = folder / CONFIG
-        members = configs.load_members(path, flags)
-    return members
+    again = path is not None or configs.asks_for_members(flags)  # the whole command
+    if arguments.resume and not again:
+        if is_population(folder):
+            members = {name: read_config(folder / name, flags) for name in member_names(folder)}
+            # Members' files are written one by one, which something may have cut short.
+            longest = max(config.updates for config in members.values())
+            return {
+                name: dataclasses.replace(config, updates=longest)
+                for name, config in members.items()
+            }
+        read_config(folder)  # and run what it was made with
+        path = folder / CONFIG
+    return configs.load_members(path, flags)
 
 
 def _tell(everyone: "dict[str, TrainedAgent]", folder: Path, shown: Path | str) -> None:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from processes import Running, command
-from run_files import quiet
+from run_files import quiet, records
 
 import jaxmoral
 from jaxmoral import config as configs
@@ -248,6 +248,41 @@ def test_an_update_is_a_number_or_best():
 
 
 @pytest.mark.slow
+def test_a_population_is_resumed_by_its_own_command(tmp_path, monkeypatch, capsys):
+    flags = [*QUICK, "--reward.name", "[game, utilitarian]"]
+    flags += ["--ppo.entropy_coef", "0", "--ppo.final_entropy_coef", "0", "--updates"]
+    train = ("train", "--output-dir", tmp_path / "many", *flags)
+    in_process(monkeypatch, *train, "2")
+    in_process(monkeypatch, *train, "3", "--resume")
+    assert [r["update"] for r in records(tmp_path / "many" / "reward.name=game")] == [1, 2, 3]
+    other = [flag.replace("utilitarian", "deontological") for flag in map(str, train)]
+    with pytest.raises(SystemExit):
+        in_process(monkeypatch, *other, "3", "--resume")
+    assert "belongs to" in capsys.readouterr().err
+
+
+def thoughts(whose):
+    row = {"C": 0.5, "D": 0.5, "illegal": 0.0, "error": 0.1}
+    own = {"after": {who: {"CC": row} for who in whose}, "information": {}, "said": {}}
+    return {"tokens": 4, "thoughts": 2, "policies": {"base": own, "tuned": own}}
+
+
+def test_a_study_of_thoughts_keeps_whose_were_given_before():
+    flags = ["--model.source", "tabular", "--evaluation.protocols", "[exact]"]
+    one = evaluate_agent(configs.load(None, flags), ["ipd"], ["random"])
+    other = evaluate_agent(configs.load(None, flags), ["ipd"], ["joss"])
+    one["suites"]["trained"]["ipd"]["thoughts"] = thoughts(["own", "another agent's"])
+    other["suites"]["trained"]["ipd"]["thoughts"] = thoughts(["own"])
+    merged, replaced = merge(one, other)
+    assert replaced == ["trained: ipd, thoughts"]
+    found = merged["suites"]["trained"]["ipd"]["thoughts"]["policies"]
+    assert [*found["tuned"]["after"]] == ["own", "another agent's"]
+    assert [*merged["suites"]["trained"]["ipd"]["policies"]["base"]["opponents"]] == [
+        *("random", "joss")
+    ]
+
+
+@pytest.mark.slow
 def test_a_population_ends_with_a_line_a_member(tmp_path, monkeypatch, capsys):
     flags = [*QUICK, "--reward.name", "[game, utilitarian]", "--seed=[0, 1]"]
     in_process(monkeypatch, "train", "--output-dir", tmp_path / "many", *flags)
@@ -285,6 +320,8 @@ def test_evaluate_a_model_without_a_run(tmp_path):
         ("sweep", ["no.yaml", "--output-dir", "{new}"], "there is no file no.yaml"),
         ("evaluate", ["--run", "{new}"], "holds no run"),
         ("evaluate", ["--run", "{run}", "--games", "chess"], "unknown name 'chess'"),
+        ("evaluate", ["--run", "{run}", "--games", ""], "unknown name ''"),
+        ("evaluate", ["--run", "{run}", "--tags", "self"], "--tags: needs --scenarios"),
         ("evaluate", [], "give either --run FOLDER or --model NAME"),
         ("evaluate", ["--model", "no.gguf"], "there is no file or folder no.gguf"),
     ],

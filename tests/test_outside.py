@@ -192,6 +192,9 @@ def test_opponents_of_training_are_tested_beside_those_asked_for(tiny_flags, mon
     assert {tuple(one) for one in told} == {("random", "joss")}
 
 
+T_OF_TWO = 4.302653  # Student's t of two degrees of freedom, at 97.5 %
+
+
 def outside_of(settled, illegal, regret):
     """An evaluation of what is new whose tuned agent answers illegally so often with new labels."""
 
@@ -263,7 +266,7 @@ def test_what_holds_outside_is_beside_each_other(tmp_path):
     (section,) = outside_sections(series)
     drawn, tips = section.draw()
     texts = list(tips.values())
-    interval = 1.96 * np.std([0.05, 0.1, 0.3], ddof=1) / 3**0.5
+    interval = T_OF_TWO * np.std([0.05, 0.1, 0.3], ddof=1) / 3**0.5
     told = f"{np.mean([0.05, 0.1, 0.3]):.3f} ± {interval:.3f} (3 runs); at worst 0.600"
     assert f"utilitarian, labels action1/action2, tuned, new labels: {told}" in texts
     mixed = "utilitarian, labels words(3), both ways"
@@ -285,7 +288,7 @@ def test_what_holds_outside_is_beside_each_other(tmp_path):
     assert len(rows) == 2 * 2 * 4
     row = ["utilitarian, labels action1/action2", "tuned", "illegal, %"]
     assert [*row, "0.0 ± 0.0 (0.0)", f"15.0 ± {100 * interval:.1f} (60.0)"] in rows
-    regret = 1.96 / 3**0.5  # of 1, 2 and 3
+    regret = T_OF_TWO / 3**0.5  # of 1, 2 and 3
     assert [mixed, "tuned", "deontological regret", *[f"2.00 ± {regret:.2f}"] * 2] in rows
 
 

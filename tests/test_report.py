@@ -939,7 +939,7 @@ def test_retention_is_drawn_over_checkpoints(tmp_path):
     earlier["suites"] = answers(0.5, 0.25)
     (run.folder / "evaluation-2.json").write_text(json.dumps(earlier))
     (run.folder / "evaluation-3.json").write_text(json.dumps({"update": 3, "suites": {}}))
-    found = checkpoints(run)
+    (found,) = checkpoints(run).values()
     assert [(one.update, one.task_kl, one.retention["kl"]) for one in found] == [
         (2, pytest.approx(np.log(2) / 4), 0.2),
         (4, pytest.approx(np.log(2) / 2), 0.4),
@@ -952,3 +952,39 @@ def test_retention_is_drawn_over_checkpoints(tmp_path):
         "update 2: 1.2000",
         "update 4: 1.2000",
     ]
+
+
+def test_other_texts_have_a_figure_of_their_own(tmp_path):
+    """Texts are told apart by their name, and of one name by their number of tokens."""
+
+    def kept(tokens, kl):
+        found = {"tokens": tokens, "kl": kl, "perplexity": {"base": 10.0, "tuned": 12.0}}
+        return {"all": found}
+
+    row = {"C": 0.25, "D": 0.25, "illegal": 0.5}
+    suites = {
+        "trained": {
+            "ipd": {"policies": {p: {"remembered": {"CC": row}} for p in ("base", "tuned")}}
+        }
+    }
+    runs = [
+        make_run(
+            *(tmp_path, f"seed{seed}", "--seed", str(seed)),
+            evaluation={"update": 4, "suites": suites, "retention": texts},
+        )
+        for seed, texts in enumerate(
+            [
+                {"builtin": kept(9, 0.1), "my.txt": kept(5, 0.2)},
+                {"builtin": kept(9, 0.3), "my.txt": kept(7, 0.4)},
+            ]
+        )
+    ]
+    sections = beyond_sections(group_runs(runs)[0])
+    assert [section.heading.partition(" (")[0] for section in sections] == [
+        "Language kept: builtin, 9 tokens",
+        "Language kept: my.txt, 5 tokens",
+        "Language kept: my.txt, 7 tokens",
+    ]
+    told = [{tip.rpartition(": ")[2] for tip in section.draw()[1].values()} for section in sections]
+    assert told == [{"0.1000", "0.3000", "1.2000"}, {"0.2000", "1.2000"}, {"0.4000", "1.2000"}]
+    assert len({section.name for section in sections}) == 3

@@ -11,7 +11,7 @@ import pytest
 from jaxmoral.errors import UserError
 from jaxmoral.world import rewards
 from jaxmoral.world.games import get_game, make_game
-from jaxmoral.world.rewards import get_reward, reward_table
+from jaxmoral.world.rewards import REWARDS, get_reward, reward_table
 
 C, D, ILLEGAL = 0, 1, 2
 XI, R_ILLEGAL = 2.75, -6.5  # fractions survive: a peer cuts its rewards to integers
@@ -229,6 +229,31 @@ def test_a_user_adds_a_reward_as_a_pure_function():
 def test_a_reward_that_is_not_finite_is_refused(name):
     with pytest.raises(UserError, match=r"^reward.name: the reward of ipd is not finite for move"):
         tabulate(name, GAMES["ipd"])
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        lambda cell: cell.own_payoff,
+        lambda cell, xi: None,
+        lambda cell, xi: np.zeros(7),
+        lambda cell, xi: "much",
+        3,
+    ],
+)
+def test_what_is_no_reward_is_refused(reward, monkeypatch):
+    says = r"^reward.name: a reward is a function of \(cell, xi\)"
+    with pytest.raises(UserError, match=f"{says}|is not finite"):
+        reward_table(GAMES["ipd"], reward, XI, R_ILLEGAL)
+    monkeypatch.setitem(REWARDS, "own", reward)
+    with pytest.raises(UserError, match=says):
+        tabulate("game+own", GAMES["ipd"])
+
+
+def test_a_round_without_one_before_is_named():
+    """None comes before it, so that its previous moves are no numbers."""
+    with pytest.raises(UserError, match="without a round before, where cell.previous_own"):
+        reward_table(GAMES["ipd"], lambda cell, xi: cell.previous_other, XI, R_ILLEGAL)
 
 
 def test_a_cell_that_is_not_finite_is_named():

@@ -473,7 +473,7 @@ def test_the_command_keeps_and_shows_what_was_asked(run_folder, tmp_path, monkey
     kept = json.loads((run_folder / "evaluation.json").read_text())
     change = kept["scenarios"]["mine"]["measures"]["all"]["self of legal"]["change"]["mean"]
     assert f"{100 * change:+.1f}%" in row
-    assert kept["retention"]["words"]["all"]["kl"] > 0
+    assert kept["retention"]["words.txt"]["all"]["kl"] > 0
     said = evaluate("--scenarios", "dictator", "--label-sets", "letters", "--tags", "self,equal")
     both = json.loads((run_folder / "evaluation.json").read_text())
     assert list(both["scenarios"]) == ["mine", "dictator"]
@@ -486,7 +486,7 @@ def test_the_command_keeps_and_shows_what_was_asked(run_folder, tmp_path, monkey
     found = table[(table["suite"] == "scenarios: dictator") & (table["condition"] == "all")]
     assert {"base", "tuned", "change"} == {*found["policy"]}
     assert {"self", "self of legal/low", "payoff other"} <= {*found["metric"]}
-    assert {*table[table["suite"] == "retention: words"]["metric"]} == {
+    assert {*table[table["suite"] == "retention: words.txt"]["metric"]} == {
         "perplexity",
         "kl",
         "agreement",

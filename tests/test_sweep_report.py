@@ -20,6 +20,7 @@ from jaxmoral import config as configs
 from jaxmoral import sweep as sweeps
 from jaxmoral.errors import UserError
 from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.resume import changed_before
 from jaxmoral.learning.run_folder import read_config
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
@@ -273,6 +274,15 @@ def test_what_only_files_can_tell_makes_no_other_run():
     ]
 
 
+def test_random_labels_may_be_asked_for_again():
+    """Over the run's own configuration, as --resume does, which names what was drawn."""
+    drawn = {"prompt": {"labels": ["abc", "xyz"]}, "model": {"dtype": "float32"}}
+    asked = configs.parse(drawn | {"prompt": drawn["prompt"] | {"random_labels": 3}})
+    assert changed_before(resolve(asked), configs.parse(drawn)) == []
+    other = configs.parse(drawn | {"prompt": drawn["prompt"] | {"random_labels": 4}})
+    assert changed_before(resolve(other), configs.parse(drawn)) == ["prompt.random_labels"]
+
+
 def test_labels_as_long_as_random_ones_are_not_drawn():
     """action1 has seven letters."""
     asked = resolve(configs.load(None, ["--prompt.random_labels", "7"]))
@@ -354,7 +364,8 @@ def test_intervals_equal_their_formula():
     table = pd.DataFrame({"agent": ["a"] * 3 + ["b"], "value": [*values, 7.0]})
     found = summarise(table, ["agent"]).set_index("agent")
     assert found.loc["a", "mean"] == pytest.approx(np.mean(values))
-    assert found.loc["a", "interval"] == pytest.approx(1.96 * np.std(values, ddof=1) / 3**0.5)
+    student = 4.302653  # t of two degrees of freedom, at 97.5 %
+    assert found.loc["a", "interval"] == pytest.approx(student * np.std(values, ddof=1) / 3**0.5)
     assert tuple(found.loc["b", ["mean", "interval", "runs"]]) == (7.0, 0.0, 1)
 
 

@@ -327,7 +327,9 @@ def test_an_agent_for_four_players_has_a_test_of_its_own(tmp_path):
     trained = fit_agent(tabular(*flags)[""], tmp_path / "four", say=quiet)
     found = evaluate_agent(trained)
     assert list(found["suites"]["trained"]) == ["public-goods(4,10,2)"]
-    with pytest.raises(UserError, match="agents: four: the agent's policy has other histories"):
+    with pytest.raises(
+        UserError, match="four learned public-goods.* of 4 players; a tournament has"
+    ):
         read_entrants(str(tmp_path / "four"), choose_games(["ipd"]), 0.0)
 
 

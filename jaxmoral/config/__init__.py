@@ -8,7 +8,14 @@ and compares them; `states.py` says what becomes of them in a run.
 
 from jaxmoral.config.base import LoraConfig, MeshConfig, ModelConfig
 from jaxmoral.config.keeping import AnchorConfig, DistilConfig
-from jaxmoral.config.loading import ALONE, load, load_members, parse, with_evaluation
+from jaxmoral.config.loading import (
+    ALONE,
+    asks_for_members,
+    load,
+    load_members,
+    parse,
+    with_evaluation,
+)
 from jaxmoral.config.reader import MAX_TEXT
 from jaxmoral.config.schema import (
     KEYS,
@@ -40,6 +47,7 @@ __all__ = [
     "PromptConfig",
     "RewardConfig",
     "ThinkingConfig",
+    "asks_for_members",
     "differences",
     "flatten",
     "load",

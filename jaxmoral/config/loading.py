@@ -71,17 +71,24 @@ def _explain(error: pydantic.ValidationError) -> str:
     given, kind = first["input"], first["type"]
     # Of a key of several types also the type that was tried stands there.
     key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+    if first["loc"][0] in KEYS and "." in key:
+        group, _, leaf = key.rpartition(".")
+        return f"unknown key {key!r}; a file holds it as {leaf} inside of {group}"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {key!r}; {_keys_like(key)}"
     message = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(given)}"
     if kind == "dataclass_type":
-        inside = next(name for name in KEYS if name.startswith(f"{key}."))
-        return f"{key}: is a group of keys, such as {inside}, got {brief(given)}"
+        return _no_group(key, given)
     if kind == "string_type" and isinstance(given, bool):
         return f"{message}; YAML reads yes, no, on and off as truth values: write them in quotes"
     if kind == "tuple_type" and isinstance(given, str) and given.isprintable():
         return f"{message}; a list is written [{', '.join(split_outside(given, ','))}]"
     return message
+
+
+def _no_group(key: str, given: Any) -> str:
+    inside = next(name for name in KEYS if name.startswith(f"{key}."))
+    return f"{key}: is a group of keys, such as {inside}, got {brief(given)}"
 
 
 def _keys_like(key: str) -> str:
@@ -158,6 +165,11 @@ def load_members(path: Path | str | None, flags: Sequence[str] = ()) -> dict[str
     return members
 
 
+def asks_for_members(flags: Sequence[str]) -> bool:
+    """Whether flags hold a list that makes several members."""
+    return bool(_axes(_read_tree(None, flags)))
+
+
 def _shown(value: Any) -> str:
     text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
     return text.replace("/", "_")
@@ -213,6 +225,9 @@ def _with_values(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dic
         for group in groups:
             inner = node.get(group, {})
             if not isinstance(inner, dict):
+                begin = key.partition(f"{group}.")[0] + group
+                if any(name.startswith(f"{begin}.") for name in KEYS):
+                    raise UserError(_no_group(begin, inner))
                 raise UserError(f"unknown key {key!r}: a part of it is no group")
             node[group] = dict(inner)
             node = node[group]

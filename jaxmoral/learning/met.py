@@ -17,7 +17,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, lora_of
 from jaxmoral.learning.language_policy import LanguagePolicy
-from jaxmoral.learning.lookup import find_opponent
+from jaxmoral.learning.lookup import find_opponent, training_game
 from jaxmoral.learning.packed import FixedAgent, PackedConditions
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, member_state
@@ -189,6 +189,10 @@ def _read_run(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
         "model.quantisation": (config.model.quantisation, theirs.model.quantisation),
         "prompt.template": (config.prompt.template, theirs.prompt.template),
         "prompt.thinking": (config.prompt.thinking, theirs.prompt.thinking),
+        "number of players": (
+            training_game(config).num_players,
+            training_game(theirs).num_players,
+        ),
         "env.memory": (config.env.memory, theirs.env.memory),
         "env.blank_start": (config.env.blank_start, theirs.env.blank_start),
         "thinking.tokens": (config.thinking.tokens, theirs.thinking.tokens),

@@ -18,6 +18,7 @@ from jaxmoral.learning.mixture import Choice, axes, label_pairs, num_choices, pr
 from jaxmoral.learning.plugins import settle_plugins
 from jaxmoral.learning.run_folder import is_run
 from jaxmoral.learning.whom import PAST, key_of_met, met_by
+from jaxmoral.models.peft import is_adapter
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.opponents import make_opponents
@@ -118,8 +119,9 @@ def _check_opponents(config: Config, game: Game) -> None:
     key = key_of_met(config)
     for name, kind, *_ in met_by(config):
         if kind == "machine":
-            if is_run(Path(name)):
-                raise UserError(f"{key}: {name} is a run folder; write ./{name}")
+            for what, holds in (("a run", is_run), ("an adapter's", is_adapter)):
+                if holds(Path(name)):
+                    raise UserError(f"{key}: {name} is {what} folder; write ./{name}")
             with telling(key, "opponent"):
                 opponent = find_opponent(config, name, game)
             _check_streams(config, opponent)

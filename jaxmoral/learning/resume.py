@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from jaxmoral.config import Config
+from jaxmoral.config import Config, PromptConfig
 from jaxmoral.config.states import Resolved
 from jaxmoral.errors import UserError
 from jaxmoral.learning.checkpoint import Checkpoints, changed_keys, shown_members
@@ -39,10 +39,12 @@ def go_on(
         on for longer and be what a longer run would have been.
     """
     if not has_checkpoints(folder):
+        say(f"{folder} holds no checkpoints; training begins again")
         return None
     with Checkpoints(folder) as checkpoints:
         saved = checkpoints.newest_configs()
     if saved is None:
+        say(f"{folder} holds no checkpoint yet; training begins again")
         return None
     if set(saved) != set(members):
         raise UserError(
@@ -98,7 +100,7 @@ def changed_before(config: Config, saved: Config) -> list[str]:
     prompt = dataclasses.replace(prompt, wording=wording, persona=persona)
     # Which labels are drawn only the tokenizer can tell; each has a token a letter.
     lengths = {len(label) for label in saved.prompt.labels}
-    were_drawn = lengths == {prompt.random_labels} and saved.prompt.labels != prompt.labels
+    were_drawn = lengths == {prompt.random_labels} and saved.prompt.labels != PromptConfig().labels
     drawn = ("prompt.labels", "prompt.random_labels") if were_drawn else ()
     return [
         key

@@ -93,6 +93,11 @@ def fit_population(
     Raises:
       UserError: as for `fit_agent`, or the members cannot share one compiled step.
     """
+    for name in members if len(members) > 1 else ():
+        if Path(name).name != name or name == "..":
+            raise UserError(f"members: {name!r} cannot be the name of a folder")
+    if not members:
+        raise UserError("members: there are none")
     place = output_dir
     if place is not None and not isinstance(place, Place):
         place = Place(Path(place))

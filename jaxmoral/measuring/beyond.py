@@ -81,7 +81,7 @@ def measure_beyond(loaded: Loaded, asked: Asked) -> tuple[dict[str, Any], list[s
         lost += without
     if asked.retention is not None:
         found = measure_retention(loaded, asked.retention)
-        made[RETENTION] = {Path(asked.retention).stem: found}
+        made[RETENTION] = {Path(asked.retention).name: found}
     return made, lost
 
 
@@ -162,7 +162,7 @@ def _scenario_cells(suite: dict[str, Any]) -> list[list[str]]:
     for group, measures in suite["measures"].items():
         for measure, found in measures.items():
             if group == WHOLE or measure.endswith(LEGAL) or measure == ANGLE:
-                shown = [interval_text(measure, found[p], signed=p == "change") for p in policies]
+                shown = [interval_text(measure, found, p) for p in policies]
                 rows.append([group, measure, str(found["items"]), *shown])
     return rows
 
@@ -172,12 +172,13 @@ def is_share(measure: str) -> bool:
     return not measure.startswith("payoff") and measure != ANGLE
 
 
-def interval_text(measure: str, found: dict[str, float], signed: bool = False) -> str:
-    """A mean with its interval, in percent if it is a share."""
+def interval_text(measure: str, found: dict[str, Any], policy: str) -> str:
+    """A mean with its interval, in percent if it is a share; of one item there is none."""
     scale, unit = (100, "%") if is_share(measure) else (1, "")
-    sign = "+" if signed else ""
-    mean, low, high = (found[end] * scale for end in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f}{unit} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    sign = "+" if policy == "change" else ""
+    mean, low, high = (found[policy][end] * scale for end in ("mean", "low", "high"))
+    interval = f" [{low:{sign}.1f}, {high:{sign}.1f}]" if found["items"] > 1 else ""
+    return f"{mean:{sign}.1f}{unit}{interval}"
 
 
 def _retention_cells(kinds: dict[str, Any]) -> list[list[str]]:

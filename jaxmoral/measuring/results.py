@@ -243,6 +243,9 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any
                     if policy == "base" and protocol in held.get(who, {})
                 ]
             suites[suite][name] = new[name] | {"policies": policies}
+            if (studied := _thoughts_of_both(old[name], new[name])) is not None:
+                suites[suite][name]["thoughts"] = studied
+                replaced.append(f"{suite}: {name}, thoughts")
     beyond, again = merge_beyond(earlier, later)
     gaps = [one["largest_gap"] for one in (earlier, later) if one["largest_gap"] is not None]
     merged = later | {
@@ -252,6 +255,18 @@ def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any
         "suites": suites,
     }
     return merged | beyond, replaced + again
+
+
+def _thoughts_of_both(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | None:
+    """The later study of a condition's thoughts, with whose thoughts only the earlier one gave."""
+    if "thoughts" not in old or "thoughts" not in new:
+        return None
+    held, made = (one["thoughts"]["policies"] for one in (old, new))
+    policies = {
+        policy: own | {"after": held.get(policy, {}).get("after", {}) | own["after"]}
+        for policy, own in made.items()
+    }
+    return new["thoughts"] | {"policies": policies}
 
 
 def _both(one: Iterable[str], other: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from scipy.special import stdtrit
 
 from jaxmoral.config import Config
 from jaxmoral.config.trees import to_dict, tree_differences
@@ -192,7 +193,7 @@ def tidy(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Means over runs with the half-width of the normal 95 % interval, `1.96 sd / sqrt(n)`.
+    """Means over runs with the half-width of their 95 % interval by Student's t.
 
     Args:
       table: from `tidy`; of a group each run has one row.
@@ -203,5 +204,10 @@ def summarise(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     grouped = table.groupby(list(by), sort=False)["value"]
     found = grouped.agg(mean="mean", sd="std", runs="count").reset_index()
-    found["interval"] = (1.96 * found["sd"] / found["runs"] ** 0.5).fillna(0.0)
+    found["interval"] = half_width(found["sd"], found["runs"]).fillna(0.0)
     return found.drop(columns="sd")
+
+
+def half_width(sd: Any, runs: Any) -> Any:
+    """Of the 95 % interval of a mean of so many normal values with this standard deviation."""
+    return sd * stdtrit(runs - 1, 0.975) / runs**0.5

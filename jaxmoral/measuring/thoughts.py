@@ -107,8 +107,10 @@ def study(
         given = {
             "own": own,
             "none": Thoughts(jnp.zeros_like(own.tokens), jnp.zeros_like(own.lengths)),
-            "another history's": jax.tree.map(lambda x: jnp.roll(x, NUM_ORDERS, axis=0), own),
         }
+        if len(names) > 1:
+            moved = jax.tree.map(lambda x: jnp.roll(x, NUM_ORDERS, axis=0), own)
+            given["another history's"] = moved
         given |= {"base's": thought["base"]} if name != "base" else {}
         given |= {"another agent's": thought["another"]} if "another" in thought else {}
         answers = {

@@ -17,6 +17,7 @@ from jaxmoral.config import parse
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
+from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import is_population, is_run, member_names
 from jaxmoral.learning.saved import load_population, load_trained, update_of
@@ -159,6 +160,12 @@ def read_entrants(
 
 
 def _of_run(name: str, trained: TrainedAgent, games: Sequence[Game], noise: float) -> Entrant:
+    learned = training_game(trained.config)
+    if learned.num_players > 2:
+        raise UserError(
+            f"agents: {name} learned {learned.name}, a game of {learned.num_players} players; a"
+            " tournament has games of two"
+        )
     found = entrant(name, trained.agent, trained.trainable, games, noise)
     return found._replace(update=int(trained.state.update))
 

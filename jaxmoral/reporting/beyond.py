@@ -20,16 +20,32 @@ from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, level, wrapped
 MOST_CHANGED = 8  # items a suite
 _LONGEST = 160  # characters of an item's text in the table
 SCENARIO_CAPTION = (
-    "Share of the answers that name an option (of legal), mean over items and runs, every order and"
-    " set of labels, exact. Filled: the tuned agent; hollow: its base. Lines are 95 % intervals"
-    " over items, of one run each."
+    "Share of the answers that name an option (of legal), mean over items and runs, every order,"
+    " labelled by {sets}, exact. Filled: the tuned agent; hollow: its base. Lines are 95 %"
+    " intervals over items, of one run each."
 )
 RETENTION_CAPTION = (
     "Left: KL of the tuned agent's next-token distribution from the base's on texts that nobody"
     " trains on, against KL of its answers from the base's in the training game, one mark a"
     " checkpoint that was evaluated with --retention. Right: perplexity of those texts, tuned over"
-    " base. Both exact."
+    " base. Both exact. Texts of one name that make another number of tokens have a figure of their"
+    " own."
 )
+
+
+class Asked(NamedTuple):
+    """What makes scenarios comparable: a suite's name, its labels' sets, and its items' names."""
+
+    name: str
+    label_sets: tuple[str, ...]
+    items: tuple[str, ...]
+
+
+class Texts(NamedTuple):
+    """The same of texts: their name, and how many tokens a tokenizer makes of them."""
+
+    name: str
+    tokens: int
 
 
 class Checkpoint(NamedTuple):
@@ -43,42 +59,61 @@ class Checkpoint(NamedTuple):
 def beyond_sections(series: Sequence[Series]) -> list[Section]:
     """A figure for every suite of scenarios, and one of what language was kept."""
     sections = []
-    for name in _suites(series):
-        draw = partial(draw_scenarios, series, name)
-        heading = f"Scenarios: {name} (no figure of the paper)"
-        key = "".join(c if c.isalnum() else "-" for c in name)
-        sections.append(Section(f"scenarios-{key}", heading, SCENARIO_CAPTION, draw))
-    if any(checkpoints(run) for one in series for run in one.runs):
-        heading = "Language kept (no figure of the paper)"
-        draw = partial(draw_retention, series)
-        sections.append(Section("retention", heading, RETENTION_CAPTION, draw))
+    suites = _suites(series)
+    for suite, title in zip(suites, _titles(suites), strict=True):
+        draw = partial(draw_scenarios, series, suite)
+        heading = f"Scenarios: {title} (no figure of the paper)"
+        caption = SCENARIO_CAPTION.format(sets=", ".join(suite.label_sets))
+        sections.append(Section(_key("scenarios", title), heading, caption, draw))
+    kept = dict.fromkeys(key for one in series for run in one.runs for key in checkpoints(run))
+    for texts in kept:
+        heading = f"Language kept: {texts.name}, {texts.tokens:,} tokens (no figure of the paper)"
+        draw = partial(draw_retention, series, texts)
+        title = "" if len(kept) == 1 else f"{texts.name} {texts.tokens}"
+        sections.append(Section(_key("retention", title), heading, RETENTION_CAPTION, draw))
     return sections
 
 
-def _suites(series: Sequence[Series]) -> list[str]:
-    """The suites that some run was evaluated in."""
-    return list(
-        dict.fromkeys(
-            name
-            for one in series
-            for run in one.runs
-            for name in (run.evaluation or {}).get(SCENARIOS, {})
-        )
-    )
+def _key(kind: str, title: str) -> str:
+    told = "".join(c if c.isalnum() else "-" for c in title)
+    return f"{kind}-{told}" if told else kind
 
 
-def _evaluated(one: Series, suite: str) -> list[tuple[Run, dict[str, Any]]]:
+def _suites(series: Sequence[Series]) -> list[Asked]:
+    """What some run was evaluated in."""
+    return list(dict.fromkeys(asked for one in series for run in one.runs for asked in _found(run)))
+
+
+def _titles(suites: Sequence[Asked]) -> list[str]:
+    """The suites' names, with a number where others of that name have other items or labels."""
+    names = [suite.name for suite in suites]
+    return [
+        name if names.count(name) == 1 else f"{name}, version {names[:index].count(name) + 1}"
+        for index, name in enumerate(names)
+    ]
+
+
+def _found(run: Run) -> dict[Asked, dict[str, Any]]:
+    """What a run's evaluation says, by what it was asked."""
+    suites = (run.evaluation or {}).get(SCENARIOS, {})
+    return {
+        Asked(name, tuple(found["label_sets"]), tuple(found["items"])): found
+        for name, found in suites.items()
+    }
+
+
+def _evaluated(one: Series, suite: Asked) -> list[tuple[Run, dict[str, Any]]]:
     """The runs that were evaluated in a suite, and what was found."""
-    found = [(run, (run.evaluation or {}).get(SCENARIOS, {}).get(suite)) for run in one.runs]
+    found = [(run, _found(run).get(suite)) for run in one.runs]
     return [(run, each) for run, each in found if each is not None]
 
 
-def draw_scenarios(series: Sequence[Series], suite: str) -> Drawn:
+def draw_scenarios(series: Sequence[Series], suite: Asked) -> Drawn:
     """A row for every tag, and illegal answers; marks of every agent and its base.
 
     Args:
       series: of runs, some evaluated in the suite.
-      suite: its name.
+      suite: of `_suites`.
     """
     tested = [one for one in series if _evaluated(one, suite)]
     some = _evaluated(tested[0], suite)[0][1]["measures"][WHOLE]
@@ -115,18 +150,19 @@ def draw_scenarios(series: Sequence[Series], suite: str) -> Drawn:
     return figure, tips
 
 
-def checkpoints(run: Run) -> list[Checkpoint]:
+def checkpoints(run: Run) -> dict[Texts, list[Checkpoint]]:
     """A run's evaluated checkpoints that were asked for the language kept, tuned beside base."""
-    found: dict[int, Checkpoint] = {}
+    found: dict[Texts, dict[int, Checkpoint]] = {}
     numbered = [run.folder / of_update(record["update"]) for record in run.history]
     kept = [read_json(path) for path in numbered if path.is_file()]
     for evaluation in [*kept, run.evaluation or {}]:
-        for kinds in evaluation.get(RETENTION, {}).values():
+        for name, kinds in evaluation.get(RETENTION, {}).items():
             update, whole = evaluation["update"], kinds[WHOLE]
             task_kl = _task_kl(evaluation, run.config.env.game)
             if "kl" in whole and task_kl is not None:
-                found[update] = Checkpoint(update, task_kl, whole)
-    return [found[update] for update in sorted(found)]
+                by_update = found.setdefault(Texts(name, whole["tokens"]), {})
+                by_update[update] = Checkpoint(update, task_kl, whole)
+    return {texts: [own[update] for update in sorted(own)] for texts, own in found.items()}
 
 
 def _task_kl(evaluation: dict[str, Any], game: str) -> float | None:
@@ -141,7 +177,7 @@ def _task_kl(evaluation: dict[str, Any], game: str) -> float | None:
     return float((tuned * logs).sum(-1).mean())
 
 
-def draw_retention(series: Sequence[Series]) -> Drawn:
+def draw_retention(series: Sequence[Series], texts: Texts) -> Drawn:
     """Retention against KL on the task, a line a run through its checkpoints."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     tips = Tips()
@@ -153,7 +189,7 @@ def draw_retention(series: Sequence[Series]) -> Drawn:
         }
         labelled = False
         for run in one.runs:
-            reached = checkpoints(run)
+            reached = checkpoints(run).get(texts, [])
             ratios = [
                 each.retention["perplexity"]["tuned"] / each.retention["perplexity"]["base"]
                 for each in reached
@@ -186,7 +222,8 @@ Table = tuple[str, list[str], list[list[str]]]
 def beyond_tables(series: Sequence[Series]) -> list[Table]:
     """Captions, headers and rows: every measure of every suite, and the items that changed most."""
     tables = []
-    for suite in _suites(series):
+    suites = _suites(series)
+    for suite, title in zip(suites, _titles(suites), strict=True):
         tested = [one for one in series if _evaluated(one, suite)]
         rows, changed = [], []
         for one, name in zip(tested, shown_names(tested), strict=True):
@@ -195,9 +232,9 @@ def beyond_tables(series: Sequence[Series]) -> list[Table]:
                 rows += [[label, *row] for row in _measure_rows(found)]
                 changed += [[label, *row] for row in most_changed(found)]
         heads = ["agent", "items of", "measure", "items", "base", "tuned", "change"]
-        tables.append((f"{suite}: means with 95 % intervals over items", heads, rows))
+        tables.append((f"{title}: means with 95 % intervals over items", heads, rows))
         if changed:
-            caption = f"{suite}: the items whose answers changed most, of legal answers"
+            caption = f"{title}: the items whose answers changed most, of legal answers"
             heads = ["agent", "item", "text", "option", "tags", "base", "tuned"]
             tables.append((caption, heads, changed))
     return tables
@@ -207,7 +244,7 @@ def _measure_rows(found: dict[str, Any]) -> list[list[str]]:
     return [
         [group, measure, str(shown["items"])]
         + [
-            interval_text(measure, shown[policy], policy == "change") if policy in shown else ""
+            interval_text(measure, shown, policy) if policy in shown else ""
             for policy in ("base", "tuned", "change")
         ]
         for group, measures in found["measures"].items()

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from jaxmoral.learning.metrics import ACTION_TYPES
-from jaxmoral.measuring.runs import Run, summarise
+from jaxmoral.measuring.runs import Run, half_width, summarise
 from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.styles import BASE as BASE
 from jaxmoral.reporting.styles import (
@@ -131,7 +131,7 @@ def reward_curves(panels: Mapping[str, Sequence[Curve]]) -> Drawn:
                 updates, mean, color=colour, linestyle=style, linewidth=1 if curve.tabular else 1.5
             )
             if count > 1 and not curve.tabular:
-                width = 1.96 * curve.values.std(0, ddof=1) / count**0.5
+                width = half_width(curve.values.std(0, ddof=1), count)
                 axes.fill_between(updates, mean - width, mean + width, color=colour, alpha=0.2)
             runs = "1 run" if count == 1 else f"{count} runs"
             tips.add(line, f"{curve.name}: {mean[0]:.2f} at first, {mean[-1]:.2f} at last, {runs}")

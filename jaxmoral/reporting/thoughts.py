@@ -85,18 +85,22 @@ def thought_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     found = studied(series)
     if not found:
         return [], []
-    rows, histories = [], list[str]()
+    told: list[tuple[list[str], dict[str, str]]] = []  # what of whom, by history
     for name, study in found:
         for policy, own in study["policies"].items():
-            histories = list(own["information"])
             for whose, after in own["after"].items():
-                cells = [
-                    f"{100 * row['C']:.1f} ± {100 * row['error']:.1f}" for row in after.values()
-                ]
-                rows.append([name, policy, f"P(C), %, thoughts: {whose}", *cells])
-            told = own["information"].values()
-            cells = [f"{row['nats']:.3f} ± {row['error']:.3f}" for row in told]
-            rows.append([name, policy, "information, nats", *cells])
+                cells = {
+                    history: f"{100 * row['C']:.1f} ± {100 * row['error']:.1f}"
+                    for history, row in after.items()
+                }
+                told.append(([name, policy, f"P(C), %, thoughts: {whose}"], cells))
+            cells = {
+                history: f"{row['nats']:.3f} ± {row['error']:.3f}"
+                for history, row in own["information"].items()
+            }
+            told.append(([name, policy, "information, nats"], cells))
+    histories = list(dict.fromkeys(history for _, cells in told for history in cells))
+    rows = [[*heads, *(cells.get(history, "") for history in histories)] for heads, cells in told]
     return ["agent", "policy", "measure", *histories], rows
 
 

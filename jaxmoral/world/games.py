@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,10 +59,11 @@ def make_game(name: str, pairs: Mapping[str, Sequence[float]], title: str | None
     array([[3., 0.],
            [5., 1.]], dtype=float32)
     """
-    if set(pairs) != set(CELLS):
+    if not isinstance(pairs, Mapping) or set(pairs) != set(CELLS):
         raise UserError(f"games.{name}: needs exactly the keys {', '.join(CELLS)}")
     for cell, pair in pairs.items():
-        if np.shape(pair) != (2,) or not np.all(np.abs(pair) <= MAX_POINTS):
+        points = _numbers(pair)
+        if points.shape != (2,) or not np.all(np.abs(points) <= MAX_POINTS):
             raise UserError(
                 f"games.{name}.{cell}: needs two finite numbers up to {MAX_POINTS:g}, got {pair}"
             )
@@ -71,13 +72,15 @@ def make_game(name: str, pairs: Mapping[str, Sequence[float]], title: str | None
 
 
 def make_group_game(
-    name: str, points: Sequence[Sequence[float] | np.ndarray], title: str | None = None
+    name: str,
+    points: Sequence[Sequence[float] | np.ndarray] | Mapping[str, Sequence[float]],
+    title: str | None = None,
 ) -> Game:
     """Builds a game of N players that all have the same payoffs.
 
     Args:
       name: the registry key.
-      points: `[2 (own action), N (number of other co-operators)]`.
+      points: `[2 (own action), N (number of other co-operators)]`, or its rows by "C" and "D".
       title: how tables and pictures call it; the name when not given.
 
     Raises:
@@ -86,10 +89,9 @@ def make_group_game(
     >>> jaxmoral.make_group_game("commons", [[0, 2, 4], [1, 3, 5]]).num_players
     3
     """
-    try:
-        table = np.array(points, np.float64)
-    except ValueError:
-        table = np.zeros(())
+    if isinstance(points, Mapping):
+        points = [points[action] for action in "CD"] if set(points) == {*"CD"} else []
+    table = _numbers(points)
     if table.ndim != 2 or len(table) != 2 or not 2 <= table.shape[1] <= MAX_PLAYERS:
         raise UserError(
             f"games.{name}: needs two rows (C, D) of one number per count of other co-operators,"
@@ -107,6 +109,14 @@ def make_group_game(
         total += defectors * own[1, max(seen - 1, 0)]
         means[action, defectors] = total / others
     return Game(name, title or name, np.stack([own, means]).astype(np.float32))
+
+
+def _numbers(given: Any) -> np.ndarray:
+    """What is given as an array of float64; an empty one if it is none."""
+    try:
+        return np.array(given, np.float64)
+    except (TypeError, ValueError):
+        return np.zeros(0)
 
 
 def register(game: Game) -> Game:
@@ -316,7 +326,10 @@ def get_game(name: str, own: Mapping[str, Game] = NONE) -> Game:
     ["Prisoner's Dilemma", 'Donation 3:1']
     """
     families = FAMILIES | {"affine": partial(affine, own), "group": partial(group, own)}
-    return build("game", name, {**GAMES, **ORDINAL, **ASYMMETRIC, **own}, families)
+    found = build("game", name, {**GAMES, **ORDINAL, **ASYMMETRIC, **own}, families)
+    if not isinstance(found, Game):
+        raise UserError(f"game: {name} is registered as {found!r}; register what make_game makes")
+    return found
 
 
 # Names that stand for several games wherever a list of games is asked for.

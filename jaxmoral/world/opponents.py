@@ -170,7 +170,10 @@ def get_opponent(
     if game.num_players > 2:
         return crowd(get_contributor(game.num_players, name), game.num_players)
     families = FAMILIES | {"noisy": partial(noisy_named, own)}
-    return build("opponent", name, {**OPPONENTS, **own}, families, (game,))
+    found = build("opponent", name, {**OPPONENTS, **own}, families, (game,))
+    if not isinstance(found, Opponent):
+        raise UserError(f"opponent: {name} is registered as {found!r}; register what machine makes")
+    return found
 
 
 def make_opponent(name: str, described: Mapping[str, Any]) -> Opponent:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmoral.errors import UserError, build, check_number, split_outside
+from jaxmoral.errors import UserError, build, check_number, of_own_code, split_outside
 from jaxmoral.world.games import Game
 from jaxmoral.world.memory import ILLEGAL
 
@@ -248,14 +248,23 @@ def reward_table(
         other_best=payoffs[1].max(0),
         num_others=others,
     )
-    legal = np.asarray(reward(cell, xi), np.float64)
-    legal = np.broadcast_to(legal, (2 * others + 3, 2, others + 1))
+    try:
+        legal = np.asarray(reward(cell, xi), np.float64)
+        legal = np.broadcast_to(legal, (2 * others + 3, 2, others + 1))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError) or of_own_code(error):
+            raise
+        raise UserError(
+            "reward.name: a reward is a function of (cell, xi) whose numbers have the shape of the"
+            f" cell's arrays together ({error})"
+        ) from None
     finite = np.abs(legal) <= np.finfo(np.float32).max  # false for nan, too
     if not np.all(finite):
-        where = np.argwhere(~finite)[0]
+        previous, move, defectors = np.argwhere(~finite)[0]
+        alone = " without a round before, where cell.previous_own and cell.previous_other are nan"
         raise UserError(
-            f"reward.name: the reward of {game.name} is not finite for move {'CD'[where[1]]}"
-            f" against {where[2]} defectors"
+            f"reward.name: the reward of {game.name} is not finite for move {'CD'[move]} against"
+            f" {defectors} defectors{alone if previous == 2 * others + 2 else ''}"
         )
     if normalise:
         counted = legal if blank else legal[:-1]
