@@ -78,6 +78,9 @@ def _run(arguments: argparse.Namespace) -> None:
         check_number(f"--{name}", getattr(arguments, name))
     if arguments.output_dir.exists() and not arguments.output_dir.is_dir():
         raise UserError(f"--output-dir: {arguments.output_dir} is no folder")
+    for name in arguments.agents:
+        if "/" in name and not Path(name).exists():
+            raise UserError(f"agents: there is no run, population or adapter in {name}")
     if not any(Path(name).exists() for name in arguments.agents):  # runs bring names of their own
         for name in arguments.agents:
             choose("agents: opponent", name.partition("(")[0], {**OPPONENTS, **FAMILIES})

@@ -279,6 +279,14 @@ def test_who_cannot_be_met_is_refused(selfish, flags, message):
         fit_agent(settings("--env.opponent", str(selfish), *flags), say=quiet)
 
 
+@pytest.mark.slow
+def test_an_agent_for_three_players_is_not_met_in_a_game_of_two(tmp_path):
+    game = ["--env.game", "public-goods(3)", "--env.opponent", "conditional"]
+    fit_agent(settings(*game, "--updates", "1"), tmp_path / "three", say=quiet)
+    with pytest.raises(UserError, match="its number of players is 3, not 2"):
+        fit_agent(settings("--env.opponent", str(tmp_path / "three")), say=quiet)
+
+
 def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):  # noqa: F811
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--env.opponent", str(selfish)]
     with pytest.raises(UserError, match=r"its policy is a table, not a language model"):

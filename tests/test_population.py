@@ -215,6 +215,16 @@ def test_a_population_of_one_is_a_run(tmp_path):
     assert config.seed == 3
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", ".", ""])
+def test_members_are_called_like_folders(tmp_path, name):
+    config = configs.load(None, list(SMALL))
+    with pytest.raises(UserError, match="cannot be the name of a folder"):
+        fit_population({"a": config, name: config}, tmp_path / "many", say=quiet)
+    with pytest.raises(UserError, match="members: there are none"):
+        fit_population({}, tmp_path / "many", say=quiet)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_member_is_not_resumed_alone(tmp_path):
     folder = tmp_path / "many"
     fit_population(members(*SMALL, "--seed", "[0, 1]"), folder, say=quiet)

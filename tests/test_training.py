@@ -250,6 +250,16 @@ def test_nothing_to_resume(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_run_without_its_checkpoints_begins_again_and_says_so(tmp_path):
+    said = []
+    fit_agent(make_config(), tmp_path / "run", say=quiet)
+    kept = records(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    fit_agent(make_config(), tmp_path / "run", resume=True, say=said.append)
+    assert f"{tmp_path / 'run'} holds no checkpoints; training begins again" in said
+    assert records(tmp_path / "run") == kept
+
+
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, monkeypatch):
     finite, spoiled = metrics.finite, []
 

@@ -94,7 +94,7 @@ def fit_population(
       UserError: as for `fit_agent`, or the members cannot share one compiled step.
     """
     for name in members if len(members) > 1 else ():
-        if Path(name).name != name or name == "..":
+        if Path(name).name != name or name in ("", ".."):
             raise UserError(f"members: {name!r} cannot be the name of a folder")
     if not members:
         raise UserError("members: there are none")
