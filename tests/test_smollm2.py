@@ -13,6 +13,8 @@ from test_gemma import in_one_tree
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
+from jaxmoral.language.novelty import held_out_labels
+from jaxmoral.learning.mixture import label_pairs
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.measuring.choices import choose
@@ -69,6 +71,28 @@ def test_options_are_as_likely_as_transformers_says(smol, golden, options):
         expected[action] = np.logaddexp(expected[action], likelihood[tuple(way)])
     found = np.log([answers[option] for option in options])
     np.testing.assert_allclose(found, expected, atol=1e-3 - STEP)
+
+
+def test_the_labels_that_come_with_the_package_can_be_spelled(smol):
+    """It cuts most words more finely without a space before them, and has many tokens of space."""
+    prompter = Prompter(smol, "plain")
+    for seed in (1, 2):
+        flags = ["--mixture.labels", "labels(300)", "--seed", str(seed)]
+        drawn = label_pairs(configs.load(None, flags))
+        assert max(len(prompter.responses(pair).prefixes) for pair in drawn) <= 16
+    for pair in held_out_labels():
+        prompter.responses(pair)
+    budgets = [len(smol.tokenizer.encode(word)) for word in ("desk", " desk")]
+    assert budgets == [2, 1]
+    trie = prompter.responses(("desk", "moss")).trie
+    ways = [
+        [int(trie.edge_token[edge]) for edge in edges if edge < trie.no_edge]
+        for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True)
+        if action == 0
+    ]
+    texts = [smol.tokenizer.decode(way) for way in ways]
+    assert sorted({text for text in texts if text.strip() == "desk"}) == [" desk", "desk"]
+    assert {len(way) for way, text in zip(ways, texts, strict=True) if text == " desk"} == {1}
 
 
 def test_it_learns_in_its_chat_template(smol):
