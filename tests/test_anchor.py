@@ -12,6 +12,7 @@ from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack_unshared
 from jaxmoral.learning.anchor import distance, make_anchor, openings, sizes, speak
+from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.source import load_source
 
@@ -36,7 +37,8 @@ def free(flags):
 def held(flags, tmp_path_factory):
     """A run folder, and what training it with an anchor returned."""
     folder = tmp_path_factory.mktemp("run") / "held"
-    return folder, fit_agent(configs.load(None, [*flags, *COEF]), folder, say=quiet)
+    often = ["--checkpoint_every", "1"]
+    return folder, fit_agent(configs.load(None, [*flags, *COEF, *often]), folder, say=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,18 @@ def test_it_keeps_the_agent_at_the_base(held, free, plain):
     assert trained.history[0]["anchor_kl"] == pytest.approx(0, abs=2e-6)
     assert all(record["anchor_kl"] > 1e-6 for record in trained.history[1:])
     assert plain(trained.trainable) < 0.7 * plain(free.trainable)
+
+
+def test_updates_take_the_parts_in_turn(held):
+    folder, trained = held
+    anchor = make_anchor(trained.config, trained.agent)
+    model = trained.agent.policy.reading(trained.agent.frozen)
+    measured = jax.jit(lambda *arguments: distance(model, *arguments))
+    for update in (2, 3):
+        before = load_trained(folder, update).trainable
+        part, base = jax.tree.map(lambda leaf, u=update: leaf[u % 2], anchor[1:])
+        expected = float(measured(before, part, base))
+        assert trained.history[update]["anchor_kl"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):

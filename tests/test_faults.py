@@ -114,6 +114,28 @@ def test_any_flipped_bit_is_noticed(seed):
         assert int(checksum(state | {name: changed})) != before
 
 
+def test_a_checksum_is_a_sum_with_places():
+    """By a loop; arrays turned round or exchanged have another."""
+    first, second = np.arange(5, dtype=np.int32), np.float32([[0.5, -2], [3, 4]])
+
+    def by_loop(*arrays):
+        total = 0
+        for array in arrays:
+            own = (
+                (2 * place + 1) * int.from_bytes(array.ravel()[place].tobytes(), "little")
+                for place in range(array.size)
+            )
+            total = 3 * total + sum(own)
+        return total % 2**32
+
+    for arrays in ([first, second], [first[::-1].copy(), second], [first, second.T.copy()]):
+        assert int(checksum(arrays)) == by_loop(*arrays)
+    assert (
+        len({int(checksum([a, b])) for a in (first, first[::-1]) for b in (second, second.T)}) == 4
+    )
+    assert int(checksum([first, second])) != int(checksum([second, first]))
+
+
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept(tmp_path):
     """The one whose policy, evaluated exactly, earns most; what the rewards are: `test_best.py`."""

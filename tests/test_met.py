@@ -100,14 +100,17 @@ def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monk
     assert plain(earlier.history[0]) != plain(alone.history[0])
 
 
-def test_an_agent_sees_the_condition_from_its_own_side(tiny_flags, tmp_path):  # noqa: F811
-    """A model in an asymmetric game and other labels than it was trained on."""
+@pytest.mark.parametrize("kind", ["other", "peft"])
+def test_an_agent_sees_the_condition_from_its_own_side(kind, tiny_flags, tmp_path):  # noqa: F811
+    """A model in an asymmetric game and other labels than it was trained on, by its own rank."""
     own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2"]
     fit_agent(configs.load(None, [*own, "--lora.rank", "2"]), tmp_path / "other", say=quiet)
     stored = load_trained(tmp_path / "other")
     other, trainable = stored.agent, stored.trainable
+    (tmp_path / "peft").mkdir()
+    save_peft(tmp_path / "peft", other.model.config, trainable["adapter"], other.lora, "base")
     flags = ["--mixture.games", "[bos]", "--mixture.labels", "[[A, B], [X, Y]]"]
-    flags += ["--env.opponent", str(tmp_path / "other")]
+    flags += ["--env.opponent", str(tmp_path / kind)]
     config = resolve(configs.load(None, [*own, *flags]))
     agent = make_agent(config)
     members = [(config, agent)]
@@ -225,6 +228,9 @@ def test_a_run_that_is_met_may_have_gone_on_or_away(selfish, tmp_path):
     fit_agent(longer, other, resume=True, say=quiet, extend=True)
     resumed = fit_agent(settings(*flags, "--updates", "4"), folder, resume=True, say=quiet)
     assert set(resumed.config.mixture.opponents) == {f"{other}@3", "random"}
+    newer = ["--mixture.opponents", json.dumps({f"{other}@5": 1, "random": 1}), "--updates", "4"]
+    with pytest.raises(UserError, match=r"mixture\.opponents"):
+        fit_agent(settings(*flags, *newer), folder, resume=True, say=quiet)
     shutil.rmtree(other)
     assert load_trained(folder).config.mixture.opponents == resumed.config.mixture.opponents
     with pytest.raises(UserError, match=r"mixture\.opponents: there is no run and no PEFT adapter"):

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from test_rollout import play_alone
 
+from jaxmoral import config as configs
+from jaxmoral.learning.draws import paper_draws
 from jaxmoral.world import games, opponents, rewards
 from jaxmoral.world.memory import make_memory
 from jaxmoral.world.rollout import Environment, rollout
@@ -41,6 +43,18 @@ def test_draws_equal_plain_numpy(opponent):
     assert ours == orders
     if opponent == "random":
         assert ["CD"[c] for c in draws.coin.T.ravel()] == moves
+
+
+@pytest.mark.parametrize("opponent", ["random", "always-cooperate", "always-defect"])
+def test_a_run_draws_for_its_opponent(opponent):
+    """The second update's numbers, though the first was made by an earlier session."""
+    flags = ["--model.source", "tabular", "--env.streams", "numpy", "--env.opponent", opponent]
+    config = configs.load(None, [*flags, "--env.episodes", "4", "--env.rounds", "5", "--seed", "3"])
+    draws = paper_draws(config)(1)
+    memories, _, moves = by_hand(3, 8, 5, 1, opponent)
+    assert [["CD"[a], "CD"[b]] for a, b in zip(draws.own, draws.other, strict=True)] == memories[4:]
+    if opponent == "random":
+        assert ["CD"[c] for c in draws.coin.T.ravel()] == moves[20:]
 
 
 def test_two_players_draw_in_turn_and_streams_go_on():

@@ -375,7 +375,8 @@ def loss_by_hand(log_prob, batch, reference, lengths, thinking, clip):
     total = kl = 0.0
     num_prompts, num_thoughts, room = log_prob.shape
     for prompt, own in itertools.product(range(num_prompts), range(num_thoughts)):
-        weight = batch.visits[prompt] / num_thoughts
+        visited = batch.visits[prompt]
+        weight = (visited or 1) / num_thoughts  # a loss may look where nobody comes
         places = range(min(lengths[prompt, own] + 1, room))
         change = [log_prob[prompt, own, k] - batch.log_prob[prompt, own, k] for k in places]
         for k in places:
@@ -384,7 +385,7 @@ def loss_by_hand(log_prob, batch, reference, lengths, thinking, clip):
             advantage = batch.advantage[prompt, own]
             total -= weight * min(ratio * advantage, clipped * advantage)
             away = reference[prompt, own, k] - log_prob[prompt, own, k]
-            kl += weight * (np.exp(away) - 1 - away)
+            kl += visited / num_thoughts * (np.exp(away) - 1 - away)
     return total + thinking.kl_coef * kl, kl
 
 
@@ -393,7 +394,7 @@ def test_the_thoughts_loss_equals_a_loop(ratio):
     generator = np.random.default_rng(5)
     log_prob, old, reference = -generator.exponential(size=(3, 4, 2, 6))
     lengths = generator.integers(0, 7, (4, 2))
-    batch = ThoughtBatch(np.array([0.1, 0.4, 0.3, 0.2]), generator.normal(size=(4, 2)), old)
+    batch = ThoughtBatch(np.array([0.1, 0.4, 0.0, 0.5]), generator.normal(size=(4, 2)), old)
     thinking = ThinkingConfig(tokens=6, ratio=ratio, kl_coef=0.3)
     sampled = Thoughts(np.zeros((4, 2, 6)), lengths).sampled
     expected, kl = loss_by_hand(log_prob, batch, reference, lengths, thinking, 0.2)
@@ -446,6 +447,21 @@ def test_information_is_that_of_many_thoughts(enumerated):
         assert abs(found.mean() - exact[prompt]) < error + 0.02 * exact[prompt]
         assert abs(found.mean() - exact[prompt]) < 0.3 * abs(plain.mean() - exact[prompt])
     np.testing.assert_allclose(information_values(given[:, :1]), 0, atol=1e-6)
+
+
+def test_each_thoughts_information_is_the_jackknifes():
+    """Its value is what the sum of the plain estimates gains by it."""
+    answers = jax.nn.log_softmax(jnp.asarray(GENERATOR.normal(size=(2, 5, 3))))
+    found = information_values(answers)
+
+    def plain(p):
+        entropy = lambda p: -(p * np.log(p)).sum(-1)
+        return len(p) * (entropy(p.mean(0)) - entropy(p).mean())
+
+    for (prompt, own), value in np.ndenumerate(found):
+        p = np.exp(np.asarray(answers[prompt], np.float64))
+        expected = plain(p) - plain(np.delete(p, own, axis=0))
+        assert value == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
