@@ -1,6 +1,7 @@
 """Runs in a bucket that is in memory: made, cut, fetched by another machine, evaluated, shown."""
 
 import json
+import os
 import re
 import sys
 
@@ -208,6 +209,24 @@ def test_a_bucket_that_cannot_be_reached_is_said_before_training(
     monkeypatch.setattr("jaxmoral.learning.training.fit_population", pytest.fail)
     with pytest.raises(UserError, match=r"\(ConnectionError: no route to host\)$"):
         train_agent(make_config(), URL, say=quiet)
+
+
+def test_a_rewritten_file_of_the_same_size_is_copied_too(machine, files):
+    for time, content in enumerate((b"one", b"two")):
+        with at_hand(URL, writes=True, say=quiet) as place:
+            (place.folder / "notes.txt").write_bytes(content)
+            os.utime(place.folder / "notes.txt", (time, time))
+        assert files.cat_file("/bucket/runs/ut/notes.txt") == content
+
+
+def test_what_was_written_before_something_failed_is_copied(machine, files):
+    def write_and_fail(folder):
+        (folder / "notes.txt").write_bytes(b"so far")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), at_hand(URL, writes=True, say=quiet) as place:
+        write_and_fail(place.folder)
+    assert files.cat_file("/bucket/runs/ut/notes.txt") == b"so far"
 
 
 def test_a_list_cannot_lead_out_of_the_folder(machine, files):

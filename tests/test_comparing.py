@@ -67,6 +67,26 @@ def test_differences_and_intervals(groups, other):
     assert (row["low"], row["high"]) == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
+def test_who_stands_twice_is_not_paired(groups):
+    mixed = [*groups["game"][:2], *groups["utilitarian"][:2]]
+    assert compare(mixed, mixed).seeds == []
+
+
+def test_what_one_run_was_not_tested_in_has_no_row(groups):
+    def tested_further(run):
+        evaluation = alike(run.evaluation, 0.5)
+        opponents = evaluation["suites"]["trained"]["ipd"]["policies"]["tuned"]["opponents"]
+        opponents["bully"] = opponents["random"]
+        return run._replace(evaluation=evaluation)
+
+    ours, others = (list(map(tested_further, groups[name])) for name in ("game", "utilitarian"))
+    assert "bully" in set(compare(ours, others).table["opponent"])
+    ours[-1] = groups["game"][-1]
+    left = set(compare(ours, others).table["opponent"])
+    assert "random" in left
+    assert "bully" not in left
+
+
 def test_two_seeds_say_nothing(groups):
     found = compare(groups["game"][:2], groups["utilitarian"][:2])
     assert found.few

@@ -268,6 +268,8 @@ def test_members_meet_their_own_past():
         (["--env.memory", "2"], r"env\.opponent: .* its env\.memory is 1, not 2"),
         (["--env.blank_start", "true"], r"its env\.blank_start is False, not True"),
         (["--prompt.template", "chat"], r"its prompt\.template is plain, not chat"),
+        (["--model.quantisation", "nf4"], r"its model\.quantisation is none, not nf4"),
+        (["--thinking.cue", "So"], r"its thinking\.cue is None, not So"),
         (
             ["--env.game", "public-goods(3)"],
             r"env\.opponent: .* needs a game of two players",
@@ -291,6 +293,14 @@ def test_an_agent_for_three_players_is_not_met_in_a_game_of_two(tmp_path):
     fit_agent(settings(*game, "--updates", "1"), tmp_path / "three", say=quiet)
     with pytest.raises(UserError, match="its number of players is 3, not 2"):
         fit_agent(settings("--env.opponent", str(tmp_path / "three")), say=quiet)
+
+
+def test_who_thinks_before_it_answers_is_not_met_by_who_does_not(tmp_path):
+    chat = ["--prompt.template", "chat", "--updates", "1"]
+    fit_agent(settings(*chat), tmp_path / "run", say=quiet)
+    flags = [*chat, "--prompt.thinking", "off", "--env.opponent", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=r"its prompt\.thinking is .*, not off"):
+        fit_agent(settings(*flags), say=quiet)
 
 
 def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):  # noqa: F811

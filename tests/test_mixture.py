@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import chex
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_files import quiet
+from scipy import stats
 from test_exact import assert_means
 
 from jaxmoral import config as configs
@@ -34,6 +35,7 @@ from jaxmoral.learning.mixture import (
     kinds_of_labels,
     label_pairs,
     labels_in_words,
+    player_conditions,
 )
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
@@ -94,6 +96,18 @@ def test_draws_belong_to_the_seed_and_the_update():
 
     assert labels() == labels()
     assert labels() != labels("--seed", "1")
+
+
+def test_drawn_payoffs_do_not_depend_on_the_condition():
+    """Of the temptations with either labels, the means are alike."""
+    flags = ["--mixture.labels", "[[X, Y], [Y, X]]", "--env.payoff_draws", "1"]
+    config = settings(*flags, "--env.payoff_range", "[1, 50]")
+    found = defaultdict(list)
+    for update in range(600):
+        ((condition,),) = player_conditions(config, Presentation(), update)
+        found[condition.presentation.labels].append(condition.game.payoffs.max())
+    one, other = found.values()
+    assert stats.ttest_ind(one, other).pvalue > 0.001
 
 
 def test_words_are_pairs_that_can_be_told_apart():

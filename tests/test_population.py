@@ -207,6 +207,8 @@ def test_a_list_is_a_value_where_the_key_is_a_list():
     two = members("--prompt.labels", "[[A, B], [X, Y]]")
     assert list(two) == ["prompt.labels=A+B", "prompt.labels=X+Y"]
     assert two["prompt.labels=X+Y"].prompt.labels == ("X", "Y")
+    paths = members("--env.opponent", "[runs/a, random]")  # names are of folders
+    assert list(paths) == ["env.opponent=runs_a", "env.opponent=random"]
 
 
 def test_a_population_of_one_is_a_run(tmp_path):

@@ -289,6 +289,8 @@ def test_no_rounds_need_a_line_to_leave_out():
         assert "Choose action3 or action4." in prompts.all_prompts(game, shown)
         with pytest.raises(UserError, match="needs a line of its own.* to show 0 of them"):
             prompts.check(SHOWN._replace(wording="A {other}. Choose {choices}.", **change))
+    with pytest.raises(UserError, match="needs {when} in the line.* to show 2 of them"):
+        prompts.check(SHOWN._replace(wording=text, memory=2, blank=True))
 
 
 def test_a_text_has_a_limit(tmp_path):

@@ -35,6 +35,7 @@ from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
 from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
 from jaxmoral.reporting.styles import COLOURS, GAME_COLOURS, game_styles, line_styles, reward_colour
+from jaxmoral.reporting.thoughts import Studied, draw_thoughts
 from jaxmoral.world.games import ASYMMETRIC, choose_games, get_game, make_games
 
 SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
@@ -680,6 +681,13 @@ def test_figures_mark_chance_and_the_optimum_in_colours_that_all_can_tell_apart(
     assert "chance: 1/4" not in texts
     safe = {"#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"}
     assert set(GAME_COLOURS.values()) == safe
+
+
+def test_the_figure_of_thoughts_is_of_who_was_trained():
+    after = lambda share: {"after": {"own": {"CC": {"C": share, "error": 0.0}}}}
+    study = {"policies": {"base": after(0.25), "tuned": after(0.75)}}
+    _, tips = draw_thoughts([Studied("a", study)])
+    assert list(tips.values()) == ["own thoughts after CC: 75.0% ± 0.0%"]
 
 
 def test_a_run_of_one_update_is_an_area(tmp_path):

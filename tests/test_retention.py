@@ -114,6 +114,19 @@ def test_what_is_kept_is_of_a_models_numbers(loaded, tmp_path):
     assert first == perplexity(loaded)
 
 
+def test_what_is_kept_is_of_the_texts_tokens(loaded, tmp_path, monkeypatch):
+    """Of two texts of equally many."""
+    first, *rest = WORDS.split()
+    texts = [" ".join([first, *others]) for others in (rest, rest[::-1])]
+    paths = [tmp_path / f"{number}.txt" for number in range(2)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    first, second = (measure_retention(loaded, path)["all"] for path in paths)
+    assert first["tokens"] == second["tokens"]
+    monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "empty"))
+    assert measure_retention(loaded, paths[1])["all"] == second != first
+
+
 def test_an_untrained_adapter_changes_nothing(loaded):
     base = parameters(loaded)["base"]
     found = measure_retention(loaded._replace(trained=base), "builtin")

@@ -222,6 +222,11 @@ def test_a_persona_goes_first(loaded, monkeypatch):
     assert found["items"] != plain["items"]
     by_hand = dict(GOOD, text=f"You are a utilitarian.\n\n{GOOD['text']}")
     assert evaluate_scenarios(loaded, [by_hand])["measures"] == found["measures"]
+    # Of who was trained behind one it is that, unless told.
+    shown = loaded.agent.presentation._replace(persona="You are a utilitarian.")
+    behind = loaded._replace(agent=loaded.agent._replace(presentation=shown))
+    assert evaluate_scenarios(behind, [GOOD]) == found
+    assert evaluate_scenarios(behind, [GOOD], persona="none") == plain
 
 
 def test_measures_are_what_the_items_say():
@@ -365,6 +370,12 @@ def test_names_are_unique_and_unknown_suites_are_named(tmp_path):
         read_suite("dictators")
 
 
+def test_items_made_in_python_are_judged_too():
+    one = Item("one", "t", (Option("a"), Option("a")))
+    with pytest.raises(UserError, match=r"item 2, options\[1\]: the same text as another"):
+        scenarios.make_items([GOOD, one])
+
+
 def test_what_cannot_be_measured_is_said(loaded):
     with pytest.raises(UserError, match="tags: no option of items has 'harm'; other, self"):
         evaluate_scenarios(loaded, [GOOD], tags=["harm"])
@@ -388,6 +399,7 @@ def test_what_cannot_be_measured_is_said(loaded):
         (["yes"], "two or more options"),
         ("yes", "two or more options"),
         (["yes", "yes, but"], "'yes' and 'yes, but' cannot be told apart"),
+        (["yes, but", "yes"], "'yes, but' and 'yes' cannot be told apart"),
         (["yes", "yes"], "cannot be told apart"),
         (["yes", " no"], "without outer white space"),
         (["legal", "illegal"], "'illegal' is what is said of all other answers"),

@@ -7,6 +7,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import huggingface_hub
+import jax
+import numpy as np
 import pytest
 import yaml
 from run_files import quiet
@@ -78,6 +80,23 @@ def test_a_card_names_all_that_was_met_and_the_bases_commit(run):
     assert text.count(f'from_pretrained("owner/name", revision="{commit}")') == 2
     assert f"vllm serve owner/name --revision {commit} " in text
     assert "--max-lora-rank 16`" in text  # vLLM knows no 12
+    # Of an earlier checkpoint.
+    stale = known._replace(evaluation=known.evaluation | {"update": 1})
+    text = card(stale, open_run(run).policy(), update=2, command="export")
+    assert "Regrets were not measured." in text
+    assert "| ipd | random |" not in text
+
+
+def test_an_adapter_of_no_numbers_is_not_exported(run, tmp_path, monkeypatch):
+    opened = open_run(run)
+    players = opened.trained.state.players
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, players.trainable)
+    state = opened.trained.state._replace(players=players._replace(trainable=broken))
+    opened.trained = dataclasses.replace(opened.trained, state=state)
+    monkeypatch.setattr("jaxmoral.measuring.opened.open_run", lambda folder: opened)
+    with pytest.raises(UserError, match="its training diverged"):
+        command.export(run, "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_open_run_shows_one_game_of_its_players(run):

@@ -26,6 +26,7 @@ from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.training import fit_agent, fit_population
+from jaxmoral.measuring import thoughts as measured
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.measures import standard_errors
 from jaxmoral.measuring.results import rows, table
@@ -232,6 +233,32 @@ def test_the_suite_thoughts_exchanges_them(run, monkeypatch, capsys):
     assert (path / "report" / "figures" / "thoughts.png").stat().st_size > 1000
     for each in tuned["said"].values():
         assert all(escape(one["thought"]) in page for one in each)
+
+
+def test_an_answers_error_and_another_historys_thoughts_are_what_they_say(run, monkeypatch):
+    """Errors of P(C) as of twelve draws, three in each order of the labels."""
+    trained, given = run[1], []
+    answers = measured._answers
+
+    def spy(policy, frozen, inputs, trainable, thoughts):
+        found = answers(policy, frozen, inputs, trainable, thoughts)
+        given.append((np.asarray(thoughts.tokens), np.exp(np.asarray(found, np.float64))))
+        return found
+
+    monkeypatch.setattr(measured, "_answers", spy)
+    condition = Condition(IPD, trained.agent.presentation)
+    policies = {"tuned": trained.trainable, "base": trained.trainable}
+    studied = measured.study(trained.agent, condition, policies, jax.random.key(0))
+    (own, shares), _, (others, _) = given[:3]
+    for number, thoughts in enumerate(others):
+        (source,) = (n for n in range(16) if np.array_equal(own[n], thoughts))
+        assert source % 4 == number % 4  # the order of the labels
+        assert source // 4 != number // 4
+    row = studied["policies"]["tuned"]["after"]["own"]["CD"]
+    draws = shares[4:8, :, 0]
+    assert row["C"] == pytest.approx(draws.mean(), rel=1e-5)
+    variances = [np.sum((each - each.mean()) ** 2) / 2 for each in draws]
+    assert row["error"] == pytest.approx(np.sqrt(np.mean(variances) / 12), rel=1e-5)
 
 
 def test_ask_and_chat_show_thoughts(run, monkeypatch, capsys):
