@@ -1,6 +1,7 @@
 """The anchor against plain softmaxes of the texts side by side, and what it does to training."""
 
 import json
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -11,7 +12,8 @@ from run_files import quiet
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack_unshared
-from jaxmoral.learning.anchor import distance, make_anchor, openings, sizes, speak
+from jaxmoral.learning.anchor import anchored, distance, make_anchor, openings, sizes, speak
+from jaxmoral.learning.collect import Collected
 from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.measuring.source import load_source
@@ -123,6 +125,25 @@ def test_updates_take_the_parts_in_turn(held):
         assert trained.history[update]["anchor_kl"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_loss_that_is_logged_holds_the_distance(held):
+    trained = held[1]
+    anchor = make_anchor(trained.config, trained.agent)
+    plain = Collected(
+        read=None,
+        behaviour=None,
+        differentiate=lambda reading, batch: (None, {"loss": np.array([1.5, 0.5])}),
+        batches=None,
+        metrics={},
+        moments=None,
+        kl=None,
+    )
+    inputs = SimpleNamespace(anchor=anchor, frozen=trained.agent.frozen)
+    found = anchored(plain, trained.state, inputs, trained.agent.policy)
+    (_, slopes), parts = found.differentiate((None, np.array([0.25, 0.125])), None)
+    np.testing.assert_allclose(parts["loss"], [1.5 + 20 * 0.25, 0.5 + 20 * 0.125])
+    np.testing.assert_allclose(slopes, 20)
+
+
 def test_a_run_keeps_the_texts_and_goes_on_with_them(held, flags, tmp_path):
     folder, trained = held
     kept = json.loads((folder / "anchor.json").read_text())
@@ -178,6 +199,15 @@ def test_more_texts_than_openings_are_different(flags):
     spoken = speak(config, agent)
     whole = {(*a, *b) for a, b in zip(*spoken, strict=True)}
     assert len(spoken.openings) == len(whole) == 19
+
+
+def test_a_text_ends_with_the_first_token_that_ends_it(flags, monkeypatch):
+    agent = load_source(configs.load(None, [*flags, *COEF])).agent
+    monkeypatch.setattr(type(agent.model), "stop_tokens", lambda model: range(0, 10**6, 4))
+    spoken = speak(configs.load(None, [*flags, *COEF, "--anchor.tokens", "300"]), agent)
+    ends = [[token % 4 == 0 for token in text] for text in spoken.continuations]
+    assert not any(any(text[:-1]) for text in ends)
+    assert any(text[-1] for text in ends)
 
 
 def test_a_table_has_no_words():

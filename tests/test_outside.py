@@ -10,7 +10,7 @@ from test_report import SHARES, evaluated, make_run, write_run
 from jaxmoral import config as configs
 from jaxmoral.language import novelty
 from jaxmoral.language.novelty import Seen, generalisation, held_out_labels, mark
-from jaxmoral.language.prompts import Condition, Presentation
+from jaxmoral.language.prompts import WORDINGS, Condition, Presentation
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.outside import by_novelty
@@ -51,6 +51,17 @@ def test_the_suite_has_each_part_new_alone_and_all_together():
     shown = [shown for game, shown in found.values() if game.name != "ipd"]
     for axis in ("wording", "table_order"):
         assert len({getattr(one, axis) for one in shown}) == 4, axis  # each of the new ones too
+
+
+def test_no_wording_is_new_to_who_meets_several():
+    """The others speak of one other player."""
+    games = [get_game("public-goods(3)"), get_game("threshold-goods(3,2)")]
+    wording = next(name for name in WORDINGS if name.endswith("-group"))
+    seen = Seen((games[0],), (("X", "Y"),), (wording,), ("none",), ("original",))
+    found = generalisation(Presentation(labels=("X", "Y"), wording=wording), games, seen)
+    marks = {mark(condition, seen) for condition in found.values()}
+    assert {"seen", "new game", "new labels", "new table order"} <= marks
+    assert {condition.presentation.wording for condition in found.values()} == {wording}
 
 
 def test_a_game_of_the_same_points_is_not_new():

@@ -236,7 +236,9 @@ def test_update_equals_a_plain_loop(epochs, minibatches, normalised):
         normalise_rewards=normalised,
     )
     policy, arena = TABLE, environment()
-    players, _ = run(policy, config, arena, 1)
+    players, metrics = run(policy, config, arena, 1)
+    assert metrics["kl_coef"] == pytest.approx(config.kl_coef)  # that of the loss, not the next
+    assert players.kl_coef == pytest.approx(config.kl_coef * 0.98)
 
     optimiser = make_optimiser(config, 1)
     trainable = policy.init(jax.random.key(0))

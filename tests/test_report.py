@@ -128,6 +128,11 @@ def test_the_papers_numbers_are_beside_their_own_games(tmp_path):
         "3.00",
         f"4.00 / [{FIGURE_4['deontological']['deontological']['ipd']:.2f}]",
     ]
+    # Of other tests, and of who was trained against others, there is no number.
+    for flags, opponent in (([], "bully"), (["--env.opponent", "random"], "random")):
+        evaluation = evaluated("labels", values, opponent)
+        others, _ = group_runs([make_run(tmp_path, "b", *flags, evaluation=evaluation)])
+        assert page_tables.regret_table(tables(others), others) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -593,7 +598,7 @@ def test_headers_tell_the_whole_of_a_population():
     assert told["reward"] == "game, then utilitarian (after update 2); deontological"
     assert told["game"].startswith("ipd, ish, ipd (4 draws of payoffs from 1 to 9 an update)")
     assert "against tit-for-tat, joss" in told["game"]
-    assert "5% of moves" in told["game"]
+    assert "trembles in 5% of moves" in told["game"]
     assert told["points"] == "xi 3, illegal -6; xi 4, illegal -6"
     assert told["shown"].startswith("1 remembered round, 2 remembered rounds; labels")
     assert "qX/vR" in told["shown"]
@@ -743,6 +748,13 @@ def test_members_in_tournaments_have_short_names():
     assert WHY_THEY_DIFFER in spread.caption
 
 
+def test_games_whose_sides_differ_are_named():
+    games = choose_games(["ipd", "bos"])
+    result = hold([strategy("joss", games, 0.0)], games, [], 4, 3.0, -6.0)
+    section, *_ = tournament_sections([result])
+    assert section.caption.endswith(" Means over both sides of BOS.")
+
+
 def test_a_jump_of_a_fingerprint_is_drawn_as_one():
     """Grim trigger co-operates for ever with always-C, and in the long run with nobody else."""
     games = choose_games(["ipd"])
@@ -779,7 +791,7 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     own = "{mine: {CC: [1, 2], CD: [3, 4], DC: [5, 6], DD: [7, 8]}}"
     runs = [
         make_run(tmp_path, "a", "--reward.name", "game+0.5*altruism(0.3)", "--reward.xi", "5"),
-        make_run(tmp_path, "b", "--games", own, "--env.game", "mine"),
+        make_run(tmp_path, "b", "--games", own, "--env.game", "mine", "--reward.then", "maximin"),
         make_run(
             tmp_path,
             "c",
@@ -794,7 +806,7 @@ def test_tables_list_the_runs_rewards_and_games(tmp_path):
     ]
     series, _ = group_runs(runs)
     rewards = {row[0]: row[1:] for row in page_tables.reward_rows(series)}
-    assert set(rewards) == {"game+0.5*altruism(0.3)", "deontological"}
+    assert set(rewards) == {"game+0.5*altruism(0.3)", "deontological", "maximin"}
     assert rewards["game+0.5*altruism(0.3)"][1:3] == ["5", "-6"]
     assert "the agent's own points" in rewards["game+0.5*altruism(0.3)"][0]
     assert "spite" in rewards["game+0.5*altruism(0.3)"][0]

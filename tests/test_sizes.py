@@ -250,6 +250,7 @@ def test_rounds_count_too():
     lowered = jax.jit(update_of(agent, config)).lower(state, given)
     reserved = lowered.compile(on_cpu(OFTEN)).memory_analysis().temp_size_in_bytes
     assert LOW < round_bytes(config) / reserved < HIGH
+    assert round_bytes(config, members=3) == 3 * round_bytes(config)
 
 
 def test_more_rounds_than_there_is_memory_for_are_said(monkeypatch):

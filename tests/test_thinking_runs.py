@@ -101,6 +101,13 @@ def test_nothing_is_compiled_after_the_first_update(flags, caplog):
     assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
+def test_no_key_is_used_twice(flags):
+    config = resolve(settings(flags, "--lora.dropout", "0.2"))
+    with jax.debug_key_reuse(True):
+        state, step = compile_update([(config, make_agent(config))])
+        step(state, 0)
+
+
 WAYS = {
     "minibatches, dropout, sequences": [
         *("--ppo.minibatches", "2", "--ppo.epochs", "2", "--lora.dropout", "0.2"),

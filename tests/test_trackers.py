@@ -29,11 +29,13 @@ class Service(ModuleType):
     Attributes:
       account: whether there is one.
       fails: the name of the function that raises.
+      axes: what numbers are drawn over, by the pattern of their names.
     """
 
     def __init__(self, name):
         super().__init__(name)
         self.account, self.fails, self.begun, self.runs = True, None, [], {}
+        self.axes = {}
 
     def setup(self):
         return SimpleNamespace(settings=SimpleNamespace(mode="online"))
@@ -62,7 +64,10 @@ class Service(ModuleType):
         def finish():
             self._call("finish")
 
-        return SimpleNamespace(log=log, finish=finish, define_metric=lambda *name, **axis: None)
+        def define_metric(name, step_metric=None):
+            self.axes[name] = step_metric
+
+        return SimpleNamespace(log=log, finish=finish, define_metric=define_metric)
 
     def _call(self, name):
         if self.fails == name:
@@ -89,6 +94,7 @@ def test_a_run_goes_on_in_the_same_run(service, tmp_path, monkeypatch):
     evaluate.main()
     assert [given["project"] for given in service.begun] == ["jaxmoral"] * 5
     assert service.begun[0]["config"]["reward"]["name"] == "deontological"
+    assert service.axes.get("*") == ("update" if service.__name__ == "wandb" else None)
     ((_, logged),) = service.runs.items()
     pictures = {}
     for numbers in logged:
@@ -110,6 +116,19 @@ def test_a_run_goes_on_in_the_same_run(service, tmp_path, monkeypatch):
     assert tested[name] == exact["regret"]["utilitarian"]["normalised"]
     assert tested["update"] == 3
     assert not (folder / "tensorboard").exists()
+
+
+@pytest.mark.slow
+def test_what_is_made_of_a_member_has_its_name(service, tmp_path):
+    flags = [*FLAGS, "--updates", "1", "--seed", "[0, 1]", "--tracker", "wandb"]
+    train_population(configs.load_members(None, flags), tmp_path / "many", say=quiet)
+    service.runs.clear()
+    folder = tmp_path / "many" / "seed=1"
+    trackers.add_to_trackers(folder, 1, {"x": 2.0}, {"regret": folder / "action_types.png"})
+    ((_, logged),) = service.runs.items()
+    numbers, picture = logged
+    assert numbers == {"seed=1/x": 2.0, "update": 1}
+    assert picture.keys() == {"seed=1/regret", "update"}
 
 
 @pytest.mark.parametrize("fails", ["init", "log", "finish"])
