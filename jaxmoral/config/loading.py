@@ -222,10 +222,10 @@ def _with_values(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dic
     for key, value in values:
         *groups, name = key.split(".")
         node = result
-        for group in groups:
+        for depth, group in enumerate(groups, 1):
             inner = node.get(group, {})
             if not isinstance(inner, dict):
-                begin = key.partition(f"{group}.")[0] + group
+                begin = ".".join(groups[:depth])
                 if any(name.startswith(f"{begin}.") for name in KEYS):
                     raise UserError(_no_group(begin, inner))
                 raise UserError(f"unknown key {key!r}: a part of it is no group")

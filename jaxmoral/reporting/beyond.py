@@ -33,7 +33,7 @@ RETENTION_CAPTION = (
 )
 
 
-class Asked(NamedTuple):
+class Suite(NamedTuple):
     """What makes scenarios comparable: a suite's name, its labels' sets, and its items' names."""
 
     name: str
@@ -79,12 +79,12 @@ def _key(kind: str, title: str) -> str:
     return f"{kind}-{told}" if told else kind
 
 
-def _suites(series: Sequence[Series]) -> list[Asked]:
+def _suites(series: Sequence[Series]) -> list[Suite]:
     """What some run was evaluated in."""
     return list(dict.fromkeys(asked for one in series for run in one.runs for asked in _found(run)))
 
 
-def _titles(suites: Sequence[Asked]) -> list[str]:
+def _titles(suites: Sequence[Suite]) -> list[str]:
     """The suites' names, with a number where others of that name have other items or labels."""
     names = [suite.name for suite in suites]
     return [
@@ -93,22 +93,22 @@ def _titles(suites: Sequence[Asked]) -> list[str]:
     ]
 
 
-def _found(run: Run) -> dict[Asked, dict[str, Any]]:
+def _found(run: Run) -> dict[Suite, dict[str, Any]]:
     """What a run's evaluation says, by what it was asked."""
     suites = (run.evaluation or {}).get(SCENARIOS, {})
     return {
-        Asked(name, tuple(found["label_sets"]), tuple(found["items"])): found
+        Suite(name, tuple(found["label_sets"]), tuple(found["items"])): found
         for name, found in suites.items()
     }
 
 
-def _evaluated(one: Series, suite: Asked) -> list[tuple[Run, dict[str, Any]]]:
+def _evaluated(one: Series, suite: Suite) -> list[tuple[Run, dict[str, Any]]]:
     """The runs that were evaluated in a suite, and what was found."""
     found = [(run, _found(run).get(suite)) for run in one.runs]
     return [(run, each) for run, each in found if each is not None]
 
 
-def draw_scenarios(series: Sequence[Series], suite: Asked) -> Drawn:
+def draw_scenarios(series: Sequence[Series], suite: Suite) -> Drawn:
     """A row for every tag, and illegal answers; marks of every agent and its base.
 
     Args:
