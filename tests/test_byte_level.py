@@ -186,21 +186,20 @@ def test_labels_are_spelled_by_every_path_of_tokens(model, trained, labels):
     within = lambda text: any(text.strip(WHITESPACE) in label.encode() for label in labels)
     texts = {token: text for token, text in texts.items() if within(text)}
     spelled = Prompter(model, "plain").responses(labels)
-    budget = max(len(model.tokenizer.encode(x, add_special_tokens=False)) for x in labels)
+    count = lambda text: len(model.tokenizer.encode(text, add_special_tokens=False))
     longest, stops = spelled.trie.prefix_edges.shape[-1], model.stop_tokens()
-    assert budget <= 2 <= longest <= 3
-    joined = lambda tokens: b"".join(map(texts.get, tokens))
-    means = lambda tokens: joined(tokens).strip(WHITESPACE).decode(errors="replace")
+    assert longest == max(count(space + label) for space in ("", " ") for label in labels) <= 3
+    joined = lambda tokens: b"".join(map(texts.get, tokens)).decode(errors="replace")
     expected = set()
     for length in range(1, longest + 1):
         for tokens in itertools.product(texts, repeat=length):
-            text, before = joined(tokens), [tokens[:n] for n in range(budget, length)]
-            one_space = text[:1] == b" " and text[1:2].strip() == text[1:2]
-            if before and not (one_space and not any(means(each) in labels for each in before)):
-                continue
-            if means(tokens) in labels:
-                ends = [()] if length >= budget else [(stop,) for stop in stops]
-                expected |= {((*tokens, *end), labels.index(means(tokens))) for end in ends}
+            text = joined(tokens)
+            space = " " if text.startswith(" ") else ""
+            label = text.removeprefix(" ").rstrip(WHITESPACE.decode())
+            if label not in labels or length > count(space + label):
+                continue  # another text, or in more tokens than the tokenizer takes
+            ends = [()] if length == count(space + label) else [(stop,) for stop in stops]
+            expected |= {((*tokens, *end), labels.index(label)) for end in ends}
     trie, found = spelled.trie, set()
     for edges, action in zip(trie.spelling_edges, trie.spelling_action, strict=True):
         tokens = tuple(int(trie.edge_token[edge]) for edge in edges if edge < trie.no_edge)
