@@ -131,7 +131,7 @@ def choose(
 ) -> dict[str, dict[str, float]]:
     """How likely a model is to answer a text by each of a few options, exactly.
 
-    An option is written after the text, with or without white space before it, in at most as many
+    An option is written after the text, with or without a space before it, in at most as many
     tokens as it takes; all ways to spell it are summed. The text is a prompt as it is, or a turn of
     a chat if the configuration's `prompt.template` says so.
 

@@ -90,7 +90,7 @@ def make_group_game(
     3
     """
     if isinstance(points, Mapping):
-        points = [points[action] for action in "CD"] if set(points) == {*"CD"} else []
+        points = [points[action] for action in "CD"] if set(points) == {"C", "D"} else []
     table = _numbers(points)
     if table.ndim != 2 or len(table) != 2 or not 2 <= table.shape[1] <= MAX_PLAYERS:
         raise UserError(
@@ -150,11 +150,8 @@ def make_games(described: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[s
     """
     found = {}
     for name, pairs in described.items():
-        if set(pairs) == {"C", "D"}:
-            game = make_group_game(name, [pairs["C"], pairs["D"]])
-        else:
-            game = make_game(name, pairs)
-        found[name] = _unless_taken(game, BUILT_IN)
+        make = make_group_game if set(pairs) == {"C", "D"} else make_game
+        found[name] = _unless_taken(make(name, pairs), BUILT_IN)
     return found
 
 
