@@ -6,7 +6,7 @@ After the prompt and the trained agent's answer, that agent and its base are ask
 import argparse
 from pathlib import Path
 
-from jaxmoral.errors import run_command
+from jaxmoral.errors import check_seed, run_command
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
@@ -21,23 +21,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the words")
     add_plugins(parser)
     arguments = parser.parse_args()
-    if not 0 <= arguments.seed < 2**63:
-        parser.error("--seed must be a whole number from 0, below 2^63")
     run_command(lambda: _run(arguments.run, arguments.seed, arguments.plugin))
 
 
 def _run(folder: Path, seed: int, plugins: list[str]) -> None:
+    check_seed(seed)
     name_plugins(plugins)
     check_alone(folder)
     import jax  # slow, as the others; what can be refused is before
 
     from jaxmoral.learning.saved import load_trained
-    from jaxmoral.measuring.keeping import set_aside, write_json
+    from jaxmoral.measuring.keeping import ANSWERS, read_json, set_aside, write_json
     from jaxmoral.measuring.questions import ask
-    from jaxmoral.measuring.runs import read_json
     from jaxmoral.models.load import use_compilation_cache
 
-    path = folder / "answers.json"
+    path = folder / ANSWERS
     earlier = read_json(path) if path.is_file() else None  # damage is found now
     use_compilation_cache()
     run = load_trained(folder)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError, run_command
+from jaxmoral.errors import UserError, check_seed, run_command
 from jaxmoral.language.prompts import QUESTIONS, Condition
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.lookup import training_game
@@ -54,6 +54,7 @@ class Match:
           seed: of the agent's choices.
         """
         self.game = training_game(config)
+        self._illegal = config.reward.illegal
         self.labels = config.prompt.labels
         self.memory = memory
         probs = np.exp(np.asarray(log_probs, np.float64))
@@ -70,7 +71,10 @@ class Match:
         return self.memory.histories[self.memory.shown[self._state]]
 
     def play(self, users_move: int) -> Round:
-        """Plays one simultaneous round; an illegal answer leaves the agent's last move alone."""
+        """Plays one simultaneous round.
+
+        An illegal answer pays the agent `reward.illegal`; for the user its last legal move stands.
+        """
         shown = int(self.memory.shown[self._state])
         prompt = shown * NUM_ORDERS + int(self._random.integers(NUM_ORDERS))
         num_thoughts, thought = self._probs.shape[1], 0
@@ -78,10 +82,10 @@ class Match:
             thought = int(self._random.integers(num_thoughts))
         probs = self._probs[prompt, thought] / self._probs[prompt, thought].sum()
         agents_move = int(self._random.choice(3, p=probs))
-        agents_points = users_points = 0.0
-        if agents_move != ILLEGAL:
-            agents_points, users_points = self.game.payoffs[:, agents_move, users_move].tolist()
         counted = self.memory.effective[self._state, agents_move]
+        agents_points, users_points = self.game.payoffs[:, counted, users_move].tolist()
+        if agents_move == ILLEGAL:
+            agents_points = self._illegal
         self._state = self.memory.next_state[self._state, counted, users_move]
         return Round(
             prompt,
@@ -102,12 +106,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the agent's choices and words")
     add_plugins(parser)
     arguments = parser.parse_args()
-    if not 0 <= arguments.seed < 2**63:
-        parser.error("--seed must be a whole number from 0, below 2^63")
     run_command(lambda: _chat(arguments.run, arguments.seed, arguments.plugin))
 
 
 def _chat(folder: Path, seed: int, plugins: list[str]) -> None:
+    check_seed(seed)
     name_plugins(plugins)
     check_alone(folder)
     from jaxmoral.learning.saved import load_trained  # slow to import, as the others

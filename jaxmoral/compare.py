@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmoral.errors import UserError, choose, run_command
+from jaxmoral.errors import UserError, choose, run_command, say_left_out
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 
@@ -81,8 +81,7 @@ def _read(folders: Sequence[Path]) -> "list[Run]":
     found, skipped = find_runs(folders)
     fresh, stale = without_stale(found)
     series, copies = group_runs(fresh)
-    for line in (*skipped, *stale, *copies):
-        print(f"left out: {line}")
+    say_left_out((*skipped, *stale, *copies))
     runs = [run for one in series for run in one.runs]
     if not runs:
         raise UserError(f"{', '.join(map(str, folders))}: no runs there")

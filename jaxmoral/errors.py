@@ -163,6 +163,17 @@ def check_whole(name: str, value: Any, low: int, high: int) -> int:
     return int(number)
 
 
+def check_seed(value: int) -> int:
+    """What `--seed` gave; raises UserError if PRNG keys cannot be made of it."""
+    return check_whole("--seed", value, 0, 2**63 - 1)
+
+
+def say_left_out(lines: Iterable[str]) -> None:
+    """Says what a command passed over, a line each, where results do not go."""
+    for line in lines:
+        print("left out:", line, file=sys.stderr)
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Runs a command line: what a user can mend becomes one line on stderr and exit code 2.
 

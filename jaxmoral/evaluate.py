@@ -1,15 +1,13 @@
 """The command `python -m jaxmoral.evaluate`: measure an agent on every game at once."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.errors import UserError, run_command, split_outside
+from jaxmoral.errors import UserError, run_command, say_left_out, split_outside
 from jaxmoral.language.prompts import PERSONAS
 from jaxmoral.language.scenarios import LABEL_SETS, ScenarioSuite, read_suite
 from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
@@ -224,7 +222,7 @@ def _beyond(arguments: argparse.Namespace) -> "Asked":
         if suite.name in [other.name for other in suites]:
             raise UserError(f"--scenarios: two suites are called {suite.name}; rename a file")
         suites.append(suite)
-        _say_lost(lost)
+        say_left_out(lost)
     asked = Asked(
         suites=suites,
         persona=arguments.scenario_persona,
@@ -237,11 +235,6 @@ def _beyond(arguments: argparse.Namespace) -> "Asked":
     return asked
 
 
-def _say_lost(lost: Sequence[str]) -> None:
-    for line in lost:
-        print(f"left out: {line}", file=sys.stderr)
-
-
 def _evaluate(loaded: "Loaded", chosen: dict[str, Any], asked: "Asked") -> dict[str, Any]:
     from jaxmoral.measuring.beyond import check_loaded, measure_beyond
     from jaxmoral.measuring.evaluation import evaluate_agent
@@ -249,7 +242,7 @@ def _evaluate(loaded: "Loaded", chosen: dict[str, Any], asked: "Asked") -> dict[
     check_loaded(loaded, asked)
     evaluation = evaluate_agent(loaded, **chosen)
     beyond, lost = measure_beyond(loaded, asked)
-    _say_lost(lost)
+    say_left_out(lost)
     return evaluation | beyond
 
 

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError, run_command
+from jaxmoral.errors import UserError, check_seed, check_whole, run_command
 from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.lookup import find_games, find_opponent
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone, is_run
 from jaxmoral.world.games import Game, mirror
 from jaxmoral.world.opponents import OPPONENTS
-from jaxmoral.world.rewards import PAPER_REWARDS, get_reward, reward_table
+from jaxmoral.world.rewards import get_reward, reward_table
 
 if TYPE_CHECKING:
     from jaxmoral.measuring.transcripts import Side
+
+MOST = 10**6  # episodes, and rounds of one
 
 
 def main() -> None:
@@ -42,16 +44,14 @@ def main() -> None:
     parser.add_argument("--output", type=local_path, help="a file: an episode a line, as JSON")
     add_plugins(parser)
     arguments = parser.parse_args()
-    for name in ("episodes", "rounds"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be a whole number from 1")
-    if not 0 <= arguments.seed < 2**63:
-        parser.error("--seed must be a whole number from 0, below 2^63")
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
     name_plugins(arguments.plugin)
+    check_seed(arguments.seed)
+    for name in ("episodes", "rounds"):
+        check_whole(f"--{name}", getattr(arguments, name), 1, MOST)
     output = arguments.output
     if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
         raise UserError(f"--output: {output} is not a file in an existing folder")
@@ -101,11 +101,15 @@ def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> "tuple[
 
 
 def _tables(config: Config, game: Game) -> dict[str, np.ndarray]:
-    """The points, the moral rewards of the paper, and what the run was trained with."""
-    names = dict.fromkeys(["game", *PAPER_REWARDS[1:3], config.reward.name])
+    """The points, what moral regret is measured by, and what the run was trained with."""
+    from jaxmoral.measuring.measures import REGRETS
+
     settings = config.reward
+    names = dict.fromkeys(["game", *REGRETS, settings.name, settings.then])
     return {
-        name: reward_table(game, get_reward(name), settings.xi, settings.illegal) for name in names
+        name: reward_table(game, get_reward(name), settings.xi, settings.illegal)
+        for name in names
+        if name is not None
     }
 
 

@@ -8,7 +8,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from jaxmoral.errors import UserError, run_command
+from jaxmoral.errors import UserError, run_command, say_left_out
 from jaxmoral.learning.bucket import at_hand, local_path, place_of
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 
@@ -43,8 +43,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
         output = arguments.output or folders[0] / "report"
         skipped = write_report(folders, output)
-    for line in skipped:
-        print(f"left out: {line}")
+    say_left_out(skipped)
     print(f"wrote {output / 'index.html'}; open it in a browser")
 
 

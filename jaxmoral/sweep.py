@@ -18,7 +18,7 @@ from typing import Any
 from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.errors import UserError, of_own_code, run_command
+from jaxmoral.errors import UserError, of_own_code, run_command, say_left_out
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, as_flags
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
@@ -172,8 +172,7 @@ def sweep(
         from jaxmoral.measuring.runs import find_runs, tidy
 
         runs, skipped = find_runs([output])
-        for line in skipped:
-            print(f"left out: {line}", file=sys.stderr)
+        say_left_out(skipped)
         table = tidy(runs)
         table.to_csv(output / "results.csv", index=False)
         table.to_parquet(output / "results.parquet", index=False)

@@ -7,7 +7,7 @@ most that anyone can get from each, and which of them would spread in a populati
 import argparse
 from pathlib import Path
 
-from jaxmoral.errors import UserError, check_number, choose, run_command, split_outside
+from jaxmoral.errors import UserError, check_number, check_whole, choose, run_command, split_outside
 from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import is_run, read_config
@@ -71,8 +71,7 @@ def main() -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     name_plugins(arguments.plugin)
-    if not 1 <= arguments.rounds <= MAX_ROUNDS:
-        raise UserError(f"--rounds: needs a whole number from 1 to {MAX_ROUNDS:,}")
+    check_whole("--rounds", arguments.rounds, 1, MAX_ROUNDS)
     noise = check_number("--noise", arguments.noise, 0.0, 1.0)
     for name in ("xi", "illegal"):
         check_number(f"--{name}", getattr(arguments, name))

@@ -11,7 +11,7 @@ from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, run_command
 from jaxmoral.learning.bucket import at_hand, local_path, place_of
-from jaxmoral.learning.plugins import add_plugins, as_flags
+from jaxmoral.learning.plugins import add_plugins, as_flags, name_plugins
 from jaxmoral.learning.run_folder import (
     CONFIG,
     check_run_folder,
@@ -108,6 +108,7 @@ def _members(
     path = arguments.config
     again = path is not None or configs.asks_for_members(flags)  # the whole command
     if arguments.resume and not again:
+        name_plugins(arguments.plugin)  # without which the folder may not be read
         if is_population(folder):
             members = {name: read_config(folder / name, flags) for name in member_names(folder)}
             # Members' files are written one by one, which something may have cut short.

@@ -140,17 +140,21 @@ def test_other_settings_keep_two_evaluations_apart():
     flags += ["--evaluation.xi", "4", "--prompt.template", "chat"]
     other = evaluate_agent(configs.load(None, [*flags, "--mesh.data", "1"]), ["bos"], ["joss"])
     assert unlike(one, one) == []
+    longer = one["config"] | {"updates": 99, "mixture": {"kept": 2}, "mesh": {"data": 2}}
+    assert unlike(one, one | {"config": longer}) == []
     assert unlike(one, other) == ["evaluation.xi", "prompt.template"]
     assert merge(one, one) == (one, ["trained: ipd against random, exact"])
 
 
 def test_what_is_no_evaluation_is_not_overwritten(run_folder, tmp_path, monkeypatch, capsys):
     thesis = tmp_path / "thesis.json"
-    thesis.write_text("[1]")
-    with pytest.raises(SystemExit):
-        in_process(monkeypatch, "evaluate", "--run", run_folder, "--output", thesis)
-    assert f"error: {thesis} holds no evaluation" in capsys.readouterr().err
-    assert thesis.read_text() == "[1]"
+    monkeypatch.setattr(evaluation, "evaluate_agent", None)  # it is found before the work
+    for content in ("[1]", '{"config": {}, "suites": {}}', '{"suites": {"trained": []}}'):
+        thesis.write_text(content)
+        with pytest.raises(SystemExit):
+            in_process(monkeypatch, "evaluate", "--run", run_folder, "--output", thesis)
+        assert f"error: {thesis} holds no evaluation" in capsys.readouterr().err
+        assert thesis.read_text() == content
 
 
 @pytest.mark.parametrize("update", [None, "4", "best"])

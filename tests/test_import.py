@@ -1,7 +1,9 @@
 """What an import costs: a game loads no language model, training no plotting library."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +83,15 @@ def test_every_name_of_the_package_is_there():
         assert getattr(jaxmoral, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = jaxmoral.nonsense
+
+
+def test_text_files_are_utf_8_whatever_the_machines_locale_is():
+    package = Path(jaxmoral.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            opens = node.func.attr == "open" and "b" not in ast.unparse(node).partition("'")[2]
+            if opens or node.func.attr in ("read_text", "write_text"):
+                told = {word.arg for word in node.keywords}
+                assert "encoding" in told, f"{path}, line {node.lineno}: {ast.unparse(node)}"

@@ -26,7 +26,7 @@ from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.met import Met
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.saved import load_trained
+from jaxmoral.learning.saved import load_trained, update_of
 from jaxmoral.learning.training import fit_agent, fit_population
 from jaxmoral.models.peft import save_peft
 from jaxmoral.world import chain
@@ -96,6 +96,11 @@ def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monk
     beside = fit_agent(settings(*met, f"./{selfish.name}"), say=quiet)
     assert beside.config.env.opponent == f"./{selfish.name}@3"
     assert_alike(beside, alone)
+    best = update_of(selfish, "best")
+    found = fit_agent(settings(*met, f"{selfish}@best"), say=quiet)
+    again = fit_agent(settings(*met, f"{selfish}@{best}"), say=quiet)
+    assert found.config.env.opponent == f"{selfish}@{best}"
+    assert_alike(found, again)
     earlier = fit_agent(settings(*met, f"{selfish}@0"), say=quiet)
     assert plain(earlier.history[0]) != plain(alone.history[0])
 
@@ -140,6 +145,9 @@ def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
         fit_agent(configs.load(None, [*own, "--env.opponent", str(path)]), say=quiet)
         for path in (member, tmp_path / "peft")
     ]
+    numbered = configs.load(None, [*own, "--env.opponent", f"{tmp_path / 'peft'}@2"])
+    with pytest.raises(UserError, match="peft holds a PEFT adapter, which has no checkpoints"):
+        fit_agent(numbered, say=quiet)
     one, other = ([plain(record) for record in run.history] for run in runs)
     assert one == other
     against_base = fit_agent(configs.load(None, [*own, "--env.opponent", "past(9)"]), say=quiet)

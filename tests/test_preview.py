@@ -85,6 +85,10 @@ def test_every_name_is_listed():
         lines = listing(kind).splitlines()
         assert len(lines) == len(LISTS[kind]())
         assert max(map(len, lines)) <= 100
+    both = {"opponents": "C with that probability", "contributors": "one half by default"}
+    for kind, text in both.items():
+        (line,) = [line for line in listing(kind).splitlines() if line.startswith("random(0.3)")]
+        assert line.endswith(text)
 
 
 def test_the_flag_lists_and_ends(monkeypatch, capsys):

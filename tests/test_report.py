@@ -95,7 +95,8 @@ def evaluated(suite, values, opponent="random", labels=("action3", "action4")):
         }
         for game, value in values.items()
     }
-    return {"suites": {suite: conditions}}
+    heads = {"opponents": [opponent], "protocols": ["exact"], "largest_gap": None}
+    return heads | {"suites": {suite: conditions}}
 
 
 # The paper's numbers.
@@ -950,15 +951,21 @@ def test_retention_is_drawn_over_checkpoints(tmp_path):
             name: {"remembered": dict(zip(("CC", "DD"), map(row, own), strict=True))}
             for name, own in told.items()
         }
-        return {"trained": {"ipd": {"policies": rows}}}
+        met = {who: own | {"opponents": {}} for who, own in rows.items()}
+        return {"trained": {"ipd": {"game": "ipd", "policies": met}}}
 
-    evaluation = {"update": 4, "suites": answers(0.5, 0.0), "retention": {"builtin": kept(0.4)}}
+    heads = {"opponents": [], "protocols": [], "largest_gap": None}
+    evaluation = heads | {
+        "update": 4,
+        "suites": answers(0.5, 0.0),
+        "retention": {"builtin": kept(0.4)},
+    }
     run = make_run(tmp_path, "a", evaluation=evaluation)
     write_run(run)
     earlier = evaluation | {"update": 2, "retention": {"builtin": kept(0.2)}}
     earlier["suites"] = answers(0.5, 0.25)
     (run.folder / "evaluation-2.json").write_text(json.dumps(earlier))
-    (run.folder / "evaluation-3.json").write_text(json.dumps({"update": 3, "suites": {}}))
+    (run.folder / "evaluation-3.json").write_text(json.dumps(heads | {"update": 3, "suites": {}}))
     (found,) = checkpoints(run).values()
     assert [(one.update, one.task_kl, one.retention["kl"]) for one in found] == [
         (2, pytest.approx(np.log(2) / 4), 0.2),

@@ -128,10 +128,10 @@ def again(monkeypatch, experiments, output, *flags):
     [
         (
             "evaluation.json",
-            '{"suites": {"trained": {"ipd": {}}}}',
-            "damaged: it holds no evaluation",
+            '{"opponents": [], "protocols": [], "largest_gap": 0, "suites": {"a": {"ipd": {}}}}',
+            "evaluation.json holds no evaluation (suites.a.ipd.game: field required)",
         ),
-        ("evaluation.json", "[1]", "damaged: it holds no evaluation"),
+        ("evaluation.json", "[1]", "evaluation.json holds no evaluation (the file: "),
         ("metrics.jsonl", '{"update": 1}\n', "damaged: line 1 is no record of an update"),
         ("metrics.jsonl", "1\n", "damaged: line 1 is no record of an update"),
         ("answers.json", "[1]", "damaged: it holds no answers"),

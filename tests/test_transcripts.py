@@ -92,6 +92,16 @@ def test_tit_for_tat_repeats_what_counts(trained):
     assert "round 30" in in_words(episode)
 
 
+def test_an_episode_tells_both_rewards_of_a_schedule():
+    config = configs.load(
+        None, ["--reward.name", "game", "--reward.then", "maximin", "--reward.xi", "4"]
+    )
+    told = play._tables(config, get_game("ipd"))
+    assert list(told) == ["game", "deontological", "utilitarian", "maximin"]
+    assert told["deontological"].min() == -6  # of illegal answers
+    assert -4 in told["deontological"]
+
+
 def test_the_command_writes_an_episode_a_line(trained, tmp_path, monkeypatch, capsys):
     output = tmp_path / "episodes.jsonl"
     given = ["--run", trained[1], "--against", trained[1], "--episodes", 2, "--rounds", 3]
@@ -108,7 +118,8 @@ def test_the_command_writes_an_episode_a_line(trained, tmp_path, monkeypatch, ca
         (["--against", "tft"], "did you mean 'tit-for-tat'"),
         (["--game", "all"], "--game: all is a set of games"),
         (["--output", str(config)], f"{config} holds something else than episodes"),
-        (["--seed", str(2**63)], "--seed must be a whole number from 0, below 2^63"),
+        (["--seed", str(2**63)], "error: --seed: needs a whole number from 0 to 92233720368"),
+        (["--rounds", "0"], "error: --rounds: needs a whole number from 1 to 1000000, got 0"),
     ):
         monkeypatch.setattr("sys.argv", ["play", "--run", str(trained[1]), *wrong])
         with pytest.raises(SystemExit):

@@ -28,6 +28,7 @@ MAX_MEMBERS = 4096  # of a population
 MAX_NAME = 255  # bytes of a member's name, which is also that of a folder
 # What other tools call a key.
 SHORT = {"lr": "learning_rate", "kl": "kl_coef", "entropy": "entropy_coef", "steps": "updates"}
+PLUGIN = "plugin"  # the flag that adds to the key `plugins`
 PAPER_PRESET = Path(__file__).parent.parent / "presets" / "paper.yaml"
 
 
@@ -117,7 +118,8 @@ def with_evaluation(config: Config, chosen: Mapping[str, Any]) -> Config:
 def load(path: Path | str | None, flags: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or nothing) and applies `--dotted.key value` flags on top of it.
 
-    A flag and its value may also be one text, `--dotted.key=value`.
+    A flag and its value may also be one text, `--dotted.key=value`. `--plugin FILE`, which may be
+    repeated, is one more of `plugins`.
 
     Raises:
       UserError: the file is missing or not YAML, or `parse` refuses the result.
@@ -195,7 +197,12 @@ def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[st
 
 def _read_tree(path: Path | str | None, flags: Sequence[str]) -> dict[str, Any]:
     tree = read_yaml(Path(path)) if path else {}
-    return plain(_with_values(tree, _flag_values(flags)))
+    given = list(_flag_values(flags))
+    tree = _with_values(tree, ((key, value) for key, value in given if key != PLUGIN))
+    more = [value for key, value in given if key == PLUGIN]
+    if more and isinstance(tree.get("plugins", []), list):  # else it is refused as it stands
+        tree["plugins"] = [*tree.get("plugins", []), *more]
+    return plain(tree)
 
 
 def _flag_values(flags: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,9 @@ import yaml
 
 from jaxmoral.config.schema import ADAPTER, Config
 
+# Keys, or what they begin with: where something is computed and kept, or who is told of it.
+OF_THE_MACHINE = ("mesh.", "tracker", "mixture.kept")
+
 
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain dictionaries, lists, strings and numbers."""

@@ -50,7 +50,7 @@ _WHEN = ("Last time", "The time before that", "Three times ago")
 
 def _read_folder(name: str) -> dict[str, str]:
     files = (Path(__file__).parent / name).glob("*.txt")
-    return {path.stem: path.read_text().strip() for path in sorted(files)}
+    return {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(files)}
 
 
 WORDINGS = _read_folder("wordings")

@@ -33,7 +33,10 @@ def read_texts(source: str | Path) -> list[Text]:
       UserError: the file cannot be read, or holds no text.
     """
     if str(source) == BUILTIN:
-        return [Text(path.stem, path.read_text()) for path in sorted(_FOLDER.glob("*.txt"))]
+        return [
+            Text(path.stem, path.read_text(encoding="utf-8"))
+            for path in sorted(_FOLDER.glob("*.txt"))
+        ]
     path = Path(source)
     if path.stem == BUILTIN:
         raise UserError(f"retention: {path} is called like our own texts; rename it")

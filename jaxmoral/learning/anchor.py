@@ -288,14 +288,16 @@ def write_spoken(folder: Path, agent: Agent) -> None:
     spoken, decode = agent.spoken, agent.prompter.tokenizer.decode
     texts = [decode([*a, *b]) for a, b in zip(*spoken, strict=True)]
     with replacing(folder / ANCHOR) as scratch:
-        scratch.write_text(json.dumps(spoken._asdict() | {"texts": texts}, ensure_ascii=False))
+        scratch.write_text(
+            json.dumps(spoken._asdict() | {"texts": texts}, ensure_ascii=False), encoding="utf-8"
+        )
 
 
 def read_spoken(folder: Path, config: Config) -> Spoken:
     """A run's texts; raises UserError if they are gone or others than it began with."""
     path = folder / ANCHOR
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         spoken = Spoken(found["openings"], found["continuations"])
         whole = [*spoken.openings, *spoken.continuations]
         usable = {len(part) for part in spoken} == {sizes(config).number} and all(

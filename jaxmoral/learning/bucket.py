@@ -236,11 +236,11 @@ class _Bucket:
         path = self._home / _SYNCED
         if not path.is_file():
             return {"id": None, "files": {}}
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def _keep(self, identity: str | None, files: Files) -> None:
         with replacing(self._home / _SYNCED) as scratch:
-            scratch.write_text(json.dumps({"id": identity, "files": files}))
+            scratch.write_text(json.dumps({"id": identity, "files": files}), encoding="utf-8")
 
     def _failure(self, what: str, error: Exception) -> UserError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from jaxmoral.config import ALONE, Config, differences, parse, to_dict
+from jaxmoral.config.trees import OF_THE_MACHINE
 from jaxmoral.devices.cluster import on_first
 from jaxmoral.errors import UserError
 from jaxmoral.learning.damage import Damaged, checksum, first_line, judged, seal_of
@@ -60,7 +61,7 @@ def changed_keys(config: Config, saved: Config) -> list[str]:
     These may: the devices (`mesh.*`), how many conditions are kept packed (`mixture.kept`), the
     number of updates (see `resume`) and the trackers.
     """
-    free = ("mesh.", "mixture.kept", "updates", "tracker")
+    free = (*OF_THE_MACHINE, "updates")
     return [key for key in differences(config, saved) if not key.startswith(free)]
 
 

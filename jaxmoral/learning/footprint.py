@@ -106,7 +106,7 @@ def free_bytes() -> int | None:
     """Free memory of all devices, or of this machine if it computes itself; None if unknown."""
     if jax.default_backend() == "cpu":
         try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
+            lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         except OSError:
             return None
         found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -122,7 +122,9 @@ def _left_to_container() -> list[int]:
     """What a container's limit (cgroup 2) leaves; nothing if there is none."""
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        limit, used = (
+            (group / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current")
+        )
         return [int(limit) - int(used)]
     except (OSError, ValueError):  # the limit may be "max"
         return []

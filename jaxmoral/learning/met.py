@@ -38,14 +38,15 @@ _PASTS = 3  # the third of four numbers that seed a stream, as in `mixture`
 
 
 def pinned(config: Settled) -> Pinned:
-    """The configuration with every stored run named by its newest checkpoint."""
+    """The configuration with every stored run named by the number of its checkpoint."""
     names = {}
     for whom in met_by(config):
-        if whom.kind == "stored" and whom.update is None and is_run(whom.folder):
-            number = update_of(whom.folder)
+        named = isinstance(whom.update, int)
+        if whom.kind == "stored" and not named and is_run(whom.folder):
+            number = update_of(whom.folder, whom.update)
             if number is None:
                 raise UserError(f"{key_of_met(config)}: {whom.name} has no checkpoint yet")
-            names[whom.name] = f"{whom.name}@{number}"
+            names[whom.name] = f"{whom.name.removesuffix('@best')}@{number}"
     return Pinned(renamed(config, names))
 
 
@@ -53,9 +54,13 @@ def check_stored(configs: Sequence[Config]) -> None:
     """Raises UserError if a stored agent is not where its name says, before any model is read."""
     for config in configs:
         for whom in met_by(config):
-            if whom.kind != "stored" or is_run(whom.folder) or is_adapter(whom.folder):
+            if whom.kind != "stored" or is_run(whom.folder):
                 continue
             key, folder = key_of_met(config), whom.folder
+            if is_adapter(folder) and whom.update is None:
+                continue
+            if is_adapter(folder):
+                raise UserError(f"{key}: {folder} holds a PEFT adapter, which has no checkpoints")
             if is_population(folder):
                 some = ", ".join(member_names(folder)[:3])
                 raise UserError(f"{key}: {folder} holds a population; name a member: {some}, ...")

@@ -109,7 +109,7 @@ class MetricsLog:
                 " of the checkpoint"
             )
         save(run_folder, kept)
-        self._file = self._path.open("a")
+        self._file = self._path.open("a", encoding="utf-8")
         self._table = _Table(run_folder / TABLE)
 
     def append(self, record: dict) -> None:
@@ -148,7 +148,7 @@ class MetricsLog:
 
 def save(run_folder: Path, records: Sequence[dict]) -> None:
     """Writes a run's records, all of them or nothing."""
-    with replacing(run_folder / METRICS) as scratch, scratch.open("w") as file:
+    with replacing(run_folder / METRICS) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
         file.flush()
         os.fsync(file.fileno())
@@ -167,17 +167,17 @@ class _Table:
 
     def __init__(self, path: Path):
         self._path = path
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             self._columns = next(csv.reader(file), [])
-        self._file = path.open("a", newline="")
+        self._file = path.open("a", encoding="utf-8", newline="")
 
     def append(self, row: dict[str, Any]) -> None:
         if row.keys() - set(self._columns):
             self._file.close()
-            with self._path.open(newline="") as file:
+            with self._path.open(newline="", encoding="utf-8") as file:
                 earlier = list(csv.DictReader(file))
             self._columns = _write_rows(self._path, [*earlier, row])
-            self._file = self._path.open("a", newline="")
+            self._file = self._path.open("a", newline="", encoding="utf-8")
         else:
             csv.DictWriter(self._file, self._columns).writerow(row)
             self._file.flush()
@@ -189,7 +189,7 @@ class _Table:
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Writes a table, and returns its columns: those of every row."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         if columns:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
@@ -221,7 +221,7 @@ def read(run_folder: Path) -> list[dict]:
     """
     path = run_folder / METRICS
     try:
-        lines = path.read_text().split("\n")[:-1]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
     except UnicodeDecodeError as error:

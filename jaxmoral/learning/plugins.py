@@ -1,9 +1,9 @@
 """Python files of a user's own, run before names are looked up: they register rewards and the like.
 
-A configuration lists them in `plugins`; `--plugin FILE` adds one. A run keeps a copy of each, and
-its own `plugins` say which they were, "NAME.py@SHA256". What comes with a run folder is not run for
-that alone, for it may be somebody else's: only what was named once on this machine is, in whatever
-folder it is then, and a file of the cache remembers the digests of those.
+A configuration lists them in `plugins`; each `--plugin FILE` is one more. A run keeps a copy of
+each, and its own `plugins` say which they were, "NAME.py@SHA256". What comes with a run folder is
+not run for that alone, for it may be somebody else's: only what was named once on this machine is,
+in whatever folder it is then, and a file of the cache remembers the digests of those.
 """
 
 import argparse
@@ -51,12 +51,12 @@ def add_plugins(parser: argparse.ArgumentParser) -> None:
 
 
 def as_flags(paths: Sequence[str]) -> list[str]:
-    """What was given as `--plugin`, as a flag of the configuration."""
-    return ["--plugins", json.dumps(list(paths))] if paths else []
+    """What was given as `--plugin`, as flags of the configuration."""
+    return [text for path in paths for text in ("--plugin", json.dumps(path))]
 
 
 def name_plugins(paths: Sequence[str]) -> None:
-    """Runs what was given as `--plugin` to a command that reads runs; raises UserError."""
+    """Runs what was given as `--plugin` to a command that may read runs; raises UserError."""
     for entry in settle_plugins(tuple(paths)):
         name, _, digest = entry.rpartition("@")
         _named[name] = digest
@@ -87,6 +87,7 @@ def settle_plugins(plugins: Sequence[str]) -> tuple[str, ...]:
             settled.append(plugin)
         else:
             raise UserError(f"plugins: {stored[1]} is a run's copy; name the file")
+    settled = list(dict.fromkeys(settled))  # a run's copy may be named again
     names = [entry.rpartition("@")[0] for entry in settled]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"plugins: two files are called {twice[0]}; rename one")
@@ -130,7 +131,8 @@ def write_plugins(plugins: Sequence[str], folder: Path) -> None:
         name, _, digest = plugin.rpartition("@")
         home = folder / FOLDER
         home.mkdir(parents=True, exist_ok=True)
-        (home / name).write_bytes(_ran[digest].source)
+        with replacing(home / name) as scratch:
+            scratch.write_bytes(_ran[digest].source)
 
 
 def _read(path: Path) -> bytes:
@@ -164,7 +166,7 @@ def _memory() -> Path:
 
 def _remembered() -> list[str]:
     try:
-        known = json.loads(_memory().read_text())
+        known = json.loads(_memory().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return known if isinstance(known, list) else []
@@ -176,4 +178,4 @@ def _remember(digest: str) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as scratch:
-        scratch.write_text(json.dumps([*known, digest]))
+        scratch.write_text(json.dumps([*known, digest]), encoding="utf-8")

@@ -126,7 +126,7 @@ def member_names(folder: Path) -> list[str]:
     """The names in a population's folder; raises UserError if they cannot be read."""
     path = folder / MEMBERS
     try:
-        names = yaml.safe_load(path.read_text())
+        names = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path} ({error})") from None
     if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -161,12 +161,12 @@ def write_configs(members: Mapping[str, Pinned], folder: Path) -> None:
     """Writes the configuration of a run, or of every member and then their names."""
     for name, own in run_folders(folder, list(members)).items():
         own.mkdir(parents=True, exist_ok=True)
+        write_plugins(members[name].plugins, own)  # first: what has a configuration can be resumed
         with replacing(own / CONFIG) as scratch:
             configs.save(members[name], scratch)
-        write_plugins(members[name].plugins, own)
     if len(members) > 1:
         with replacing(folder / MEMBERS) as scratch:
-            scratch.write_text(yaml.safe_dump(list(members), sort_keys=False))
+            scratch.write_text(yaml.safe_dump(list(members), sort_keys=False), encoding="utf-8")
 
 
 def check_run_folder(folder: Path, resume: bool) -> None:
@@ -199,7 +199,7 @@ def locked(folder: Path, resume: bool) -> Iterator[None]:
 
     def take() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        held.append((folder / _LOCK).open("w"))
+        held.append((folder / _LOCK).open("w", encoding="utf-8"))
         try:
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

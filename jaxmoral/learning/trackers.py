@@ -210,8 +210,8 @@ def _identity(folder: Path) -> str:
     """What a run folder is called by trackers; made up when it is asked for first."""
     path = folder / _TRACKING
     if not path.is_file():
-        path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
-    found = json.loads(path.read_text()).get("id")
+        path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8")).get("id")
     if not isinstance(found, str) or not re.fullmatch(r"[0-9a-z]{1,64}", found):
         raise ValueError(f"{path} is damaged")
     return found

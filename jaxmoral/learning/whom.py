@@ -3,7 +3,7 @@
 tit-for-tat     a machine, by the names of `world.opponents` or of the configuration
 learner         a second agent that learns
 runs/selfish    an agent that is stored: a run, a population's member or a PEFT adapter, by its
-                path; "@40" after a run's path names its checkpoint
+                path; "@40" or "@best" after a run's path names its checkpoint
 past(10)        the learner as it was before updates 0, 10, 20, ...
 """
 
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeVar
 from jaxmoral.config import Config
 from jaxmoral.errors import UserError
 from jaxmoral.learning.lookup import LEARNER
-from jaxmoral.learning.run_folder import is_run
+from jaxmoral.learning.run_folder import Which, named_checkpoint
 
 C = TypeVar("C", bound=Config)
 PAST = re.compile(r"past\(([1-9]\d{0,6})\)")
@@ -28,14 +28,14 @@ class Whom(NamedTuple):
     Attributes:
       name: as the configuration has it.
       kind: what it stands for.
-      folder, update: of a stored agent; no update is the newest.
+      folder, update: of a stored agent, and which of its checkpoints.
       every: of the learner's past, after how many updates it is remembered again.
     """
 
     name: str
     kind: Literal["machine", "learner", "stored", "past"]
     folder: Path = Path()
-    update: int | None = None
+    update: Which = None
     every: int = 0
 
 
@@ -47,10 +47,7 @@ def parse(config: Config, name: str) -> Whom:
         return Whom(name, "past", every=int(match[1]))
     if name in config.opponents or "/" not in name.partition("(")[0]:
         return Whom(name, "machine")
-    folder, _, update = name.rpartition("@")
-    if not folder or not update.isdecimal() or is_run(Path(name)):
-        return Whom(name, "stored", Path(name))
-    return Whom(name, "stored", Path(folder), int(update))
+    return Whom(name, "stored", *named_checkpoint(name))
 
 
 def met_by(config: Config) -> dict[Whom, float]:
@@ -92,7 +89,8 @@ def as_pinned(config: Config, saved: Config) -> Config:
     asked = met_by(config)
     given = {whom.name for whom in asked}
     began = {w.folder: w.name for w in met_by(saved) if w.kind == "stored" and w.name not in given}
-    unpinned = [whom for whom in asked if whom.kind == "stored" and whom.update is None]
+    stored = [whom for whom in asked if whom.kind == "stored"]
+    unpinned = [whom for whom in stored if not isinstance(whom.update, int)]
     return renamed(config, {whom.name: began.get(whom.folder, whom.name) for whom in unpinned})
 
 

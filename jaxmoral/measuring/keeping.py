@@ -4,12 +4,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
 from jaxmoral.measuring.results import merge, unlike
-from jaxmoral.measuring.runs import read_json
 
 EVALUATION = "evaluation.json"  # of a run's newest checkpoint
+ANSWERS = "answers.json"  # of an agent that was asked why
+
+
+class _Result(pydantic.BaseModel):
+    remembered: dict[str, Any]
+    opponents: dict[str, dict[str, Any]]
+
+
+class _Condition(pydantic.BaseModel):
+    game: str
+    policies: dict[str, _Result]
+
+
+class _Evaluation(pydantic.BaseModel):
+    """What whoever reads an evaluation relies on; there may be more in it."""
+
+    config: dict[str, Any] = {}
+    update: int | None = None
+    opponents: list[str]
+    protocols: list[str]
+    largest_gap: float | None
+    suites: dict[str, dict[str, _Condition]]
 
 
 def of_update(update: int) -> str:
@@ -45,11 +68,28 @@ def keep(evaluation: dict[str, Any], path: Path) -> dict[str, Any]:
     return evaluation
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file's content; raises UserError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from None
+
+
 def read_evaluation(path: Path) -> dict[str, Any]:
     """An evaluation from its file; raises UserError if it is damaged, or something else."""
     found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("suites"), dict):
-        raise UserError(f"{path} holds no evaluation; move it away, or choose another --output")
+    try:
+        _Evaluation.model_validate(found)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"{path} holds no evaluation ({where}: {first['msg'].lower()}); move it away, or"
+            " choose another --output"
+        ) from None
     return found
 
 
@@ -63,4 +103,4 @@ def set_aside(path: Path) -> Path:
 def write_json(content: Any, path: Path) -> None:
     """Writes a JSON file, all of it or nothing."""
     with replacing(path) as scratch:
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
+        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

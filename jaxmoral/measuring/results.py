@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxmoral.config import tree_differences
+from jaxmoral.config.trees import OF_THE_MACHINE, tree_differences
 from jaxmoral.measuring import thoughts
 from jaxmoral.measuring.beyond import beyond_lines, beyond_rows, merge_beyond
 from jaxmoral.measuring.measures import ERROR
@@ -210,13 +210,14 @@ def summary(evaluation: dict[str, Any]) -> str:
 def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What keeps two evaluations from being one: the keys in which what was tested differs.
 
-    That is the checkpoint ("update"), or a key of the configuration. An evaluation of an earlier
-    version does not say of which checkpoint it is.
+    That is the checkpoint ("update"), or a key of the configuration. How far training was to go
+    makes no other checkpoint. An evaluation of an earlier version does not say of which it is.
     """
     if "config" not in one or "config" not in other:
         return ["update"]
     about = [each["config"] | {"update": each["update"]} for each in (one, other)]
-    return [key for key in tree_differences(*about) if not key.startswith(("mesh.", "tracker"))]
+    free = (*OF_THE_MACHINE, "updates")
+    return [key for key in tree_differences(*about) if not key.startswith(free)]
 
 
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -1,6 +1,5 @@
 """Run folders read back: configuration, training history and evaluation, as one tidy table."""
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxmoral.learning.run_folder import (
     read_config,
 )
 from jaxmoral.learning.whom import trained_against
+from jaxmoral.measuring.keeping import ANSWERS, EVALUATION, read_evaluation, read_json
 from jaxmoral.measuring.results import rows
 
 
@@ -49,16 +49,6 @@ class Run(NamedTuple):
         return self.config.title
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content; raises UserError if it cannot be read."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error})") from None
-
-
 @cache
 def _read_metrics(folder: Path, changed: int) -> list[dict]:
     """The records of a population, read once for all its members."""
@@ -83,25 +73,12 @@ def read_run(folder: Path) -> Run:
             raise UserError(
                 f"{folder / METRICS} is damaged: line {number} is no record of an update"
             )
-    optional = {
-        name: read_json(path) if (path := folder / f"{name}.json").is_file() else None
-        for name in ("evaluation", "answers")
-    }
-    evaluation, answers = optional["evaluation"], optional["answers"] or []
-    if evaluation is not None and not _is_evaluation(evaluation):
-        raise UserError(f"{folder / 'evaluation.json'} is damaged: it holds no evaluation")
+    tested, said = folder / EVALUATION, folder / ANSWERS
+    evaluation = read_evaluation(tested) if tested.is_file() else None
+    answers = read_json(said) if said.is_file() else []
     if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
-        raise UserError(f"{folder / 'answers.json'} is damaged: it holds no answers")
+        raise UserError(f"{said} is damaged: it holds no answers")
     return Run(folder, config, history, evaluation, answers)
-
-
-def _is_evaluation(found: Any) -> bool:
-    """Whether it has the form of one: conditions by suite and name."""
-    suites = found.get("suites") if isinstance(found, dict) else None
-    if not isinstance(suites, dict) or not all(isinstance(one, dict) for one in suites.values()):
-        return False
-    told = [condition for suite in suites.values() for condition in suite.values()]
-    return all(isinstance(one, dict) and {"game", "policies"} <= one.keys() for one in told)
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -142,7 +119,7 @@ def without_stale(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """
     kept, stale = [], []
     for run in runs:
-        made, path = len(run.history), run.folder / "evaluation.json"
+        made, path = len(run.history), run.folder / EVALUATION
         told = (run.evaluation or {}).get("config", {})
         trees = to_dict(run.config), told
         own, others = ({key: tree.get(key) for key in ("seed", "reward")} for tree in trees)

@@ -22,7 +22,7 @@ from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import is_population, is_run, member_names
 from jaxmoral.learning.saved import load_population, load_trained, update_of
 from jaxmoral.learning.trained import TrainedAgent
-from jaxmoral.measuring.runs import read_json
+from jaxmoral.measuring.keeping import read_json
 from jaxmoral.models.peft import base_of, is_adapter
 from jaxmoral.world.chain import memory_policy
 from jaxmoral.world.evolution import fixation, replicator, stationary

@@ -191,7 +191,9 @@ def in_words(episode: Mapping[str, Any], *, prompts: bool = True) -> str:
 def write_episodes(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One line of JSON an episode."""
     with replacing(path) as scratch:
-        scratch.write_text("".join(f"{json.dumps(episode)}\n" for episode in episodes))
+        scratch.write_text(
+            "".join(f"{json.dumps(episode)}\n" for episode in episodes), encoding="utf-8"
+        )
 
 
 def read_episodes(path: Path) -> list[str]:

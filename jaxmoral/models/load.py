@@ -246,8 +246,12 @@ def _convert(path: Path, folder: Path) -> None:
             raise UserError(f"model: {path} is not a complete model ({error})") from error
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
-        (scratch / "generation_config.json").write_text(json.dumps(vocabulary.generation))
-        (scratch / "config.json").write_text(json.dumps(dataclasses.asdict(config)))
+        (scratch / "generation_config.json").write_text(
+            json.dumps(vocabulary.generation), encoding="utf-8"
+        )
+        (scratch / "config.json").write_text(
+            json.dumps(dataclasses.asdict(config)), encoding="utf-8"
+        )
         _publish(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -270,10 +274,10 @@ def _open_converted(
     source: str, folder: Path, digest: str, dtype: str, quantisation: str | None
 ) -> Opened:
     with _undamaged(folder):
-        sizes = json.loads((folder / "config.json").read_text())
+        sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = from_json(sizes | {"quantisation": quantisation})
         tokenizer = tokenizers.load(folder / "tokenizer")
-        generation = json.loads((folder / "generation_config.json").read_text())
+        generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         empty = LoadedModel(
             source, digest, config, *Decoder.abstract(config), tokenizer, generation=generation
         )

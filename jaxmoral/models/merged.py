@@ -44,15 +44,19 @@ def save_merged(folder: Path, model: LoadedModel, adapter: Adapter, lora: Lora) 
     tokenizer.save_pretrained(folder)
     named = folder / "tokenizer_config.json"
     # The class's name in transformers 5 is unknown to earlier versions; all know this one.
-    settings = json.loads(named.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    named.write_text(json.dumps(settings, indent=2) + "\n")
+    settings = json.loads(named.read_text(encoding="utf-8")) | {
+        "tokenizer_class": "PreTrainedTokenizerFast"
+    }
+    named.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     names = [f"{role}_token_id" for role in ("bos", "eos", "pad")]
     tokens = {name: getattr(tokenizer, name) for name in names}
     generation = tokens | {"eos_token_id": model.stop_tokens()} | model.generation
     stops = {name: generation[name] for name in generation if name == "eos_token_id"}
     described = huggingface_config(sizes, tokens) | {"dtype": str(dtype)} | stops
     for name, settings in (("config", described), ("generation_config", generation)):
-        (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
+        (folder / f"{name}.json").write_text(
+            json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _weight(params: Any, name: str) -> np.ndarray:

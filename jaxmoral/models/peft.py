@@ -90,7 +90,9 @@ def save_peft(
     }
     about = {"format": "pt", _BASE: base}
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors", about)
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / "adapter_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def named_base(source: str) -> str | None:

@@ -168,10 +168,10 @@ def load(folder: Path) -> "transformers.PreTrainedTokenizerFast":
     """
     from transformers import PreTrainedTokenizerFast  # slow to import
 
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = folder / "chat_template.jinja"
     if template.exists():
-        settings["chat_template"] = template.read_text()
+        settings["chat_template"] = template.read_text(encoding="utf-8")
     names = [f"{role}_token" for role in ("bos", "eos", "unk", "pad")]
     try:
         return PreTrainedTokenizerFast(

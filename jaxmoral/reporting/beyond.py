@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxmoral.language.scenarios import LEGAL, WHOLE
 from jaxmoral.measuring.beyond import RETENTION, SCENARIOS, interval_text, is_share
-from jaxmoral.measuring.keeping import of_update
-from jaxmoral.measuring.runs import Run, read_json
+from jaxmoral.measuring.keeping import of_update, read_evaluation
+from jaxmoral.measuring.runs import Run
 from jaxmoral.reporting.canvas import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
@@ -154,7 +154,7 @@ def checkpoints(run: Run) -> dict[Texts, list[Checkpoint]]:
     """A run's evaluated checkpoints that were asked for the language kept, tuned beside base."""
     found: dict[Texts, dict[int, Checkpoint]] = {}
     numbered = [run.folder / of_update(record["update"]) for record in run.history]
-    kept = [read_json(path) for path in numbered if path.is_file()]
+    kept = [read_evaluation(path) for path in numbered if path.is_file()]
     for evaluation in [*kept, run.evaluation or {}]:
         for name, kinds in evaluation.get(RETENTION, {}).items():
             update, whole = evaluation["update"], kinds[WHOLE]

@@ -7,6 +7,7 @@ import pandas as pd
 import yaml
 
 from jaxmoral.config import Config, differences, flatten, to_dict
+from jaxmoral.config.trees import OF_THE_MACHINE
 from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.runs import Run
 from jaxmoral.models.peft import named_base
@@ -100,7 +101,7 @@ def _recipe(config: Config) -> dict[str, Any]:
     """The keys that are not at their defaults, without those of tests and of the machine."""
     values = flatten(to_dict(config))
     changed = differences(Config(), config)
-    besides = ("evaluation.", "mesh.", "tracker", "model.sha256", "model.dtype")
+    besides = ("evaluation.", *OF_THE_MACHINE, "model.sha256", "model.dtype")
     return {key: values[key] for key in changed if not key.startswith(besides)}
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from jaxmoral.world.games import BUILT_IN
 
+WIDTH = 100  # of a line in the terminal
+
 # In games of two players and of more.
 GAME_FAMILIES = {
     "ordinal(17)": (
@@ -138,19 +140,20 @@ def _wordings() -> dict[str, str]:
 
 LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "games": _games,
-    "opponents": lambda: OPPONENTS | CONTRIBUTORS,
+    "opponents": lambda: OPPONENTS,
+    "contributors": lambda: CONTRIBUTORS,
     "rewards": lambda: REWARDS,
     "suites": _suites,
     "wordings": _wordings,
 }
 
 
-def listing(kind: str, width: int = 100) -> str:
+def listing(kind: str) -> str:
     """Names with one line each, of a kind in `LISTS`."""
     lines = LISTS[kind]()
     longest = max(map(len, lines))
     return "\n".join(
-        f"{name:{longest}}  {textwrap.shorten(text, width - longest - 2, placeholder=' ...')}"
+        f"{name:{longest}}  {textwrap.shorten(text, WIDTH - longest - 2, placeholder=' ...')}"
         for name, text in lines.items()
     )
 

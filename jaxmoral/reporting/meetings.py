@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from jaxmoral.errors import UserError, split_outside
+from jaxmoral.measuring.keeping import read_json
 from jaxmoral.measuring.measures import fingerprint
-from jaxmoral.measuring.runs import read_json
 from jaxmoral.measuring.tournaments import FILE, RATES
 from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.sections import Section, agents_in

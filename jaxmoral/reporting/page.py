@@ -19,8 +19,8 @@ import pandas as pd
 
 from jaxmoral.errors import UserError
 from jaxmoral.learning.summary import summary
-from jaxmoral.measuring.keeping import write_json
-from jaxmoral.measuring.runs import find_runs, read_json, tidy, without_stale
+from jaxmoral.measuring.keeping import read_json, write_json
+from jaxmoral.measuring.runs import find_runs, tidy, without_stale
 from jaxmoral.reporting.beyond import beyond_sections
 from jaxmoral.reporting.canvas import Drawn
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
@@ -164,10 +164,12 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
         head = page_head(series, tabular, table, skipped)
         parts += number_parts(series, tabular, table, tournaments)
         body = [*head, contents(parts), *parts]
-        template = string.Template((Path(__file__).parent / "page.html").read_text())
+        template = string.Template(
+            (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+        )
         title = "jaxmoral: moral alignment of LLM agents"
         page = template.substitute(title=title, body="\n".join(body))
-        (scratch / "index.html").write_text(page)
+        (scratch / "index.html").write_text(page, encoding="utf-8")
         scratch.chmod(0o755)
         put(scratch, output)
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
+from jaxmoral.config.trees import OF_THE_MACHINE
 from jaxmoral.learning.environments import reward_tables, transition
 from jaxmoral.learning.mixture import labels_in_words, num_choices, player_games
 from jaxmoral.learning.whom import trained_against
@@ -29,9 +30,7 @@ TITLES = (
 _NOT_TOLD = (
     "seed",
     "checkpoint_every",
-    "tracker",
-    "mesh.",
-    "mixture.kept",
+    *OF_THE_MACHINE,
     "model.remat",
     "model.max_nodes",
     "model.max_logits",
