@@ -364,9 +364,9 @@ def print_links(prompter: Prompter) -> None:
 def print_time(prompter: Prompter) -> None:
     print("## Time of an update\n")
     print(
-        f"Products reach {EFFICIENCY:.0%} of the peak, the share that"
-        " `scripts/benchmarks/update.py` measured on a CPU; compute overlaps with memory traffic,"
-        " links overlap with nothing. Weights are read twice, what is kept for the backward pass is"
+        f"Products are taken to reach {EFFICIENCY:.0%} of the peak (on two CPU cores they reach"
+        " [44 to 50 %](benchmarks.md)); compute overlaps with memory traffic, links overlap with"
+        " nothing. Weights are read twice, what is kept for the backward pass is"
         " written once and read twice. What is sent is what the compiled programs above send,"
         " counted as bfloat16.\n"
     )

@@ -45,7 +45,7 @@ def keys_help() -> str:
     for key, default, others, meaning in describe_keys():
         group = key.rpartition(".")[0]
         if group != last:
-            lines += ["", _title(group)]
+            lines += ["", title(group)]
             last = group
         either = f" (or {', '.join(others)})" if others else ""
         lines += textwrap.wrap(
@@ -58,7 +58,8 @@ def keys_help() -> str:
     return "\n".join(lines)
 
 
-def _title(group: str) -> str:
+def title(group: str) -> str:
+    """A group's name and the first line of what is said of it."""
     if not group:
         return "and besides:"
     (kind,) = (field.type for field in dataclasses.fields(Config) if field.name == group)
