@@ -113,93 +113,102 @@ def _chat(folder: Path, seed: int, plugins: list[str]) -> None:
     check_seed(seed)
     name_plugins(plugins)
     check_alone(folder)
-    from jaxmoral.learning.saved import load_trained  # slow to import, as the others
-    from jaxmoral.measuring.aloud import think_aloud
+    from jaxmoral.learning.saved import load_trained  # slow to import
     from jaxmoral.models.load import use_compilation_cache
 
     use_compilation_cache()
     run = load_trained(folder)
-    config, agent = run.config, run.agent
-    condition = Condition(training_game(config), agent.presentation)
-    if condition.game.num_players > 2:
-        raise UserError(
-            f"{folder} holds an agent for {condition.game.num_players} players; you are one"
-        )
-    memory = agent.presentation.remembers(condition.game)
-    key = jax.random.key(seed)
-    spoken = think_aloud(agent, condition, run.trainable, jax.random.fold_in(key, _THOUGHTS))
-    match = Match(config, memory, spoken.answers, seed)
-    labels = match.labels
-    texts = agent.prompter.texts(condition)
-    words = ", ".join([*labels, "c", "d", *QUESTIONS, "prompt"])
-    print(f"{match.game.title}; you are A. Type {words} or quit.")
-    for own, other in match.history:
-        print(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
-    moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
-    last: Round | None = None
-    keys = map(partial(jax.random.fold_in, key), itertools.count())
+    players = training_game(run.config).num_players
+    if players > 2:
+        raise UserError(f"{folder} holds an agent for {players} players; you are one")
+    talk = Talk(run, seed)
+    print(talk.greeting())
     while True:
         try:
             word = input("> ").strip()
         except EOFError:
             return
-        word = word if word in moves else word.lower().rstrip("?")
-        if word == "quit":
+        if word.lower() == "quit":
             return
-        if word in moves:
-            last = match.play(moves[word])
-            if spoken.thoughts is not None:
-                thought = " ".join(spoken.thoughts[last.prompt][last.thought].split())
-                print(f"agent thinks: {thought}")
-            said = (*labels, "something that is no action")[last.agents_move]
-            sure = "C {:.1%}, D {:.1%}, illegal {:.1%}".format(*last.probabilities)
-            print(
-                f"agent: {said}. Points: you {last.users_points:g}, agent {last.agents_points:g}."
-                f" It answers {sure}."
-            )
-        elif word in (*QUESTIONS, "prompt"):
-            if last is None:
-                print("Play a round first.")
-            elif word == "prompt":
-                print(texts[last.prompt])
-            elif agent.model is not None:
-                before = spoken.before[last.prompt][last.thought]
-                question, own_key = QUESTIONS[word], next(keys)
-                print(explain(run, match, last, before=before, question=question, key=own_key))
-            else:
-                print("This agent is a table of probabilities; it has no words.")
-        else:
-            print(f"Type {words} or quit.")
+        print(talk.reply(word))
 
 
-def explain(
-    run: "TrainedAgent", match: Match, last: Round, *, before: str, question: str, key: jax.Array
-) -> str:
-    """What the agent says about its last answer, at most 60 sampled tokens.
+class Talk:
+    """A match in words: what a user types, and what is said to that."""
 
-    Args:
-      run: of the agent.
-      match, last: what was played.
-      before: what stands between prompt and answer; see `aloud.Spoken`.
-      question: a text.
-      key: PRNG key.
-    """
-    from jaxmoral.learning.speller import Speller
-    from jaxmoral.measuring.questions import follow_up
-    from jaxmoral.models.generate import Sampling, generate
+    def __init__(self, run: "TrainedAgent", seed: int):
+        """Starts a match against a trained agent; the seed is of its choices and words."""
+        from jaxmoral.measuring.aloud import think_aloud  # slow to import
 
-    model, lora = run.agent.model, run.agent.lora
-    assert model is not None
-    assert lora is not None
-    settings = run.config.prompt
-    speller = Speller(model, settings.template, switch=settings.thinking)
-    shown = Condition(match.game, run.agent.presentation)
-    text = run.agent.prompter.texts(shown)[last.prompt]
-    answer = (*match.labels, "")[last.agents_move]
-    ids = follow_up(speller, text, answer, question, before=before)
-    adapter = run.trainable["adapter"]
-    (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
-    return speller.tokenizer.decode(said).strip()
+        self._run, agent = run, run.agent
+        shown = Condition(training_game(run.config), agent.presentation)
+        memory = agent.presentation.remembers(shown.game)
+        key = jax.random.key(seed)
+        self._spoken = think_aloud(agent, shown, run.trainable, jax.random.fold_in(key, _THOUGHTS))
+        self._match = Match(run.config, memory, self._spoken.answers, seed)
+        self._texts = agent.prompter.texts(shown)
+        self._keys = map(partial(jax.random.fold_in, key), itertools.count())
+        labels = self._match.labels
+        self._moves = {"c": 0, "d": 1, labels[0]: 0, labels[1]: 1}
+        self._words = ", ".join([*labels, "c", "d", *QUESTIONS, "prompt"])
+        self._last: Round | None = None
+
+    def greeting(self) -> str:
+        """What is played, what may be typed, and what both remember."""
+        labels = self._match.labels
+        lines = [f"{self._match.game.title}; you are A. Type {self._words} or quit."]
+        for own, other in self._match.history:
+            lines.append(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
+        return "\n".join(lines)
+
+    def reply(self, word: str) -> str:
+        """What is said to a move, a question, "prompt" or anything else."""
+        if word in self._moves:
+            return self._play(self._moves[word])
+        word = word.lower().rstrip("?")
+        if word in self._moves:
+            return self._play(self._moves[word])
+        if word not in (*QUESTIONS, "prompt"):
+            return f"Type {self._words} or quit."
+        if self._last is None:
+            return "Play a round first."
+        if word == "prompt":
+            return self._texts[self._last.prompt]
+        if self._run.agent.model is None:
+            return "This agent is a table of probabilities; it has no words."
+        return self._explain(QUESTIONS[word], self._last, next(self._keys))
+
+    def _play(self, move: int) -> str:
+        last = self._last = self._match.play(move)
+        said = (*self._match.labels, "something that is no action")[last.agents_move]
+        sure = "C {:.1%}, D {:.1%}, illegal {:.1%}".format(*last.probabilities)
+        told = (
+            f"agent: {said}. Points: you {last.users_points:g}, agent {last.agents_points:g}."
+            f" It answers {sure}."
+        )
+        if self._spoken.thoughts is None:
+            return told
+        thought = self._spoken.thoughts[last.prompt][last.thought]
+        return f"agent thinks: {' '.join(thought.split())}\n{told}"
+
+    def _explain(self, question: str, last: Round, key: jax.Array) -> str:
+        """What the agent says about its last answer, at most 60 sampled tokens."""
+        from jaxmoral.learning.speller import Speller
+        from jaxmoral.measuring.questions import follow_up
+        from jaxmoral.models.generate import Sampling, generate
+
+        run, agent = self._run, self._run.agent
+        model, lora = agent.model, agent.lora
+        assert model is not None
+        assert lora is not None
+        settings = run.config.prompt
+        speller = Speller(model, settings.template, switch=settings.thinking)
+        text, answer = self._texts[last.prompt], (*self._match.labels, "")[last.agents_move]
+        before = self._spoken.before[last.prompt][last.thought]
+        ids = follow_up(speller, text, answer, question, before=before)
+        adapter = run.trainable["adapter"]
+        (said,) = generate(model, [ids], 60, key, Sampling(top_p=0.9), adapter, lora)
+        return speller.tokenizer.decode(said).strip()
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ with the adapter added to its weights; `orbax` the trained parameters as a plain
 
 import argparse
 import shlex
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, run_command
+from jaxmoral.files import scratch_beside
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 from jaxmoral.learning.run_folder import check_alone
@@ -98,11 +97,11 @@ def _card(run: Path, opened: "OpenRun") -> str:
 def export_base(source: str, output: Path) -> None:
     """Writes an untuned model as a Hugging Face model, on which exported adapters can be loaded."""
     from jaxmoral.models.load import load  # slow to import
-    from jaxmoral.models.lora import Lora
+    from jaxmoral.models.lora import NO_LORA
     from jaxmoral.models.merged import save_merged
 
     with new_folder(output) as scratch:
-        save_merged(scratch, load(source), {}, Lora(1, 1.0, 0.0, ()))
+        save_merged(scratch, load(source), {}, NO_LORA)
 
 
 @contextmanager
@@ -110,14 +109,9 @@ def new_folder(output: Path) -> Iterator[Path]:
     """A folder that is `output` once it is complete; raises UserError if that exists already."""
     if output.exists():
         raise UserError(f"{output} exists; choose another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".exporting-"))
-    try:
+    with scratch_beside(output) as scratch:
         yield scratch
-        scratch.chmod(0o755)  # mkdtemp's folders are their owner's alone
         scratch.rename(output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from jaxmoral.language.prompts import Presentation, all_prompts
 from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.load import LoadedModel, assemble
-from jaxmoral.models.lora import Lora
+from jaxmoral.models.lora import NO_LORA
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.model import Decoder
 from jaxmoral.models.rows import RowTable
@@ -126,7 +126,7 @@ def make(seed: int = 0, **sizes: Any) -> LoadedModel:
 def write(folder: Path, seed: int = 0, **sizes: Any) -> None:
     """Writes the model of `make`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_merged(folder, make(seed, **sizes), {}, Lora(1, 1.0, 0.0, ()))
+    save_merged(folder, make(seed, **sizes), {}, NO_LORA)
 
 
 if __name__ == "__main__":

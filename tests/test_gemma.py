@@ -21,7 +21,7 @@ from jaxmoral.measuring.choices import choose
 from jaxmoral.measuring.retention import cut_text, measure_retention
 from jaxmoral.measuring.source import load_source
 from jaxmoral.models.generate import Sampling, generate
-from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.lora import NO_LORA, Lora, init_adapter, prepare
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.peft import save_peft
 from jaxmoral.models.tensor_names import LINEAR_NAMES
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 def log_probs(model, tokens, adapter=None, lora=None, dropout_key=None):
     """Log-softmax at every position of one sequence."""
     config, definition, weights = model
-    lora = lora or Lora(1, 1.0, 0.0, ())
+    lora = lora or NO_LORA
     tree, _ = pack([tokens])
     seen = sight(tree, config.sliding_window)
 
@@ -76,7 +76,7 @@ def in_one_tree(model, sequences, adapter=None, lora=None, last=0):
     @jax.jit
     def run(weights, adapter, tree, seen, nodes):
         module = nnx.merge(definition, weights)
-        layers = prepare(adapter, config, lora or Lora(1, 1.0, 0.0, ()), None)
+        layers = prepare(adapter, config, lora or NO_LORA, None)
         hidden = module.hidden(tree.tokens, tree.positions, seen, layers, "elementwise")
         return jax.nn.log_softmax(module.logits(hidden[nodes]))
 

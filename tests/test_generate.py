@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxmoral.models.generate import Sampling, _decode, _prefill, choose, generate
 from jaxmoral.models.load import LoadedModel
-from jaxmoral.models.lora import Lora, init_adapter, prepare
+from jaxmoral.models.lora import NO_LORA, Lora, init_adapter, prepare
 from jaxmoral.models.peft import merge
 
 GREEDY = Sampling(temperature=0.0)
@@ -51,7 +51,7 @@ def test_log_probabilities_with_a_cache_equal_torch(kind, tmp_path):
     sequences, size = np.array([range(5, 23), range(60, 78)], np.int32), 11
     sequences[1, :4] = 0  # padding
     padding = jnp.array([0, 4])
-    adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
+    adapter = prepare({}, config, NO_LORA, None)
     length = sequences.shape[1]
 
     @jax.jit

@@ -17,7 +17,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.language.prompt_tree import pack, pad, sight
 from jaxmoral.models import hf_config
 from jaxmoral.models import load as gemma_load
-from jaxmoral.models.lora import Lora, prepare
+from jaxmoral.models.lora import NO_LORA, prepare
 from jaxmoral.models.sizes import num_parameters
 
 SEQUENCES = [list(range(3, 23)), [3, 4, 5, 6, 40, 41, 42, 43, 44, 45, 46], [3, 4, 5, 60]]
@@ -46,7 +46,7 @@ def logits(model, sequences):
 def reader(model, largest):
     """`logits` of some sequences, compiled once for trees as large as that of the largest."""
     config, definition, weights, _ = model
-    adapter = prepare({}, config, Lora(1, 1.0, 0.0, ()), None)
+    adapter = prepare({}, config, NO_LORA, None)
     size = len(pack(largest)[0].tokens)
 
     @jax.jit

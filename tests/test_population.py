@@ -234,7 +234,7 @@ def test_a_member_is_not_resumed_alone(tmp_path):
     with pytest.raises(UserError, match="is a member of a population; resume"):
         fit_agent(config, folder / "seed=0", resume=True, say=quiet)
     load_trained(folder / "seed=0")  # and nothing was left behind
-    with pytest.raises(UserError, match="holds a population; name a member"):
+    with pytest.raises(UserError, match="holds a population; name a member's folder"):
         load_trained(folder)
 
 

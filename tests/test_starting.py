@@ -83,7 +83,7 @@ def test_what_cannot_be_started_from_is_refused(first, shallow, tmp_path):
     for source, adapter, message in (
         (other, folder, f"lora.adapter: the run in {folder}@2 trained {shallow}, with the digest"),
         (shallow, table, "trained a table"),
-        (shallow, many, "holds a population; name a member: seed=0, seed=1"),
+        (shallow, many, "holds a population; name a member's folder in it: seed=0, seed=1"),
         (shallow, f"{folder}@7", "no checkpoint of update 7 in .*; there are 0, 1, 2"),
         (shallow, tmp_path / "none", "lora.adapter: there is no folder"),
         (shallow, begun, f"lora.adapter: the run in {begun} has no checkpoint yet"),

@@ -18,7 +18,7 @@ from jaxmoral.errors import UserError
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.models import load as gemma_load
-from jaxmoral.models.lora import Lora
+from jaxmoral.models.lora import NO_LORA
 from jaxmoral.models.merged import save_merged
 from jaxmoral.models.tokenizer import build
 
@@ -191,7 +191,7 @@ def test_a_merged_export_keeps_what_generation_needs(folder, tmp_path):
     assert model.stop_tokens() == [EOS, 5]
     out = tmp_path / "out"
     out.mkdir()
-    save_merged(out, model, {}, Lora(1, 1.0, 0.0, ()))
+    save_merged(out, model, {}, NO_LORA)
     kept = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert kept.generation_config.eos_token_id == [EOS, 5]
     assert kept.generation_config.top_k == 7
@@ -204,7 +204,7 @@ def test_stop_tokens_stand_in_config_json_too(folder):
     edit(folder, "config.json", lambda stored: stored.pop("eos_token_id"))
     out = folder / "out"
     out.mkdir()
-    save_merged(out, gemma_load.load(str(folder)), {}, Lora(1, 1.0, 0.0, ()))
+    save_merged(out, gemma_load.load(str(folder)), {}, NO_LORA)
     kept = json.loads((out / "generation_config.json").read_text())
     assert kept["eos_token_id"] == [EOS]  # the tokenizer's
     edit(folder, "config.json", lambda stored: stored.update(eos_token_id=[EOS, 6]))

@@ -1,5 +1,6 @@
 """Other labels, suites of words and questions, on a tiny model that reads any text."""
 
+import chex
 import jax
 import numpy as np
 import pandas as pd
@@ -7,16 +8,20 @@ import pytest
 from run_files import quiet
 
 from jaxmoral import config as configs
+from jaxmoral.chat import Talk
 from jaxmoral.language import prompts
 from jaxmoral.language.prompts import Condition
-from jaxmoral.learning.agent import make_agent
+from jaxmoral.learning.agent import make_agent, policy_table
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import fit_agent
+from jaxmoral.measuring import questions
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.questions import ask
 from jaxmoral.measuring.results import rows
+from jaxmoral.models import generate as generating
 from jaxmoral.world import games
 
+IPD = games.get_game("ipd")
 LABELS = ("X", "Y")
 FLAGS = ["--prompt.labels", "[X, Y]", "--updates", "2", "--env.episodes", "64"]
 FLAGS += ["--ppo.learning_rate", "0.01", "--lora.targets", "[q, down]"]
@@ -84,3 +89,58 @@ def test_an_agent_is_asked_why(trained):
     assert {one["policy"] for one in answers} == {"base", "tuned"}
     assert {one["answer"] for one in answers} <= set(LABELS)
     assert sum(bool(one["said"]) for one in answers) > len(answers) / 2
+
+
+def heard(monkeypatch, module):
+    """What a module lets the model go on from, as texts, and with which adapter."""
+    calls = []
+
+    def generate(model, sequences, num_tokens, key, sampling, adapter, lora):
+        calls.append(([model.tokenizer.decode(ids) for ids in sequences], adapter))
+        return [[5]] * len(sequences)
+
+    monkeypatch.setattr(module, "generate", generate)
+    return calls
+
+
+def test_whoever_is_asked_reads_the_prompt_its_answer_and_the_question(trained, monkeypatch):
+    calls = heard(monkeypatch, questions)
+    answers = ask(trained.config, trained.agent, trained.trainable, jax.random.key(0))
+    presentation = trained.agent.presentation
+    texts = prompts.all_prompts(IPD, presentation)[::4]
+    table = policy_table(trained.agent, Condition(IPD, presentation), trained.trainable)
+    likeliest = np.asarray(table.log_probs)[::4, :2].argmax(-1)
+    expected = [
+        f"{text} {LABELS[action]}\n\n{question}\nAnswer: I chose {LABELS[action]} because"
+        for text, action in zip(texts, likeliest, strict=True)
+        for question in prompts.QUESTIONS.values()
+    ]
+    (tuned, adapter), (base, none) = calls
+    strip = lambda read: [text.removeprefix("<bos>") for text in read]
+    assert strip(tuned) == strip(base) == expected
+    chex.assert_trees_all_equal(adapter, trained.trainable["adapter"])
+    assert none == {}
+    assert [one["policy"] for one in answers] == ["tuned"] * 8 + ["base"] * 8
+
+
+def test_in_a_chat_the_last_answer_is_asked_about(trained, monkeypatch):
+    calls = heard(monkeypatch, generating)
+    talk = Talk(trained, 3)
+    texts = prompts.all_prompts(IPD, trained.agent.presentation)
+    lines = talk.greeting().splitlines()
+    assert lines[0].endswith("Type X, Y, c, d, strategy, why, prompt or quit.")
+    (own, other) = lines[1].removeprefix("Remembered round: agent ").split(", you ")
+    index = 2 * LABELS.index(own) + LABELS.index(other.rstrip("."))
+    assert talk.reply("why") == "Play a round first."
+    said = talk.reply("c")
+    shown = talk.reply("prompt")
+    assert shown in texts[4 * index : 4 * index + 4]
+    talk.reply("Why?")
+    ((read,), adapter) = calls[0]
+    answer = said.split()[1].rstrip(".")
+    spoken = answer if answer in LABELS else ""
+    question = prompts.QUESTIONS["why"]
+    assert read.removeprefix("<bos>") == (
+        f"{shown} {spoken}\n\n{question}\nAnswer: I chose {spoken} because"
+    )
+    chex.assert_trees_all_equal(adapter, trained.trainable["adapter"])

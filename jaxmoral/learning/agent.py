@@ -21,9 +21,8 @@ from jaxmoral.learning.mixture import every_condition, player_conditions, presen
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.run_folder import (
-    is_population,
+    check_no_population,
     is_run,
-    member_names,
     named_checkpoint,
     read_config,
 )
@@ -108,9 +107,7 @@ def lora_of(config: Config) -> Lora:
 def _started_from(given: str) -> Config | None:
     """The configuration of the run whose adapter is given; None if it is no run's."""
     folder, _ = named_checkpoint(given)
-    if is_population(folder):
-        some = ", ".join(member_names(folder)[:3])
-        raise UserError(f"lora.adapter: {folder} holds a population; name a member: {some}, ...")
+    check_no_population(folder, "lora.adapter")
     return read_config(folder) if is_run(folder) else None
 
 

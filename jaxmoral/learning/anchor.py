@@ -185,8 +185,7 @@ def make_anchor(config: Config, agent: Agent) -> Anchor:
     assert isinstance(prompter, Prompter)
     spoken = agent.spoken or speak(config, agent)
     texts = pack(spoken, sizes(config), prompter)
-    if policy.beside is not None:
-        texts = texts._replace(beside=policy.beside.read(texts.tree.tokens))
+    texts = texts._replace(beside=prompter.beside(texts.tree.tokens))
     shown = place(texts, agent.layout.sharding())
     base = _knower(policy, agent.layout)(agent.frozen, shown)
     return Anchor(np.array(config.anchor.coef, np.float32), texts, jax.device_get(base))
@@ -209,8 +208,7 @@ def distance(model: PromptedModel, trainable: PyTree, part: Texts, base: Known) 
     """KL(base || policy) in nats a token over a part of the texts, `[]`."""
     decoder, max_logits = model.model(), model.policy.max_logits
     hidden = model.before(trainable, part.tree, part.nodes, part.beside)
-    everything = jnp.zeros((1, model.policy.config.vocab_size), bool)
-    log_sums = decoder.log_sum_exp(hidden[:, None], everything, max_logits)[:, 0]
+    log_sums = decoder.log_sum_exp(hidden[:, None], max_logits)[:, 0]
     return jnp.sum(part.weight * decoder.divergence(base, (hidden, log_sums), max_logits))
 
 

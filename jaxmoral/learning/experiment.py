@@ -40,8 +40,8 @@ def compile_update(members: Members, met: Met | None = None) -> tuple[TrainState
     """Returns the state before the first update, and the compiled update (it donates the state).
 
     Args:
-      members: pinned configurations, and the same agent for all but its presentation. With more
-        than one everything has a leading axis of members.
+      members: configurations, and the same agent for all but its presentation. With more than one
+        everything has a leading axis of members.
       met: those whom they meet, if somebody else needs them too.
     """
     config, agent = members[0]

@@ -167,7 +167,7 @@ class PromptedModel:
         model = self.model()
         edges = model.chosen_logits(rows[:, edge_sources(trie)], trie.edge_token)
         legal = legal_tokens(trie, self.policy.config.vocab_size)
-        outside = model.log_sum_exp(rows, legal, self.policy.max_logits)
+        outside = model.log_sum_exp(rows, self.policy.max_logits, excluded=legal)
         return outcomes(follow(edges, outside, trie), trie, num_options)
 
     def model(self) -> Any:

@@ -22,7 +22,7 @@ from jaxmoral.learning.packed import FixedAgent, PackedConditions
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, member_state
 from jaxmoral.learning.resolve import resolve
-from jaxmoral.learning.run_folder import is_population, is_run, member_names, read_config
+from jaxmoral.learning.run_folder import check_no_population, is_run, read_config
 from jaxmoral.learning.saved import load_state, update_of
 from jaxmoral.learning.state import TrainState
 from jaxmoral.learning.trained import first_player
@@ -61,9 +61,7 @@ def check_stored(configs: Sequence[Config]) -> None:
                 continue
             if is_adapter(folder):
                 raise UserError(f"{key}: {folder} holds a PEFT adapter, which has no checkpoints")
-            if is_population(folder):
-                some = ", ".join(member_names(folder)[:3])
-                raise UserError(f"{key}: {folder} holds a population; name a member: {some}, ...")
+            check_no_population(folder, key)
             raise UserError(f"{key}: there is no run and no PEFT adapter in {folder}")
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxmoral.config import Config, differences
+from jaxmoral.config.states import Resolved
 from jaxmoral.devices.mesh import Layout, map_spread
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent
@@ -22,7 +23,7 @@ from jaxmoral.learning.state import ADJUSTABLE, INITIAL, TrainState, UpdateInput
 from jaxmoral.world.machines import stack
 from jaxmoral.world.rollout import Environment
 
-Members = Sequence[tuple[Config, Agent]]
+Members = Sequence[tuple[Resolved, Agent]]
 
 # What may differ within a population: whole groups, and keys.
 VARYING_GROUPS = ("reward.", "evaluation.")

@@ -151,10 +151,15 @@ def read_config(folder: Path, flags: Sequence[str] = ()) -> Config:
 
 def check_alone(folder: Path) -> Config:
     """A run's configuration; raises UserError if there is none, or a population's."""
-    if is_population(folder):
-        some = ", ".join(member_names(folder)[:3])
-        raise UserError(f"{folder} holds a population; name a member's folder in it: {some}, ...")
+    check_no_population(folder)
     return read_config(folder)
+
+
+def check_no_population(folder: Path, key: str | None = None) -> None:
+    """Raises UserError if a folder, perhaps of a key's, is a population's; names some members."""
+    if is_population(folder):
+        some, where = ", ".join(member_names(folder)[:3]), f"{key}: {folder}" if key else folder
+        raise UserError(f"{where} holds a population; name a member's folder in it: {some}, ...")
 
 
 def write_configs(members: Mapping[str, Pinned], folder: Path) -> None:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.config import Config, MixtureConfig
+from jaxmoral.config import MixtureConfig
+from jaxmoral.config.states import Resolved
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.devices.mesh import Layout, map_spread, place
 from jaxmoral.learning.inputs import Conditions
@@ -104,7 +105,7 @@ def _jit_scores(
     return jax.jit(scores, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
 
 
-def _undrawn(config: Config) -> Config:
+def _undrawn(config: Resolved) -> Resolved:
     """The configuration with nothing that differs from update to update but its reward."""
     env = dataclasses.replace(config.env, payoff_draws=0)
     mixture = MixtureConfig(opponents=config.mixture.opponents)

@@ -122,10 +122,9 @@ class ThinkingModel(PromptedModel):
         order, count = jnp.argsort(~used), used.sum()
         padded = jnp.pad(hidden[order], ((0, -num_rows % size), (0, 0)))
         parts = padded.reshape(-1, size, 1, hidden.shape[-1])
-        everything = jnp.zeros((1, self.policy.config.vocab_size), bool)
 
         def sums(rows):
-            return model.log_sum_exp(rows, everything, self.policy.max_logits)[:, 0]
+            return model.log_sum_exp(rows, self.policy.max_logits)[:, 0]
 
         def part(numbered):
             first, rows = numbered

@@ -178,7 +178,7 @@ def pack(
         nodes, tokens = np.concatenate(before), np.concatenate([ids[1:] for ids in own])
         spare = (0, most - len(nodes))
         tree = prompt_tree.pad(tree, room, longest - 1, prompter.multiple)
-        beside = None if policy.beside is None else policy.beside.read(tree.tokens)
+        beside = prompter.beside(tree.tokens)
         padded = [np.pad(leaf, spare, mode="edge").astype(np.int32) for leaf in (nodes, tokens)]
         found.append(Packed(tree, beside, *padded))
     return found

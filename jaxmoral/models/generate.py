@@ -19,7 +19,7 @@ from jaxmoral.models.block import rotary_angles
 from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.layers import keys_from
 from jaxmoral.models.load import LoadedModel
-from jaxmoral.models.lora import Adapter, LayerAdapter, Lora, prepare
+from jaxmoral.models.lora import NO_LORA, Adapter, LayerAdapter, Lora, prepare
 from jaxmoral.models.model import Decoder
 from jaxmoral.models.rows import RowTable
 from jaxmoral.models.vocabulary import soft_cap
@@ -247,7 +247,7 @@ def generate(
         definition=model.definition,
         config=model.config,
         beside=model.beside,
-        lora=lora or Lora(1, 1.0, 0.0, ()),
+        lora=lora or NO_LORA,
         sampling=sampling,
         num_tokens=num_tokens,
     )

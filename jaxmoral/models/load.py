@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from jaxmoral.devices.mesh import Layout
 from jaxmoral.errors import UserError
+from jaxmoral.files import scratch_beside
 from jaxmoral.models import huggingface, packaged
 from jaxmoral.models import tokenizer as tokenizers
 from jaxmoral.models.assemble import assemble
@@ -234,16 +234,14 @@ def _convert(path: Path, folder: Path) -> None:
     """Writes a GGUF's weights, sizes and tokenizer to `folder`, all of them or nothing."""
     print(f"converting {path.name} once into {folder} (about half a minute)", flush=True)
     model = GGUFModel(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
     try:
-        try:
-            weights = dict(model.weights())
-            vocabulary, config = model.vocabulary(), model.config()
-        except UserError:  # says it all
-            raise
-        except (KeyError, ValueError, NotImplementedError) as error:
-            raise UserError(f"model: {path} is not a complete model ({error})") from error
+        weights = dict(model.weights())
+        vocabulary, config = model.vocabulary(), model.config()
+    except UserError:  # says it all
+        raise
+    except (KeyError, ValueError, NotImplementedError) as error:
+        raise UserError(f"model: {path} is not a complete model ({error})") from error
+    with scratch_beside(folder) as scratch:
         safetensors.numpy.save_file(weights, scratch / "weights.safetensors")
         tokenizers.save(tokenizers.build(vocabulary), scratch / "tokenizer")
         (scratch / "generation_config.json").write_text(
@@ -252,22 +250,11 @@ def _convert(path: Path, folder: Path) -> None:
         (scratch / "config.json").write_text(
             json.dumps(dataclasses.asdict(config)), encoding="utf-8"
         )
-        _publish(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _publish(scratch: Path, folder: Path) -> None:
-    """Moves a finished folder from `tempfile.mkdtemp` to its place, readable like any other.
-
-    Another process may have put the same content there meanwhile; then this one is not needed.
-    """
-    scratch.chmod(0o755)
-    try:
-        scratch.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process may have put the same there meanwhile
+            if not folder.is_dir():
+                raise
 
 
 def _open_converted(

@@ -41,6 +41,9 @@ class Lora:
         return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
 
+NO_LORA = Lora(1, 1.0, 0.0, ())  # of a model that is used as it is
+
+
 class LayerAdapter(NamedTuple):
     """What `lora_linear` needs besides the frozen weights; stacked over layers outside the scan.
 

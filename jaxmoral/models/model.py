@@ -249,19 +249,22 @@ class Decoder(nnx.Module):
         logits = jnp.einsum("rd,rnd->rn", hidden, rows, preferred_element_type=jnp.float32)
         return soft_cap(logits, self.config.final_softcap)
 
-    def log_sum_exp(self, hidden: jax.Array, excluded: jax.Array, max_logits: int) -> jax.Array:
-        """The log of the summed exponentials of all next-token logits but some.
+    def log_sum_exp(
+        self, hidden: jax.Array, max_logits: int, *, excluded: jax.Array | None = None
+    ) -> jax.Array:
+        """The log of the summed exponentials of all next-token logits, or of all but some.
 
         Args:
-          hidden: `[num_rows, num_places, embed_dim]`.
-          excluded: `[num_places, vocab_size]` bool, what is left out in each place.
+          hidden: `[num_rows, num_places, embed_dim]`; one place, if nothing is excluded.
           max_logits: how many are made at once.
+          excluded: `[num_places, vocab_size]` bool, what is left out in each place.
 
         Returns:
           `[num_rows, num_places]` float32.
         """
         rows = hidden.shape[0] * hidden.shape[1]
-        read, vocabulary = self._vocabulary(excluded, rows, max_logits)
+        left_out = self._nothing() if excluded is None else excluded
+        read, vocabulary = self._vocabulary(left_out, rows, max_logits)
         return log_sum_exp(read, self.config.final_softcap, vocabulary, hidden)
 
     def block_sums(self, hidden: jax.Array, longest: int, max_logits: int) -> jax.Array:

@@ -7,9 +7,7 @@ cover them, with that paper's own numbers beside ours.
 import io
 import os
 import re
-import shutil
 import string
-import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from jaxmoral.errors import UserError
+from jaxmoral.files import scratch_beside
 from jaxmoral.learning.summary import summary
 from jaxmoral.measuring.keeping import read_json, write_json
 from jaxmoral.measuring.runs import find_runs, tidy, without_stale
@@ -142,9 +141,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     sections += thought_sections(series)
     sections += beyond_sections(series)
     sections += tournament_sections(tournaments)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=".report-"))
-    try:
+    with scratch_beside(output) as scratch:
         (scratch / "figures").mkdir()
         parts = []
         for section in sections:
@@ -170,10 +167,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
         title = "jaxmoral: moral alignment of LLM agents"
         page = template.substitute(title=title, body="\n".join(body))
         (scratch / "index.html").write_text(page, encoding="utf-8")
-        scratch.chmod(0o755)
         put(scratch, output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return skipped
 
 

@@ -24,6 +24,7 @@ from workers import spread, versions, write
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
+from jaxmoral.config.states import Resolved
 from jaxmoral.devices.compiler import OFTEN, on_cpu
 from jaxmoral.language.prompt_tree import sight
 from jaxmoral.language.prompts import Condition
@@ -198,7 +199,7 @@ def stages(
 
 
 def whole_updates(
-    config: Config, agent: Agent, profile: str | None
+    config: Resolved, agent: Agent, profile: str | None
 ) -> tuple[list[float], float, float]:
     """Wall times of updates; seconds to compile, and to write a checkpoint."""
     start = time.perf_counter()

@@ -110,8 +110,7 @@ class FlatPolicy(ThinkingPolicy):
 class FlatModel(ThinkingModel):
     def _normalisers(self, hidden: jax.Array, used: jax.Array) -> jax.Array:
         """All of them at once: a condition for each of a batch would copy the embedding for it."""
-        everything = jnp.zeros((1, self.policy.config.vocab_size), bool)
-        return self.model().log_sum_exp(hidden[:, None], everything, self.policy.max_logits)[:, 0]
+        return self.model().log_sum_exp(hidden[:, None], self.policy.max_logits)[:, 0]
 
 
 def against_flat(measured: Measured) -> dict[str, Any]:

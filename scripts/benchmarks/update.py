@@ -23,6 +23,7 @@ import numpy as np
 from roofline import Work, matmul_rate, timed
 
 from jaxmoral import config as configs
+from jaxmoral.config.states import Resolved
 from jaxmoral.language.prompt_tree import pack, stack
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
@@ -45,7 +46,7 @@ def show(name: str, value: str, target: str) -> None:
     print(f"{name:44}{value:>34}   {target}", flush=True)
 
 
-def measure_update(config: configs.Config, agent: Agent, inputs: PackedPrompts, cache: str) -> None:
+def measure_update(config: Resolved, agent: Agent, inputs: PackedPrompts, cache: str) -> None:
     jax.config.update("jax_compilation_cache_dir", cache)
     compile_times = []
     for _ in range(2):
@@ -72,7 +73,7 @@ def measure_update(config: configs.Config, agent: Agent, inputs: PackedPrompts, 
     show("useful rate / matmul rate, best and median", f"{share[0]:.0%}, {share[1]:.0%}", ">= 50 %")
 
 
-def measure_learners(config: configs.Config, agent: Agent) -> None:
+def measure_learners(config: Resolved, agent: Agent) -> None:
     """An update of two learners beside one of a single one, taken in turns."""
     other = dataclasses.replace(config.env, opponent="learner")
     kinds = [config, dataclasses.replace(config, env=other)]
