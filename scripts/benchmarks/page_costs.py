@@ -76,36 +76,61 @@ def mixtures() -> list[str]:
 
 
 def populations() -> list[str]:
-    """Figures that `population.py` prints."""
+    results = read("population")
+    exact, adapters = results["tables"]["exact"], results["adapters"]
+    played, met = results["rollouts"], results["tournament"]
     rows = [
-        ["exact estimator, from a uniform table to each reward's optimum", "0.2 s or less"],
-        ["tabular population, an update of 1 and of 1,000 members, exact", "0.5 ms, 8.4 ms"],
-        ["what a member adds to memory besides activations", "21.7 MiB"],
         [
-            "rollout of 96 opponents x games at once",
-            "72 million rounds/s, 410x Axelrod's matches",
+            "exact estimator, from a uniform table to each reward's optimum",
+            f"{max(results['exact'].values()):.2f} s or less",
         ],
-        ["tournament of 100 agents x 6 games, exact", "4.0 s"],
+        [
+            "tabular population, an update of 1 and of 1,000 members, exact",
+            f"{exact['one'] * 1e3:.1f} ms, {exact['many'] * 1e3:.1f} ms",
+        ],
+        [
+            f"update of {adapters['members']} adapters, a member's share against one alone",
+            f"{adapters['many'] / adapters['members'] / adapters['one']:.2f}x",
+        ],
+        [
+            "what a member adds to memory besides activations",
+            f"{adapters['member_bytes'] / 2**20:.1f} MiB",
+        ],
+        [
+            f"rollout of {played['pairs']} opponents x games at once",
+            f"{played['rate'] / 1e6:.0f} million rounds/s,"
+            f" {played['rate'] / played['axelrod']:.0f}x Axelrod's matches",
+        ],
+        [f"tournament of 100 agents x {met['games']} games, exact", f"{met['seconds']:.1f} s"],
     ]
     return section(
         "Populations",
-        "`python scripts/benchmarks/population.py`, which prints its figures, on a day when the"
-        " same two cores made 296 GFLOP/s.",
+        "`python scripts/benchmarks/population.py`, everything in one process.",
         ["figure", "measured"],
         rows,
         "On a CPU a population of adapters saves set-up and hands, not time: one adapter's products"
-        " already run at the machine's full rate.",
+        f" already run at the machine's full rate. {machine(results)}; jax"
+        f" {results['versions']['jax']}.",
     )
 
 
 def tree() -> list[str]:
-    """A figure that `update.py` prints."""
+    results = read("tree")
+    tokens, times = results["tokens"], results["seconds"]
     return section(
         "The prompt tree",
-        "`python scripts/benchmarks/update.py`, which prints its figures: the tree against one flat"
-        " batch of the prompts.",
-        ["figure", "measured"],
-        [["tokens", "4.2x fewer"], ["time of a gradient", "6.0x less"]],
+        "`python scripts/benchmarks/update.py`: the tree against one flat batch of the prompts.",
+        ["figure", "tree", "flat", ""],
+        [
+            ["tokens", f"{tokens[0]:,}", f"{tokens[1]:,}", f"{tokens[1] / tokens[0]:.1f}x fewer"],
+            [
+                "seconds of a gradient",
+                f"{times[0]:.2f}",
+                f"{times[1]:.2f}",
+                f"{times[1] / times[0]:.1f}x less",
+            ],
+        ],
+        f"{machine(results)}; jax {results['versions']['jax']}.",
     )
 
 

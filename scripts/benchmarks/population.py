@@ -1,6 +1,6 @@
 """Measures what many agents cost: populations, the exact estimator, mixed rollouts, tournaments.
 
-    python scripts/benchmarks/population.py [--members 8] [--skip-model] [--any.key value ...]
+    python scripts/benchmarks/population.py [--members 8] [--any.key value ...]
 
 Everything is compared within one process, in turns. The comparison with Axelrod's matches needs
 `pip install axelrod==4.13.1` (the extra `dev`).
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from workers import write
 
 from jaxmoral import config as configs
 from jaxmoral.config import Config
@@ -61,7 +62,7 @@ def members_of(flags: list[str], count: int) -> list[Resolved]:
     return [resolve(config) for config in configs.load_members(None, [*flags, *seeds]).values()]
 
 
-def measure_adapters(count: int, flags: list[str]) -> None:
+def measure_adapters(count: int, flags: list[str]) -> dict[str, Any]:
     """A population of LoRA adapters on one base, beside a single run."""
     members = members_of(flags, count)
     runs = [compiled(members[:1]), compiled(members)]
@@ -71,10 +72,12 @@ def measure_adapters(count: int, flags: list[str]) -> None:
     ratio = many / count / one
     show("time per update and member / a single run's", f"{ratio:.2f}", "<= 0.85")
     show("bytes per member: adapter, value head, optimiser", f"{state / 2**20:.1f} MiB")
+    return {"members": count, "one": one, "many": many, "member_bytes": state}
 
 
-def measure_tables(flags: list[str]) -> None:
-    """A thousand tabular members beside one, exact and sampled."""
+def measure_tables(flags: list[str]) -> dict[str, Any]:
+    """A thousand tabular members beside one, exact and sampled; seconds of an update."""
+    found = {}
     for estimator in ("exact", "sampled"):
         extra = [*TABULAR, "--ppo.estimator", estimator, *flags]
         runs = [compiled(members_of(extra, 1)), compiled(members_of(extra, 1000))]
@@ -84,6 +87,8 @@ def measure_tables(flags: list[str]) -> None:
             f"{one * 1e3:.2f} ms, {many * 1e3:.2f} ms: {many / one:.1f}x",
             "<= 3x",
         )
+        found[estimator] = {"one": one, "many": many}
+    return found
 
 
 def optimum(config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +104,9 @@ def optimum(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(values[:, 0] != values[:, 1]), values.argmax(-1)
 
 
-def measure_exact() -> None:
-    """From a uniform table to each reward's one-step optimum, without compilation."""
+def measure_exact() -> dict[str, float]:
+    """Seconds from a uniform table to each reward's one-step optimum, without compilation."""
+    found = {}
     for reward in ("game", "deontological", "utilitarian", "game+deontological"):
         flags = ["--ppo.estimator", "exact", "--reward.name", reward, "--updates", "1000"]
         (config,) = members_of([*TABULAR, *flags, "--ppo.entropy_coef", "0.3"], 1)
@@ -118,10 +124,12 @@ def measure_exact() -> None:
                 break
         taken = time.perf_counter() - start
         show(f"exact, {reward}: to its optimum", f"{taken:.2f} s, {update} updates", "<= 1 s")
+        found[reward] = taken
+    return found
 
 
-def measure_rollouts() -> None:
-    """A batch of opponents x games, each agent's answers from a table."""
+def measure_rollouts() -> dict[str, Any]:
+    """A batch of opponents x games, each agent's answers from a table; rounds a second."""
     games = choose_games(["all"])
     pairs = list(itertools.product(OPPONENTS, games))
     machines = stack([get_opponent(name, game) for name, game in pairs])
@@ -161,11 +169,8 @@ def measure_rollouts() -> None:
         f"{rate / 1e6:.0f} million rounds/s",
         ">= 30 million",
     )
-    try:
-        import axelrod as axl
-    except ImportError:
-        show("the same beside Axelrod", "axelrod is not installed")
-        return
+    import axelrod as axl
+
     taken = []
     for seed in range(3):
         players = (axl.TitForTat(), axl.MemoryOnePlayer((0.3, 0.6, 0.4, 0.2)))
@@ -176,9 +181,10 @@ def measure_rollouts() -> None:
     theirs = 50 * 200 / min(taken)
     show("Axelrod's matches of 200 rounds", f"{theirs / 1e3:.0f} thousand rounds/s")
     show("ratio", f"{rate / theirs:.0f}x", ">= 300x")
+    return {"pairs": len(pairs), "rate": rate, "axelrod": theirs}
 
 
-def measure_tournament() -> None:
+def measure_tournament() -> dict[str, Any]:
     """A hundred agents in six games: classics, random memory-one machines, tabular policies."""
     games = choose_games(["all"])
     random = np.random.default_rng(0)
@@ -200,22 +206,26 @@ def measure_tournament() -> None:
         entrants.append(Entrant(f"agent {len(entrants)}", players))
     start = time.perf_counter()
     hold(entrants, games, ["deontological", "utilitarian"], 100, 3.0, -6.0)
-    show("tournament of 100 agents x 6 games", f"{time.perf_counter() - start:.1f} s", "<= 10 s")
+    taken = time.perf_counter() - start
+    show(f"tournament of 100 agents x {len(games)} games", f"{taken:.1f} s", "<= 10 s")
+    return {"games": len(games), "seconds": taken}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=8)
-    parser.add_argument("--skip-model", action="store_true", help="only what needs no model")
     arguments, flags = parser.parse_known_args()
     print(f"jaxmoral on {jax.devices()[0].device_kind}, JAX {jax.__version__}")
     use_compilation_cache()
-    measure_tables(flags)
-    measure_exact()
-    measure_rollouts()
-    measure_tournament()
-    if not arguments.skip_model:
-        measure_adapters(arguments.members, flags)
+    results = {
+        "tables": measure_tables(flags),
+        "exact": measure_exact(),
+        "rollouts": measure_rollouts(),
+        "tournament": measure_tournament(),
+        "adapters": measure_adapters(arguments.members, flags),
+    }
+    if not flags:  # else it is not what the page tells of
+        write("population", results | {"versions": {"jax": jax.__version__}})
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from roofline import Work, matmul_rate, timed
+from workers import write
 
 from jaxmoral import config as configs
 from jaxmoral.config.states import Resolved
@@ -92,7 +93,9 @@ def measure_learners(config: Resolved, agent: Agent) -> None:
     )
 
 
-def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PackedPrompts) -> None:
+def measure_tree(
+    config: configs.Config, agent: Agent, tree_inputs: PackedPrompts
+) -> dict[str, list[float]]:
     """The gradient of the same table from one tree, and from one flat batch of the prompts."""
     policy = agent.policy
     assert isinstance(policy, LanguagePolicy)
@@ -129,6 +132,7 @@ def measure_tree(config: configs.Config, agent: Agent, tree_inputs: PackedPrompt
     )
     ratio = f"{times[0]:.2f} s, {times[1]:.2f} s: {times[1] / times[0]:.1f}x"
     show("gradient, tree and flat", ratio, ">= 2.5x")
+    return {"tokens": list(tokens), "seconds": times}
 
 
 def rollout_rate(episodes: int) -> float:
@@ -174,7 +178,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         measure_update(dataclasses.replace(config, updates=40), agent, inputs, cache)
         measure_learners(dataclasses.replace(config, updates=40), agent)
-        measure_tree(config, agent, inputs)
+        found = measure_tree(config, agent, inputs)
+        if not flags:  # else it is not what the page tells of
+            write("tree", found | {"versions": {"jax": jax.__version__}})
         measure_rollout()
 
 
