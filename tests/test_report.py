@@ -34,7 +34,14 @@ from jaxmoral.reporting.meetings import (
 from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import evaluation_sections, tables, training_sections, with_agents
 from jaxmoral.reporting.series import group_runs, normalised_rewards, reward_bounds, tell_apart
-from jaxmoral.reporting.styles import COLOURS, GAME_COLOURS, game_styles, line_styles, reward_colour
+from jaxmoral.reporting.styles import (
+    BASE,
+    COLOURS,
+    GAME_COLOURS,
+    game_styles,
+    line_styles,
+    reward_colour,
+)
 from jaxmoral.reporting.thoughts import Studied, draw_thoughts
 from jaxmoral.world.games import ASYMMETRIC, choose_games, get_game, make_games
 
@@ -110,7 +117,7 @@ def test_the_papers_numbers_are_beside_their_own_games(tmp_path):
     table = tables(series)
     sections = evaluation_sections(table, series, (table.iloc[:0], []), "random")
     _, tips = next(s for s in sections if s.name.endswith("4-5-labels-tit-for-tat-regret")).draw()
-    for title, agent in ((run.title, run.title), (figures.BASE, figures.BASE)):
+    for title, agent in ((run.title, run.title), (BASE, BASE)):
         for game in ("icd", "ipd"):
             want = f"the paper: {FIGURE_4['utilitarian'][title][game]:.2f}"
             start = f"{agent}, {game.upper()}: {values[game] / 10 + (title != run.title) / 10:.3f}"
@@ -395,11 +402,11 @@ def test_bases_that_play_two_games_of_one_name_or_think_are_two(tmp_path):
     def bases(*chosen):
         series, _ = group_runs(chosen)
         rows = with_agents(tables(series), series)
-        rows = rows[(rows["kind"] == figures.BASE) & (rows["metric"] == "outcomes/C")]
+        rows = rows[(rows["kind"] == BASE) & (rows["metric"] == "outcomes/C")]
         return dict(zip(rows["agent"], rows["value"], strict=True))
 
     assert sorted(bases(*runs[:2]).values()) == [5.0, 6.0]
-    assert bases(*runs[2:4]) == {figures.BASE: 2.0}  # what one alone has is no difference
+    assert bases(*runs[2:4]) == {BASE: 2.0}  # what one alone has is no difference
     assert sorted(bases(*runs[4:]).values()) == [3.0, 4.0]  # one that thinks is another one
 
 
@@ -476,8 +483,8 @@ def test_agents_and_bases_in_tests_are_those_of_equal_runs(tmp_path):
     means = points.groupby("agent")["value"].agg(["mean", "count"])
     assert means.loc["deontological, xi 3"].tolist() == [1.5, 2]
     assert means.loc["deontological, xi 4"].tolist() == [5.0, 1]
-    assert means.loc[f"{figures.BASE}, xi 3"].tolist() == [2.0, 1]  # once, not once a seed
-    assert means.loc[f"{figures.BASE}, xi 4"].tolist() == [6.0, 1]
+    assert means.loc[f"{BASE}, xi 3"].tolist() == [2.0, 1]  # once, not once a seed
+    assert means.loc[f"{BASE}, xi 4"].tolist() == [6.0, 1]
 
 
 def all_suites():
@@ -527,7 +534,7 @@ def test_every_suite_has_its_figures_and_every_opponent_a_place(tmp_path):
     assert any("vs learner, IPD" in tip for tip in drawn["trained-others-regret"])
     start = "deontological vs tit-for-tat, reversed: 1.000 ± 0.000 (2 runs)"
     assert start in drawn["fig22-23-orders-regret"]
-    persona = f"{figures.BASE}, deontological persona, IPD: 2.000"
+    persona = f"{BASE}, deontological persona, IPD: 2.000"
     assert any(tip.startswith(persona) for tip in drawn["fig25-personas-regret"])
     assert any(tip.startswith("deontological vs random: C|C") for tip in drawn["fig19-reciprocity"])
 

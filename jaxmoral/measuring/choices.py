@@ -20,6 +20,7 @@ from jaxmoral.learning.run_folder import Which
 from jaxmoral.measuring.evaluation import group_by_size
 from jaxmoral.measuring.forests import Forest, Place, Question, encode, padded, plant, reader, size
 from jaxmoral.measuring.source import Loaded, Source, load_source, parameters
+from jaxmoral.models.sizes import products
 
 MOST_NODES = 2048  # of a forest, unless one item alone has more
 MOST_SHAPES = 3
@@ -114,16 +115,9 @@ def _at(log_probs: np.ndarray, places: Sequence[Place]) -> np.ndarray:
 
 
 def _cost(agent: Agent, forest: Forest) -> tuple[float, float]:
-    """About how many products its layers take, and its logits; in thousands of weights."""
     assert agent.model is not None
-    config = agent.model.config
-    layers = sum(
-        len(stack.layers) * sum(a * b for a, b in stack.linear_shapes.values())
-        for stack in config.stacks.values()
-    )
     rows = sum(nodes.size for nodes in forest.nodes)
-    head = config.vocab_size * config.embed_dim
-    return len(forest.tree.tokens) * layers / 1e3, rows * head / 1e3
+    return products(agent.model.config, len(forest.tree.tokens), rows)
 
 
 def choose(

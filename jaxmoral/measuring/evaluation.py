@@ -37,7 +37,7 @@ from jaxmoral.measuring.described import describe_policy, reward_tables, xi_of
 from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
 from jaxmoral.measuring.source import Source, load_source
-from jaxmoral.models.sizes import num_parameters
+from jaxmoral.models.sizes import products
 from jaxmoral.world.games import SETS, Game
 from jaxmoral.world.machines import Opponent, stack
 
@@ -258,15 +258,12 @@ def _sizes(agent: Agent, conditions: Sequence[Condition]) -> list[tuple[float, f
     prompter = agent.prompter
     if agent.model is None or isinstance(prompter, TablePrompter):
         return [(1, 0)] * len(conditions)
-    config = agent.model.config
     found: list[tuple[float, float]] = []
-    rows = config.vocab_size * config.embed_dim
-    layers = num_parameters(config) - rows
     for condition in conditions:
         room = prompter.room([condition])
         prompts = condition.presentation.remembers(condition.game).num_prompts
         nodes = room.nodes * prompts / room.prompts
-        found.append((nodes * layers, prompts * room.responses.prefixes * rows))
+        found.append(products(agent.model.config, nodes, prompts * room.responses.prefixes))
     return found
 
 

@@ -29,6 +29,15 @@ def weight_bytes(config: DecoderConfig, itemsize: int) -> int:
     return sum(math.prod(leaf.shape) * (1 if integer(leaf) else itemsize) for leaf in leaves)
 
 
+def products(config: DecoderConfig, nodes: float, rows: float) -> tuple[float, float]:
+    """About how many products so many tree nodes take in the layers, and so many rows of logits."""
+    layers = sum(
+        len(stack.layers) * sum(a * b for a, b in stack.linear_shapes.values())
+        for stack in config.stacks.values()
+    )
+    return nodes * layers, rows * config.vocab_size * config.embed_dim
+
+
 def num_adapter_parameters(config: DecoderConfig, lora: Lora) -> int:
     """Parameters of an adapter."""
     adapter = jax.eval_shape(lambda key: init_adapter(key, config, lora), jax.random.key(0))

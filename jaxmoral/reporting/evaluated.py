@@ -14,6 +14,7 @@ from jaxmoral.measuring.results import rows
 from jaxmoral.reporting import figures
 from jaxmoral.reporting.canvas import Drawn, save
 from jaxmoral.reporting.outside import draw_outside, measured_rows
+from jaxmoral.reporting.styles import BASE
 
 
 def keep_and_draw(evaluation: dict[str, Any], path: Path) -> list[Path]:
@@ -58,7 +59,7 @@ def draw_regret(evaluation: dict[str, Any]) -> Drawn:
         everything["opponent"] == evaluation["opponents"][0]
     )
     found = everything[chosen]
-    found = found.assign(agent=found["policy"].replace("base", figures.BASE))
+    found = found.assign(agent=found["policy"].replace("base", BASE))
     conditions = list(dict.fromkeys(found["condition"]))
     drawn = figures.regrets(found, list(dict.fromkeys(found["agent"])), conditions)
     suite, opponent = next(iter(evaluation["suites"])), evaluation["opponents"][0]

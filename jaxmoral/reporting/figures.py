@@ -16,7 +16,6 @@ from matplotlib.ticker import MaxNLocator
 from jaxmoral.learning.metrics import ACTION_TYPES
 from jaxmoral.measuring.runs import Run, half_width, summarise
 from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
-from jaxmoral.reporting.styles import BASE as BASE
 from jaxmoral.reporting.styles import (
     DOTS,
     INK,
@@ -33,14 +32,13 @@ from jaxmoral.reporting.styles import (
 )
 
 
-def training_types(panels: Mapping[str, Sequence[Run]], columns: int = 4) -> Drawn:
+def training_types(panels: Mapping[str, Sequence[Run]]) -> Drawn:
     """Stacked shares of what agents did given the opponent's previous move, by update.
 
     Args:
       panels: a title to the runs whose mean is drawn, which made equally many updates.
-      columns: panels side by side.
     """
-    figure, grid = lay_out(len(panels), columns, panel=(2.6, 2.3), margin=(1.6, 0.5), sharey=True)
+    figure, grid = lay_out(len(panels), 4, panel=(2.6, 2.3), margin=(1.6, 0.5), sharey=True)
     tips = Tips()
     marked: dict[str, Any] = {}
     for axes, (title, runs) in zip(grid.flat, panels.items(), strict=False):
