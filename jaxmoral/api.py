@@ -63,10 +63,9 @@ def _draw(home: Path, names: list[str]) -> None:
     from jaxmoral.reporting.figures import training_types
 
     pictures: dict[str, Path] = {}
-    folders = run_folders(home, names)
-    for folder in tqdm(folders.values(), "pictures", leave=False, disable=len(folders) == 1):
-        run = read_run(folder)
+    runs = [read_run(folder) for folder in run_folders(home, names).values()]
+    for run in tqdm(runs, "pictures", leave=False, disable=len(runs) == 1):
         drawn = training_types({run.title: [run]})
-        path = save(drawn, folder / "action_types.png")
+        path = save(drawn, run.folder / "action_types.png")
         pictures[str(path.relative_to(home).with_suffix(""))] = path
-    add_to_trackers(home, len(run.history), {}, pictures)
+    add_to_trackers(home, len(runs[0].history), {}, pictures)

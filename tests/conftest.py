@@ -243,6 +243,13 @@ def shallow(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_flags(shallow):
+    """Of a short run of that model."""
+    few = ["--lora.targets", "[q, down]", "--updates", "4", "--env.episodes", "96"]
+    return ["--model.source", str(shallow), *few]
+
+
+@pytest.fixture(scope="session")
 def weights_once():
     """Whoever loads a packaged model in one way shares its weights, which nothing changes.
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from playing import assert_means, play_alone
 from run_files import quiet
-from test_rollout import play_alone
 
 from jaxmoral import config
 from jaxmoral.config import PPOConfig
@@ -64,15 +64,6 @@ CASES = {
         0.0,
     ),
 }
-
-
-def assert_means(sample, expected):
-    """Twenty samples' means are what is expected, within five standard errors, in every number."""
-    samples = [sample(jax.random.key(seed)) for seed in range(20)]
-    for found, number in zip(zip(*samples, strict=True), expected, strict=True):
-        each = np.array(found)
-        error = each.std(0, ddof=1) / np.sqrt(len(each))
-        assert (np.abs(each.mean(0) - number) <= 5 * error + 1e-6).all()
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clusters import finish, start_cluster
 from etils import epath
 from processes import Running, command
 from run_files import content, quiet, records
-from test_mesh import finish, start_cluster
 
 from jaxmoral import config as configs
 from jaxmoral import train_agent

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import socket
 
 import jax
 import numpy as np
 import pytest
 import tiny_model
+from clusters import finish, start, start_cluster
 from on_mesh import evaluated, numbers
-from processes import Running
 from run_files import quiet
 
 from jaxmoral import load_members, train_population
@@ -29,30 +28,6 @@ TOGETHER = {"data": (8, 1, 1), "all": (2, 2, 2)}
 def mesh_flags(sizes):
     axes = zip(("data", "fsdp", "tensor"), sizes, strict=True)
     return [part for axis, size in axes for part in (f"--mesh.{axis}", str(size))]
-
-
-def start(output, jobs, devices, environment=()):
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return Running("on_mesh", output, json.dumps(jobs), environment=flags | dict(environment))
-
-
-def start_cluster(output, jobs, processes, devices):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-    return [
-        start(output, jobs, devices, names | {"JAX_PROCESS_ID": str(index)})
-        for index in range(processes)
-    ]
-
-
-def finish(processes, output):
-    for process in processes:
-        done = process.finish()
-        assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"
-    with np.load(output) as found:
-        return dict(found)
 
 
 @pytest.fixture(scope="module")

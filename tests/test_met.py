@@ -8,15 +8,8 @@ import chex
 import jax
 import numpy as np
 import pytest
-from test_mixture import (  # noqa: F401
-    TABULAR,
-    assert_expected,
-    assert_gradient,
-    plain,
-    quiet,
-    settings,
-    tiny_flags,
-)
+from mixing import TABULAR, assert_expected, assert_gradient, plain, settings
+from run_files import quiet
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
@@ -106,7 +99,7 @@ def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monk
 
 
 @pytest.mark.parametrize("kind", ["other", "peft"])
-def test_an_agent_sees_the_condition_from_its_own_side(kind, tiny_flags, tmp_path):  # noqa: F811
+def test_an_agent_sees_the_condition_from_its_own_side(kind, tiny_flags, tmp_path):
     """A model in an asymmetric game and other labels than it was trained on, by its own rank."""
     own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2"]
     fit_agent(configs.load(None, [*own, "--lora.rank", "2"]), tmp_path / "other", say=quiet)
@@ -131,7 +124,7 @@ def test_an_agent_sees_the_condition_from_its_own_side(kind, tiny_flags, tmp_pat
         np.testing.assert_allclose(arena.opponent.moves, expected.moves, atol=1e-6)
 
 
-def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):  # noqa: F811
+def test_members_and_adapters_are_met_too(tiny_flags, tmp_path):
     own = [*tiny_flags, "--prompt.labels", "[X, Y]", "--updates", "2", "--ppo.estimator", "exact"]
     members = configs.load_members(None, [*own, "--seed", "[0, 1]"])
     fit_population(members, tmp_path / "both", say=quiet)
@@ -311,7 +304,7 @@ def test_who_thinks_before_it_answers_is_not_met_by_who_does_not(tmp_path):
         fit_agent(settings(*flags), say=quiet)
 
 
-def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):  # noqa: F811
+def test_an_agent_of_another_model_is_refused(selfish, tiny_flags):
     flags = [*tiny_flags, "--prompt.labels", "[X, Y]", "--env.opponent", str(selfish)]
     with pytest.raises(UserError, match=r"its policy is a table, not a language model"):
         fit_agent(configs.load(None, flags), say=quiet)

@@ -9,21 +9,17 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from mixing import TABULAR, assert_expected, assert_gradient, plain, settings
 from run_files import quiet
 from scipy import stats
-from test_exact import assert_means
 
 from jaxmoral import config as configs
-from jaxmoral.config import PPOConfig
 from jaxmoral.errors import UserError
 from jaxmoral.language.novelty import Seen, held_out_labels, mark
 from jaxmoral.language.prompts import Condition, Presentation
 from jaxmoral.learning.agent import make_agent, policy_table
-from jaxmoral.learning.batches import exact_batch, make_batch
-from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.environments import environment
 from jaxmoral.learning.experiment import compile_update
 from jaxmoral.learning.inputs import Conditions
@@ -37,30 +33,14 @@ from jaxmoral.learning.mixture import (
     labels_in_words,
     player_conditions,
 )
-from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.training import fit_agent, fit_population
-from jaxmoral.world import chain
 from jaxmoral.world.games import get_game
-from jaxmoral.world.memory import make_memory
-from jaxmoral.world.rollout import rollout
 
-TABULAR = ["--model.source", "tabular", "--updates", "6", "--env.episodes", "96"]
-TABULAR += ["--ppo.learning_rate", "0.3"]
 PAIRS = "[[X, Y], [Y, X], [A, B], [B, A]]"
 GAMES = "[ipd, icd, bos]"
 READY = Path(__file__).parents[1] / "configs" / "mixture"
-
-
-@pytest.fixture(scope="module")
-def tiny_flags(shallow):
-    few = ["--lora.targets", "[q, down]", "--updates", "4", "--env.episodes", "96"]
-    return ["--model.source", str(shallow), *few]
-
-
-def settings(*flags):
-    return resolve(configs.load(None, [*TABULAR, *flags]))
 
 
 def test_of_several_players_nobody_but_those_of_the_mixture_need_be_known():
@@ -68,10 +48,6 @@ def test_of_several_players_nobody_but_those_of_the_mixture_need_be_known():
     assert settings(*group, "{conditional: 1, random: 1}").env.opponent == "tit-for-tat"
     with pytest.raises(UserError, match="mixture.opponents: unknown name 'tit-for-tat'"):
         settings(*group, "{tit-for-tat: 1, random: 1}")
-
-
-def plain(record):
-    return {name: value for name, value in record.items() if name not in ("seconds", "conditions")}
 
 
 def test_every_condition_is_drawn_as_often():
@@ -347,66 +323,10 @@ def test_several_games_are_the_mean_of_each():
 MET = ["--mixture.opponents", "{tit-for-tat: 2, always-defect: 1, prober: 1}"]
 
 
-def assert_expected(arena):
-    """Of two games: exactly what a million episodes are on average, within five standard errors."""
-    memory, ppo = make_memory(), PPOConfig(gamma=0.9, gae_lambda=0.7)
-    generator = np.random.default_rng(0)
-    log_probs = jax.nn.log_softmax(jnp.asarray(generator.normal(size=(32, 3)), jnp.float32))
-    table = PolicyTable(log_probs, jnp.asarray(generator.normal(size=32), jnp.float32))
-    exact, shares, reward = exact_batch(table, arena, memory=memory, num_rounds=5, config=ppo)
-    weighted = exact.weight * exact.advantage
-
-    @jax.jit
-    def sample(key):
-        sizes = {"memory": memory, "num_episodes": 50_000, "num_rounds": 5}
-        played = rollout(key, log_probs[None], arena, **sizes)
-        played = jax.tree.map(lambda field: field[0], played)
-        batch = make_batch(table, played, played.reward, ppo)
-        cell = batch.prompt * 3 + batch.outcome
-        found = jnp.zeros(96).at[cell].add(batch.weight * batch.advantage)
-        return found, sampled_shares(played, memory), played.reward.mean()
-
-    assert_means(sample, (weighted, shares.sum(-1), reward))
-
-
 @pytest.mark.slow
 def test_the_expectation_over_opponents_is_the_mean_of_sampled_episodes():
     flags = ["--mixture.games", "[ipd, bos]", "--mixture.conditions", "2"]
     assert_expected(environment(settings(*MET, *flags)))
-
-
-def assert_gradient(single):
-    """In float64: of the expected reward over two games and the opponents, without discount."""
-    settings_ = PPOConfig(gamma=1.0, gae_lambda=1.0)
-    with jax.enable_x64(True):
-        kind = lambda x: jnp.int32 if np.asarray(x).dtype.kind == "i" else jnp.float64
-        arena = jax.tree.map(lambda x: jnp.asarray(x, kind(x)), single)
-        logits = jnp.asarray(np.random.default_rng(1).normal(size=(32, 3)))
-
-        def expected(logits):
-            total = 0.0
-            for game in range(2):
-                table = jax.nn.log_softmax(logits[16 * game : 16 * game + 16])
-                for index, chance in enumerate(arena.chances):
-                    machine = jax.tree.map(lambda x: x[game, index], arena.opponent)  # noqa: B023
-                    walk = chain.against(make_memory(), machine)
-                    policy = chain.by_state(make_memory(), chain.memory_policy(table))
-                    shares = chain.visits(walk, policy, num_rounds=4)
-                    total += chance * jnp.sum(shares * arena.rewards[game]) / 2
-            return total
-
-        table = PolicyTable(jax.nn.log_softmax(logits), jnp.zeros(32))
-        batch, _, _ = exact_batch(
-            table, arena, memory=make_memory(), num_rounds=4, config=settings_
-        )
-        surrogate = lambda logits: jnp.sum(
-            batch.weight * batch.advantage * jax.nn.log_softmax(logits).ravel()
-        )
-        gradient = np.asarray(jax.grad(surrogate)(logits))
-        for at in [(0, 0), (5, 1), (10, 2), (17, 0), (25, 1), (31, 2)]:
-            step = jnp.zeros((32, 3)).at[at].set(1e-5)
-            slope = (expected(logits + step) - expected(logits - step)) / 2e-5
-            assert gradient[at] == pytest.approx(float(slope), abs=1e-8)
 
 
 @pytest.mark.slow

@@ -4,8 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_mixture import tiny_flags as tiny_flags
-from test_report import SHARES, evaluated, make_run, write_run
+from run_files import SHARES, evaluated, make_run, write_run
 
 from jaxmoral import config as configs
 from jaxmoral.language import novelty
@@ -236,6 +235,8 @@ def outside_of(settled, illegal, regret):
         "config": configs.to_dict(settled),
         "policies": ["base", "tuned"],
         "opponents": ["tit-for-tat"],
+        "protocols": ["exact"],
+        "largest_gap": None,
         "suites": {"generalisation": named},
     }
 

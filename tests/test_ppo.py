@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 from conftest import reference_table
+from playing import play_alone
 from run_files import quiet
-from test_rollout import play_alone
 
 from jaxmoral import config as configs
 from jaxmoral.config import PPOConfig

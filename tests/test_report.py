@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
+from run_files import SHARES, config, evaluated, make_run, write_run
 
 from jaxmoral import config as configs
 from jaxmoral.errors import UserError
-from jaxmoral.learning import metrics, training
+from jaxmoral.learning import training
 from jaxmoral.learning.lookup import training_game
 from jaxmoral.learning.mixture import player_games
-from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.summary import summary
 from jaxmoral.measuring.measures import fingerprint
-from jaxmoral.measuring.runs import Run, find_runs
+from jaxmoral.measuring.runs import find_runs
 from jaxmoral.measuring.tournaments import RATES, hold, strategy
 from jaxmoral.reporting import figures, page_tables
 from jaxmoral.reporting import page as report
@@ -45,65 +45,11 @@ from jaxmoral.reporting.styles import (
 from jaxmoral.reporting.thoughts import Studied, draw_thoughts
 from jaxmoral.world.games import ASYMMETRIC, choose_games, get_game, make_games
 
-SHARES = dict.fromkeys(metrics.ACTION_TYPES, 1 / 6)
-
 
 @pytest.fixture(autouse=True)
 def closed():
     yield
     plt.close("all")
-
-
-def config(*flags):
-    return resolve(configs.load(None, ["--model.source", "tabular", "--updates", "4", *flags]))
-
-
-def make_run(tmp_path, name, *flags, reward=0.0, evaluation=None, made=None, source="tabular"):
-    """A run as `read_run` would find it; its rewards are all `reward`."""
-    settled = config(*flags)
-    tree = configs.to_dict(settled)
-    tree["model"] |= {"source": source}
-    settled = configs.parse(tree)
-    count = settled.updates if made is None else made
-    history = [
-        {"update": n + 1, "reward_mean": reward, "action_types": SHARES} for n in range(count)
-    ]
-    return Run(tmp_path / name, settled, history, evaluation, [])
-
-
-def write_run(run):
-    run.folder.mkdir(parents=True)
-    configs.save(run.config, run.folder / "config.yaml")
-    lines = [json.dumps(record) + "\n" for record in run.history]
-    (run.folder / "metrics.jsonl").write_text("".join(lines))
-    if run.evaluation:
-        (run.folder / "evaluation.json").write_text(json.dumps(run.evaluation))
-
-
-def evaluated(suite, values, opponent="random", labels=("action3", "action4")):
-    """An evaluation whose regret is a number per game, of the base one more."""
-
-    def measures(value):
-        regret = {
-            "deontological": {"points": value},
-            "utilitarian": {"normalised": value / 10},
-        }
-        return {"exact": {"regret": regret, "action_types": SHARES, "outcomes": {"C": value}}}
-
-    shown = {"wording": "structured", "persona": "none", "table_order": "original"}
-    policy = {name: {"C": 1.0, "D": 0.0, "illegal": 0.0} for name in ("CC", "CD", "DC", "DD")}
-    conditions = {
-        game: {"game": game, "labels": list(labels), **shown}
-        | {
-            "policies": {
-                "base": {"remembered": policy, "opponents": {opponent: measures(value + 1)}},
-                "tuned": {"remembered": policy, "opponents": {opponent: measures(value)}},
-            }
-        }
-        for game, value in values.items()
-    }
-    heads = {"opponents": [opponent], "protocols": ["exact"], "largest_gap": None}
-    return heads | {"suites": {suite: conditions}}
 
 
 # The paper's numbers.

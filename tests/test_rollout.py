@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from playing import only_player, play, play_alone
 
 from jaxmoral.measuring import protocols
 from jaxmoral.world import chain, games, machines, opponents, rewards
 from jaxmoral.world.memory import make_memory
-from jaxmoral.world.rollout import Environment, rollout
+from jaxmoral.world.rollout import Environment
 
 COIN = np.array([0.25, 0.75], np.float32)
 # C after C; after a D of the agent's, C with probability 0.3.
@@ -71,23 +72,8 @@ def random_table(seed, memory=ONE):
     return jax.nn.log_softmax(jax.random.normal(jax.random.key(seed), shape))
 
 
-def only_player(tree):
-    return jax.tree.map(lambda leaf: leaf[0], tree)
-
-
-def play(key, log_probs, arena, draws=None, **settings):
-    """A rollout in one program, which compiles faster than its steps one by one."""
-    return jax.jit(partial(rollout, **settings))(key, log_probs, arena, draws=draws)
-
-
 def sampled_visits(played, memory):
     return jax.jit(partial(protocols.sampled_visits, memory=memory))(played)
-
-
-def play_alone(key, log_probs, arena, memory, num_episodes, num_rounds, draws=None):
-    """A rollout of one agent, without the axis of players."""
-    sizes = {"num_episodes": num_episodes, "num_rounds": num_rounds}
-    return only_player(play(key, log_probs[None], arena, draws, memory=memory, **sizes))
 
 
 def table(name, game):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from test_rollout import play_alone
+from playing import play_alone
 
 from jaxmoral import config as configs
 from jaxmoral.learning.draws import paper_draws

@@ -10,9 +10,9 @@ import chex
 import jax
 import numpy as np
 import pytest
+from clusters import finish, start
 from on_mesh import numbers
 from run_files import quiet
-from test_mesh import finish, start
 
 from jaxmoral import ask, chat, evaluate, load_members
 from jaxmoral import config as configs

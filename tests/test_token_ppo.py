@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from playing import play_alone
 from test_ppo import NONE, ONE, TABLE, alone, environment, inputs_of, tiny_policy
 from test_responses import PIECES, STOP
-from test_rollout import play_alone
 
 from jaxmoral import config as configs
 from jaxmoral.language.responses import index_pieces, outcome_log_probs, sample_answer, spell

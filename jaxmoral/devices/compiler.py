@@ -1,6 +1,11 @@
 """Options for the compiler that depend on what a program is for."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+
+from jaxmoral.devices.mesh import Layout
 
 Options = dict[str, str | bool]
 
@@ -15,3 +20,8 @@ ONCE: Options = {"xla_backend_optimization_level": "0"}
 def on_cpu(options: Options) -> Options:
     """These options if the program is compiled for a CPU."""
     return options if jax.default_backend() == "cpu" else {}
+
+
+def jit_often(function: Callable[..., Any], layout: Layout) -> Any:
+    """The function compiled for many calls; every device of the layout gets its results."""
+    return jax.jit(function, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))

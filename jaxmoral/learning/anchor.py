@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.devices.compiler import OFTEN, on_cpu
+from jaxmoral.devices.compiler import jit_often
 from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
@@ -150,7 +150,7 @@ def _speaker(policy: LanguagePolicy, how: Branching, layout: Layout) -> Any:
         )
         return sample(model, adapter, prefixes, key, how, policy.beside)[0]
 
-    return jax.jit(write, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(write, layout)
 
 
 def pack(spoken: Spoken, sizes: Sizes, prompter: Prompter) -> Texts:
@@ -201,7 +201,7 @@ def _knower(policy: LanguagePolicy, layout: Layout) -> Any:
 
         return jax.lax.map(know_part, texts)
 
-    return jax.jit(know, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(know, layout)
 
 
 def distance(model: PromptedModel, trainable: PyTree, part: Texts, base: Known) -> jax.Array:

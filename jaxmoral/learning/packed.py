@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmoral.devices.compiler import OFTEN, on_cpu
+from jaxmoral.devices.compiler import jit_often
 from jaxmoral.devices.mesh import Layout, map_spread, place
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent
@@ -119,4 +119,4 @@ def _reader(policy: Policy, layout: Layout) -> Callable[..., jax.Array]:
             return table(jax.tree.map(lambda leaf: leaf[0], prompts))[None]
         return map_spread(table, prompts, layout)
 
-    return jax.jit(read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(read, layout)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmoral.config import MixtureConfig
 from jaxmoral.config.states import Resolved
-from jaxmoral.devices.compiler import OFTEN, on_cpu
+from jaxmoral.devices.compiler import jit_often
 from jaxmoral.devices.mesh import Layout, map_spread, place
 from jaxmoral.learning.inputs import Conditions
 from jaxmoral.learning.lookup import training_game
@@ -102,7 +102,7 @@ def _jit_scores(
     def scores(*arguments):
         return score_members(*arguments) if several else score(*arguments)[None]
 
-    return jax.jit(scores, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(scores, layout)
 
 
 def _undrawn(config: Resolved) -> Resolved:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmoral.devices.compiler import OFTEN, on_cpu
+from jaxmoral.devices.compiler import jit_often
 from jaxmoral.devices.mesh import Layout
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompt_tree
@@ -159,4 +159,4 @@ def reader(policy: LanguagePolicy, num_options: int, layout: Layout) -> Any:
 
         return jax.lax.map(decide, (inputs.nodes, inputs.trie))
 
-    return jax.jit(read, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(read, layout)

@@ -16,7 +16,8 @@ from jaxmoral.world.memory import ILLEGAL, OUTCOMES, after_matrix, make_memory
 from jaxmoral.world.pairs import agent_player, machine_player, meet
 from jaxmoral.world.rewards import bounds
 
-REGRETS = ("deontological", "utilitarian")
+REGRETS = {"deontological": "points", "utilitarian": "normalised"}  # and what each is told in
+REGRET_METRICS = {kind: f"regret/{kind}/{unit}" for kind, unit in REGRETS.items()}
 ERROR = "error"  # the protocol under which standard errors of "exact" stand
 
 

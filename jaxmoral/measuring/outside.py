@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxmoral.measuring.measures import REGRETS
+
 SUITE = "generalisation"
 SEEN, OPPONENT, TOGETHER = "seen", "new opponent", "all together"
 # In the order they are told; what is new in two parts follows, then what is in more.
@@ -16,7 +18,6 @@ _ALONE = (
     "new game",
     OPPONENT,
 )
-REGRETS = {"deontological": "points", "utilitarian": "normalised"}
 
 
 def by_novelty(evaluation: dict[str, Any], policy: str) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoral.devices.compiler import OFTEN, on_cpu
+from jaxmoral.devices.compiler import jit_often
 from jaxmoral.devices.mesh import Layout, place
 from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
@@ -196,7 +196,7 @@ def _knower(policy: LanguagePolicy, layout: Layout, compared: bool) -> Any:
         known = decoder.know(hidden, policy.max_logits, compared=compared)
         return known, decoder.chosen_logits(hidden, packed.tokens) - known.log_sums
 
-    return jax.jit(know, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(know, layout)
 
 
 @functools.cache
@@ -213,7 +213,7 @@ def _comparer(policy: LanguagePolicy, layout: Layout) -> Any:
         kl = decoder.divergence(base, (hidden, known.log_sums), policy.max_logits)
         return decoder.chosen_logits(hidden, packed.tokens) - known.log_sums, kl, known.top
 
-    return jax.jit(compare, out_shardings=layout.sharding(), compiler_options=on_cpu(OFTEN))
+    return jit_often(compare, layout)
 
 
 class _Kept:

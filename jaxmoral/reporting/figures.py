@@ -14,6 +14,8 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from jaxmoral.learning.metrics import ACTION_TYPES
+from jaxmoral.measuring.comparing import MEASURES
+from jaxmoral.measuring.measures import REGRET_METRICS
 from jaxmoral.measuring.runs import Run, half_width, summarise
 from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.styles import (
@@ -184,10 +186,6 @@ def regrets(
       marks: the paper's figures: kind of regret to agent to game to a number.
       tabular: the same rows of tabular policies, with a column `table` that names them.
     """
-    kinds = {
-        "deontological": ("regret/deontological/points", "deontological regret, points"),
-        "utilitarian": ("regret/utilitarian/normalised", "utilitarian regret, 0 to 1"),
-    }
     bars = len(models) * len(games)
     size = (min(max(9.0, 2.2 + 1.05 * len(models), 2.2 + 0.08 * bars), 20.0), 5)
     figure, panels = plt.subplots(2, 1, figsize=size, sharex=True, layout="constrained")
@@ -195,7 +193,7 @@ def regrets(
     tables = [] if tabular is None else list(dict.fromkeys(tabular["table"]))
     dots = dict(zip(tables, (DOTS[index % len(DOTS)] for index in range(len(tables))), strict=True))
     legend: dict[str, Any] = {}
-    for axes, (kind, (metric, label)) in zip(panels, kinds.items(), strict=True):
+    for axes, (kind, metric) in zip(panels, REGRET_METRICS.items(), strict=True):
         found = _summary_of(table, metric, _BESIDE)
         alone = None if tabular is None else _summary_of(tabular, metric, [*_BESIDE, "table"])
         printed = (marks or {}).get(kind, {})
@@ -231,7 +229,7 @@ def regrets(
                         axes.plot(ends, [value] * 2, linestyle=dots[name], color=INK)
                         text += f"; {name}: {value:.3f}"
                 tips.add(bar, text)
-        axes.set_ylabel(label)
+        axes.set_ylabel(MEASURES[metric])
         axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])  # so that the line at 0 is seen
         legend["optimum: no regret"] = level(axes, 0)
     crowded = len(models) > 8

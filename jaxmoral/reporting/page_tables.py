@@ -15,6 +15,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, split_outside
 from jaxmoral.learning.lookup import find_game
 from jaxmoral.learning.whom import trained_against
+from jaxmoral.measuring.measures import REGRET_METRICS
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.beyond import beyond_tables
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
@@ -160,17 +161,13 @@ def regret_table(
     rows = with_agents(table[chosen & (table["opponent"] == "random")], series)
     if rows.empty:
         return [], []
-    kinds = {
-        "deontological": "regret/deontological/points",
-        "utilitarian": "regret/utilitarian/normalised",
-    }
     by = ["agent", "condition", "metric", "protocol"]
     found = summarise(rows, by).set_index(by)
     games = list(dict.fromkeys(rows["condition"]))
     printed = rows[rows["printed"]].set_index("agent")["kind"].to_dict()
     lines = []
     for agent in agents_in(rows):
-        for kind, metric in kinds.items():
+        for kind, metric in REGRET_METRICS.items():
             line = [agent, kind]
             numbers = FIGURE_4[kind].get(printed.get(agent, ""), {})
             for game in games:
