@@ -222,6 +222,10 @@ def test_members_are_called_like_folders(tmp_path, name):
     config = configs.load(None, list(SMALL))
     with pytest.raises(UserError, match="cannot be the name of a folder"):
         fit_population({"a": config, name: config}, tmp_path / "many", say=quiet)
+    with pytest.raises(UserError, match=r"config: needs what jaxmoral\.parse .* got a dict"):
+        fit_population({"": {"updates": 3}})
+    with pytest.raises(UserError, match="source: needs a run's folder.* got a dict"):
+        evaluate_agent({"updates": 3})
     with pytest.raises(UserError, match="members: there are none"):
         fit_population({}, tmp_path / "many", say=quiet)
     assert not [*tmp_path.iterdir()]

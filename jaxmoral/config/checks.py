@@ -1,9 +1,18 @@
 """What keys of a configuration must not contradict each other in, each as one line that says so."""
 
+from typing import Any
+
 from jaxmoral.config.schema import Config
 from jaxmoral.errors import UserError
 
 MAX_ROUNDS = 2**31 - 1  # of all episodes together, which are indexed in 32 bits
+
+
+def check_config(given: Any) -> None:
+    """Raises UserError if it is no configuration, but a dictionary, say."""
+    if not isinstance(given, Config):
+        kind = type(given).__name__
+        raise UserError(f"config: needs what jaxmoral.parse or jaxmoral.load returns, got a {kind}")
 
 
 def check(config: Config) -> None:

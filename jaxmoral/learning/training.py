@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxmoral.config import ALONE, Config
+from jaxmoral.config.checks import check_config
 from jaxmoral.config.states import Pinned, Resolved
 from jaxmoral.devices.cluster import is_first, largest, on_first
 from jaxmoral.errors import UserError
@@ -98,6 +99,8 @@ def fit_population(
             raise UserError(f"members: {name!r} cannot be the name of a folder")
     if not members:
         raise UserError("members: there are none")
+    for config in members.values():
+        check_config(config)
     place = output_dir
     if place is not None and not isinstance(place, Place):
         place = Place(Path(place))

@@ -60,6 +60,11 @@ def load_source(source: Source, update: Which = None) -> Loaded:
         if agent.adapter is not None:
             adapted = agent.policy.reference_parameters() | {"adapter": agent.adapter}
         return Loaded(settle(config, agent), agent, adapted, None)
+    if not isinstance(source, TrainedAgent | Path | str):
+        raise UserError(
+            "source: needs a run's folder, what train_agent returned or a configuration, got a"
+            f" {type(source).__name__}"
+        )
     if not isinstance(source, TrainedAgent):
         source = load_trained(Path(source), update)
     if not source.is_finite():
