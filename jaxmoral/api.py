@@ -63,9 +63,10 @@ def _draw(home: Path, names: list[str]) -> None:
     from jaxmoral.reporting.figures import training_types
 
     pictures: dict[str, Path] = {}
-    runs = [read_run(folder) for folder in run_folders(home, names).values()]
-    for run in tqdm(runs, "pictures", leave=False, disable=len(runs) == 1):
-        drawn = training_types({run.title: [run]})
-        path = save(drawn, run.folder / "action_types.png")
+    made, folders = 0, run_folders(home, names)
+    for folder in tqdm(folders.values(), "pictures", leave=False, disable=len(folders) == 1):
+        run = read_run(folder)
+        made = len(run.history)
+        path = save(training_types({run.title: [run]}), folder / "action_types.png")
         pictures[str(path.relative_to(home).with_suffix(""))] = path
-    add_to_trackers(home, len(runs[0].history), {}, pictures)
+    add_to_trackers(home, made, {}, pictures)

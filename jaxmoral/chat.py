@@ -128,9 +128,10 @@ def _chat(folder: Path, seed: int, plugins: list[str]) -> None:
             word = input("> ").strip()
         except EOFError:
             return
-        if word.lower() == "quit":
+        reply = talk.reply(word)
+        if reply is None:
             return
-        print(talk.reply(word))
+        print(reply)
 
 
 class Talk:
@@ -161,13 +162,15 @@ class Talk:
             lines.append(f"Remembered round: agent {labels[own]}, you {labels[other]}.")
         return "\n".join(lines)
 
-    def reply(self, word: str) -> str:
-        """What is said to a move, a question, "prompt" or anything else."""
+    def reply(self, word: str) -> str | None:
+        """What is said to a move, a question, "prompt" or anything else; None to "quit"."""
         if word in self._moves:
             return self._play(self._moves[word])
         word = word.lower().rstrip("?")
         if word in self._moves:
             return self._play(self._moves[word])
+        if word == "quit":
+            return None
         if word not in (*QUESTIONS, "prompt"):
             return f"Type {self._words} or quit."
         if self._last is None:

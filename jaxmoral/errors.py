@@ -157,15 +157,15 @@ def check_characters(text: str, where: str) -> None:
 
 def check_whole(name: str, value: Any, low: int, high: int) -> int:
     """The whole number; raises UserError if it is none or not within [low, high]."""
-    number = _as_float(value)
+    number = value if isinstance(value, int) else _as_float(value)
     if not low <= number <= high or number % 1:
         raise UserError(f"{name}: needs a whole number from {low} to {high}, got {value!r}")
     return int(number)
 
 
-def check_seed(value: int) -> int:
-    """What `--seed` gave; raises UserError if PRNG keys cannot be made of it."""
-    return check_whole("--seed", value, 0, 2**63 - 1)
+def check_seed(value: int) -> None:
+    """Raises UserError if no PRNG keys can be made of what `--seed` gave."""
+    check_whole("--seed", value, 0, 2**63 - 1)
 
 
 def say_left_out(lines: Iterable[str]) -> None:

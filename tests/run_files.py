@@ -77,5 +77,6 @@ def evaluated(suite, values, opponent="random", labels=("action3", "action4")):
         }
         for game, value in values.items()
     }
-    heads = {"opponents": [opponent], "protocols": ["exact"], "largest_gap": None}
+    heads = {"policies": ["base", "tuned"], "opponents": [opponent], "protocols": ["exact"]}
+    heads |= {"largest_gap": None}
     return heads | {"suites": {suite: conditions}}

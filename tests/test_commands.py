@@ -140,8 +140,10 @@ def test_other_settings_keep_two_evaluations_apart():
     flags += ["--evaluation.xi", "4", "--prompt.template", "chat"]
     other = evaluate_agent(configs.load(None, [*flags, "--mesh.data", "1"]), ["bos"], ["joss"])
     assert unlike(one, one) == []
-    longer = one["config"] | {"updates": 99, "mixture": {"kept": 2}, "mesh": {"data": 2}}
-    assert unlike(one, one | {"config": longer}) == []
+    elsewhere = one["config"] | {"mixture": {"kept": 2}, "mesh": {"data": 2}}
+    assert unlike(one, one | {"config": elsewhere}) == []
+    assert unlike(one, one | {"config": one["config"] | {"updates": 99}}) == ["updates"]
+    assert unlike(one, one | {"policies": ["base", "tuned"]}) == ["policies"]
     assert unlike(one, other) == ["evaluation.xi", "prompt.template"]
     assert merge(one, one) == (one, ["trained: ipd against random, exact"])
 

@@ -112,9 +112,9 @@ def test_a_run_whose_evaluation_is_old_has_no_part_in_the_pairs(groups, monkeypa
         command.main()
     finally:
         (stale.folder / "evaluation.json").write_text(text)
-    said = capsys.readouterr().out
-    assert "is of update 1, the run has made 2 updates" in said
-    assert "3 and 4 runs, unpaired" in said
+    said = capsys.readouterr()
+    assert "is of update 1, the run has made 2 updates" in said.err
+    assert "3 and 4 runs, unpaired" in said.out
     assert kept.seeds == []
     assert (kept.table["low"] <= kept.table["difference"]).all()
     assert (kept.table["difference"] <= kept.table["high"]).all()
@@ -127,9 +127,9 @@ def test_copies_of_a_run_are_no_further_seeds(groups, tmp_path, monkeypatch, cap
     given = [str(tmp_path / "game"), "--with", str(tmp_path / "utilitarian")]
     monkeypatch.setattr("sys.argv", ["compare", *given])
     command.main()
-    said = capsys.readouterr().out
-    assert said.count("is the same experiment and seed as") == 4
-    assert "2 and 2 runs: fewer than 3 seeds" in said
+    said = capsys.readouterr()
+    assert said.err.count("is the same experiment and seed as") == 4
+    assert "2 and 2 runs: fewer than 3 seeds" in said.out
 
 
 def test_runs_that_count_other_penalties_are_named(groups, monkeypatch, capsys):

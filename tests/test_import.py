@@ -89,9 +89,12 @@ def test_text_files_are_utf_8_whatever_the_machines_locale_is():
     package = Path(jaxmoral.__file__).parent
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            if not isinstance(node, ast.Call):
                 continue
-            opens = node.func.attr == "open" and "b" not in ast.unparse(node).partition("'")[2]
-            if opens or node.func.attr in ("read_text", "write_text"):
+            of_path = isinstance(node.func, ast.Attribute)
+            name = node.func.attr if of_path else getattr(node.func, "id", "")
+            mode = node.args[0 if of_path else 1 :][:1]
+            opens = name == "open" and not (mode and "b" in ast.literal_eval(mode[0]))
+            if opens or (of_path and name in ("read_text", "write_text")):
                 told = {word.arg for word in node.keywords}
                 assert "encoding" in told, f"{path}, line {node.lineno}: {ast.unparse(node)}"

@@ -89,13 +89,32 @@ def test_a_run_is_met_as_the_machine_that_its_policy_is(selfish, estimator, monk
     beside = fit_agent(settings(*met, f"./{selfish.name}"), say=quiet)
     assert beside.config.env.opponent == f"./{selfish.name}@3"
     assert_alike(beside, alone)
-    best = update_of(selfish, "best")
-    found = fit_agent(settings(*met, f"{selfish}@best"), say=quiet)
-    again = fit_agent(settings(*met, f"{selfish}@{best}"), say=quiet)
-    assert found.config.env.opponent == f"{selfish}@{best}"
-    assert_alike(found, again)
     earlier = fit_agent(settings(*met, f"{selfish}@0"), say=quiet)
     assert plain(earlier.history[0]) != plain(alone.history[0])
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_met_by_its_number(tmp_path):
+    """Of a run whose entropy weighs more and more, so that it ends worse than it was."""
+    run, flags = tmp_path / "odd@best", ["--ppo.entropy_coef", "0", "--ppo.final_entropy_coef"]
+    flags += ["1000", "--updates", "4", "--checkpoint_every", "1", "--reward.name", "game"]
+    fit_agent(settings(*flags), run, say=quiet)
+    newest, best = update_of(run), update_of(run, "best")
+    assert best != newest
+    numbered = fit_agent(settings("--env.opponent", f"{run}@{best}"), say=quiet)
+    folder, ask = tmp_path / "found", ["--env.opponent", f"{run}@best"]
+    fit_agent(settings(*ask, "--updates", "3", "--ppo.final_entropy_coef", "1"), folder, say=quiet)
+    found = fit_agent(settings(*ask), say=quiet)
+    assert found.config.env.opponent == f"{run}@{best}"
+    assert_alike(found, numbered)
+    again = settings(*ask, "--updates", "4", "--ppo.final_entropy_coef", "1")
+    resumed = fit_agent(again, folder, resume=True, say=quiet)
+    assert resumed.config.env.opponent == f"{run}@{best}"
+    plain_name = fit_agent(settings("--env.opponent", str(run), "--updates", "1"), say=quiet)
+    assert plain_name.config.env.opponent == f"{run}@{newest}"  # though it ends in @best
+    both = ["--mixture.opponents", json.dumps({str(run): 1, f"{run}@best": 1})]
+    with pytest.raises(UserError, match=r"are of one run; name its checkpoints by their numbers"):
+        fit_agent(settings(*both), say=quiet)
 
 
 @pytest.mark.parametrize("kind", ["other", "peft"])

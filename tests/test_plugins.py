@@ -9,7 +9,10 @@ import shutil
 import pytest
 from processes import command
 
+from jaxmoral import config as configs
 from jaxmoral.config import load
+from jaxmoral.learning.resolve import resolve
+from jaxmoral.learning.run_folder import holds_any, write_configs
 
 ENVY = """
 import jaxmoral
@@ -117,21 +120,23 @@ def test_a_file_that_changed_is_refused(home, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_flag_adds_to_what_the_configuration_lists(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seed", ["1", "[0, 1]"])
+def test_a_flag_adds_to_what_the_configuration_lists(seed, home, tmp_path, monkeypatch):
     (tmp_path / "more.py").write_text("import jaxmoral\nassert 'sulker' in jaxmoral.OPPONENTS")
     (tmp_path / "one.yaml").write_text(f"plugins: [{home / 'envy.py'}]\n")
     config = load(tmp_path / "one.yaml", ["--plugin", "a.py", "--plugin=b.py"])
     assert config.plugins == (str(home / "envy.py"), "a.py", "b.py")
     run, more = tmp_path / "run", ["--plugin", tmp_path / "more.py"]
     ask = ["train", "--config", tmp_path / "one.yaml", "--output-dir", run, *TRAIN, *more]
-    done = command(*ask)
+    done = command(*ask, "--seed", seed)
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (run / "plugins").iterdir()} == {"envy.py", "more.py"}
+    stored = (run / "seed=1" if seed == "[0, 1]" else run) / "plugins"
+    assert {path.name for path in stored.iterdir()} == {"envy.py", "more.py"}
     monkeypatch.setenv("JAXMORAL_CACHE", str(tmp_path / "elsewhere"))
     again = ["train", "--output-dir", run, "--resume", "--updates", "3", "--extend"]
     assert "never named on this machine" in refused(*again)
     for name in ("envy.py", "more.py"):
-        again += ["--plugin", run / "plugins" / name]
+        again += ["--plugin", stored / name]
     done = command(*again)
     assert done.returncode == 0, done.stderr
 
@@ -163,6 +168,20 @@ def test_names_and_files(home, tmp_path):
     both = ["--plugin", home / "envy.py", "--plugin", other / "envy.py"]
     line = refused("train", "--output-dir", tmp_path / "run", *TRAIN, *both)
     assert "two files are called envy.py" in line
+
+
+def test_a_folder_with_a_configuration_has_its_plugins(home, tmp_path, monkeypatch):
+    """A run that is cut while its folder is made can be resumed, or begins again."""
+    config = resolve(load(None, ["--model.source", "tabular", "--plugin", str(home / "envy.py")]))
+
+    def save(config, path):
+        assert (tmp_path / "run" / "plugins" / "envy.py").read_text() == ENVY
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(configs, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        write_configs({"": config}, tmp_path / "run")
+    assert not holds_any(tmp_path / "run")
 
 
 @pytest.mark.slow

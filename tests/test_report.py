@@ -905,9 +905,10 @@ def test_retention_is_drawn_over_checkpoints(tmp_path):
             for name, own in told.items()
         }
         met = {who: own | {"opponents": {}} for who, own in rows.items()}
-        return {"trained": {"ipd": {"game": "ipd", "policies": met}}}
+        shown = {"game": "ipd", "wording": "structured", "persona": "none", "labels": ["X", "Y"]}
+        return {"trained": {"ipd": shown | {"table_order": "original", "policies": met}}}
 
-    heads = {"opponents": [], "protocols": [], "largest_gap": None}
+    heads = {"policies": ["base", "tuned"], "opponents": [], "protocols": [], "largest_gap": None}
     evaluation = heads | {
         "update": 4,
         "suites": answers(0.5, 0.0),

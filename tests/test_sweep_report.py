@@ -128,7 +128,8 @@ def again(monkeypatch, experiments, output, *flags):
     [
         (
             "evaluation.json",
-            '{"opponents": [], "protocols": [], "largest_gap": 0, "suites": {"a": {"ipd": {}}}}',
+            '{"policies": [], "opponents": [], "protocols": [], "largest_gap": 0,'
+            ' "suites": {"a": {"ipd": {}}}}',
             "evaluation.json holds no evaluation (suites.a.ipd.game: field required)",
         ),
         ("evaluation.json", "[1]", "evaluation.json holds no evaluation (the file: "),

@@ -132,6 +132,7 @@ def test_in_a_chat_the_last_answer_is_asked_about(trained, monkeypatch):
     (own, other) = lines[1].removeprefix("Remembered round: agent ").split(", you ")
     index = 2 * LABELS.index(own) + LABELS.index(other.rstrip("."))
     assert talk.reply("why") == "Play a round first."
+    assert talk.reply("Quit?") is None
     said = talk.reply("c")
     shown = talk.reply("prompt")
     assert shown in texts[4 * index : 4 * index + 4]

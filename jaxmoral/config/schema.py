@@ -78,7 +78,8 @@ class EnvConfig:
       game: a name in `jaxmoral.world.games`, of a family, or of your own.
       opponent: a name in `jaxmoral.world.opponents`, or "learner": a second agent on the same base,
         with an adapter, optimiser, value head and KL weight of its own and the same reward; or an
-        agent that does not learn, a path or "past(k)", see `jaxmoral.learning.met`.
+        agent that does not learn, a path (with FOLDER@40 or FOLDER@best of one of a run's
+        checkpoints) or "past(k)", see `jaxmoral.learning.met`.
       opponent_illegal: what counts when a learner's opponent answers illegally: the opponent's last
         legal move, 0 points ("zero"), R_illegal ("penalty"), or what the paper's code does, which
         differs by reward ("paper").

@@ -6,6 +6,7 @@ learner's past one self is met in each update, drawn by the seed; see `whom` for
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,15 +39,29 @@ _PASTS = 3  # the third of four numbers that seed a stream, as in `mixture`
 
 
 def pinned(config: Settled) -> Pinned:
-    """The configuration with every stored run named by the number of its checkpoint."""
-    names = {}
+    """The configuration with every stored run named by the number of its checkpoint.
+
+    Raises:
+      UserError: one has no checkpoint, or stands there twice without a number; a resumed run could
+        not tell which of the two is which.
+    """
+    key, names = key_of_met(config), {}
+    folders: dict[Path, str] = {}
     for whom in met_by(config):
-        named = isinstance(whom.update, int)
-        if whom.kind == "stored" and not named and is_run(whom.folder):
-            number = update_of(whom.folder, whom.update)
-            if number is None:
-                raise UserError(f"{key_of_met(config)}: {whom.name} has no checkpoint yet")
-            names[whom.name] = f"{whom.name.removesuffix('@best')}@{number}"
+        numbered = isinstance(whom.update, int)
+        if whom.kind != "stored" or numbered or not is_run(whom.folder):
+            continue
+        if whom.folder in folders:
+            raise UserError(
+                f"{key}: {folders[whom.folder]} and {whom.name} are of one run; name its"
+                " checkpoints by their numbers, FOLDER@40"
+            )
+        folders[whom.folder] = whom.name
+        number = update_of(whom.folder, whom.update)
+        if number is None:
+            raise UserError(f"{key}: {whom.name} has no checkpoint yet")
+        bare = whom.name if whom.update is None else whom.name.removesuffix("@best")
+        names[whom.name] = f"{bare}@{number}"
     return Pinned(renamed(config, names))
 
 

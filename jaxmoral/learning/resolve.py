@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from jaxmoral.language.suites import check_suites
 from jaxmoral.learning.lookup import LEARNER, find_game, find_games, find_opponent, training_game
 from jaxmoral.learning.mixture import Choice, axes, label_pairs, num_choices, presentation_with
 from jaxmoral.learning.plugins import settle_plugins
-from jaxmoral.learning.run_folder import is_run
+from jaxmoral.learning.run_folder import is_run, named_checkpoint
 from jaxmoral.learning.whom import PAST, key_of_met, met_by
 from jaxmoral.models.peft import is_adapter
 from jaxmoral.world.games import SETS, Game, corner_payoffs, make_games
@@ -119,8 +118,9 @@ def _check_opponents(config: Config, game: Game) -> None:
     key = key_of_met(config)
     for name, kind, *_ in met_by(config):
         if kind == "machine":
+            folder, _ = named_checkpoint(name)
             for what, holds in (("a run", is_run), ("an adapter's", is_adapter)):
-                if holds(Path(name)):
+                if holds(folder):
                     raise UserError(f"{key}: {name} is {what} folder; write ./{name}")
             with telling(key, "opponent"):
                 opponent = find_opponent(config, name, game)

@@ -21,6 +21,10 @@ class _Result(pydantic.BaseModel):
 
 class _Condition(pydantic.BaseModel):
     game: str
+    wording: str
+    persona: str
+    labels: list[str]
+    table_order: str
     policies: dict[str, _Result]
 
 
@@ -29,10 +33,13 @@ class _Evaluation(pydantic.BaseModel):
 
     config: dict[str, Any] = {}
     update: int | None = None
+    policies: list[str]
     opponents: list[str]
     protocols: list[str]
     largest_gap: float | None
     suites: dict[str, dict[str, _Condition]]
+    scenarios: dict[str, dict[str, Any]] = {}
+    retention: dict[str, dict[str, Any]] = {}
 
 
 def of_update(update: int) -> str:
@@ -86,10 +93,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(
-            f"{path} holds no evaluation ({where}: {first['msg'].lower()}); move it away, or"
-            " choose another --output"
-        ) from None
+        needs = "needs to be a mapping" if first["type"] == "model_type" else first["msg"].lower()
+        raise UserError(f"{path} holds no evaluation ({where}: {needs}); move it away") from None
     return found
 
 

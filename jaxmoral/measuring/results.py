@@ -210,14 +210,14 @@ def summary(evaluation: dict[str, Any]) -> str:
 def unlike(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """What keeps two evaluations from being one: the keys in which what was tested differs.
 
-    That is the checkpoint ("update"), or a key of the configuration. How far training was to go
-    makes no other checkpoint. An evaluation of an earlier version does not say of which it is.
+    That is the checkpoint ("update"), whose policies were tested, or a key of the configuration. An
+    evaluation of an earlier version does not say of which checkpoint it is.
     """
     if "config" not in one or "config" not in other:
         return ["update"]
-    about = [each["config"] | {"update": each["update"]} for each in (one, other)]
-    free = (*OF_THE_MACHINE, "updates")
-    return [key for key in tree_differences(*about) if not key.startswith(free)]
+    told = ("update", "policies")
+    about = [each["config"] | {key: each.get(key) for key in told} for each in (one, other)]
+    return [key for key in tree_differences(*about) if not key.startswith(OF_THE_MACHINE)]
 
 
 def merge(earlier: dict[str, Any], later: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

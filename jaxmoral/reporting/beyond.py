@@ -157,9 +157,9 @@ def checkpoints(run: Run) -> dict[Texts, list[Checkpoint]]:
     kept = [read_evaluation(path) for path in numbered if path.is_file()]
     for evaluation in [*kept, run.evaluation or {}]:
         for name, kinds in evaluation.get(RETENTION, {}).items():
-            update, whole = evaluation["update"], kinds[WHOLE]
+            update, whole = evaluation.get("update"), kinds[WHOLE]
             task_kl = _task_kl(evaluation, run.config.env.game)
-            if "kl" in whole and task_kl is not None:
+            if "kl" in whole and update is not None and task_kl is not None:
                 by_update = found.setdefault(Texts(name, whole["tokens"]), {})
                 by_update[update] = Checkpoint(update, task_kl, whole)
     return {texts: [own[update] for update in sorted(own)] for texts, own in found.items()}

@@ -35,10 +35,7 @@ GAME_FAMILIES = {
 }
 # Wherever a list of games is asked for.
 GAME_SETS = {
-    "all": (
-        "the paper's six and your own; in an evaluation also that of training, and only those with"
-        " as many players"
-    ),
+    "all": "the paper's six, your own, that of training; those with as many players",
     "ordinal-symmetric": "the twelve symmetric ordinal games",
     "ordinal-all": "all 144",
     "asymmetric": "the four with different roles",

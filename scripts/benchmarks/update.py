@@ -126,7 +126,7 @@ def measure_tree(
         inputs = jax.tree.map(jnp.asarray, inputs)
         gradient = jax.jit(jax.grad(lambda *a, f=function: jnp.sum(f(*a))))
         times.append(seconds(gradient, trainable, agent.frozen, inputs, repeats=3))
-    tokens = tree_inputs.tree.tokens.size, flat.tree.tokens.size
+    tokens = tree_inputs.tree.tokens.size, sum(len(tree.tokens) for tree, _ in rows)
     show(
         "tokens, tree and flat", f"{tokens[0]}, {tokens[1]}: {tokens[1] / tokens[0]:.1f}x", ">= 3x"
     )
