@@ -2,8 +2,8 @@
 # Runs jaxmoral on a TPU VM or on every worker of a slice. It creates and deletes nothing: make the
 # TPU first, e.g.
 #   gcloud compute tpus tpu-vm create NAME --zone ZONE --accelerator-type v5litepod-8 --version v2-alpha-tpuv5-lite
-# and give it a disk that all workers share (a bucket mounted with gcsfuse, or Filestore) for --output-dir:
-# several hosts write one checkpoint together.
+# and give it a disk that all workers share for --output-dir (Filestore, or a bucket mounted with gcsfuse
+# --implicit-dirs --rename-dir-limit=10000): several hosts write one checkpoint together, and move it to its place.
 #
 #   scripts/tpu_vm.sh setup  NAME ZONE                     copy this checkout to all workers, install it
 #   scripts/tpu_vm.sh train  NAME ZONE FLAGS...            python -m jaxmoral.train FLAGS on all workers
@@ -18,6 +18,7 @@ usage() { sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 action=$1 name=$2 zone=$3
 shift 3
 
+uv="python3 -m uv"  # a TPU VM's own Python may be older than 3.11
 on_all() { gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --command "$1"; }
 
 case $action in
@@ -26,7 +27,7 @@ case $action in
     trap 'rm -f "$archive"' EXIT
     git -C "$(dirname "$0")/.." archive --format=tar.gz --prefix=jaxmoral/ -o "$archive" HEAD
     gcloud compute tpus tpu-vm scp "$archive" "$name:jaxmoral.tar.gz" --zone "$zone" --worker=all
-    on_all "tar xzf jaxmoral.tar.gz && cd jaxmoral && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
+    on_all "tar xzf jaxmoral.tar.gz && cd jaxmoral && python3 -m pip install -q --user uv && $uv venv -q --python '>=3.11' .venv && $uv pip install -q --python .venv/bin/python -e '.[tpu]'"
     ;;
   train)
     [ $# -ge 1 ] || usage

@@ -16,6 +16,7 @@ from jaxmoral.learning.behaviour import sampled_shares
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.learning.training import fit_agent
 from jaxmoral.world import chain
+from jaxmoral.world.evolution import replicator
 from jaxmoral.world.games import get_game
 from jaxmoral.world.machines import machine, noisy
 from jaxmoral.world.memory import make_memory
@@ -250,3 +251,36 @@ def test_it_learns_every_reward_and_repeats_itself(name):
         jax.tree.leaves(trained.trainable), jax.tree.leaves(other.trainable), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def products(jaxpr):
+    """All products of matrices in a program and the programs in it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def test_what_is_exact_is_so_on_accelerators_too():
+    """They round the factors of a product of float32 unless the program says otherwise."""
+    memory = make_memory(2)
+    arena = Environment(noisy(STICKY, 0.1), jnp.ones((1, memory.num_previous, 3, 2)))
+    sizes = {"memory": memory, "num_rounds": 3}
+    logits, table = random_table(len(memory.histories))
+
+    def learned(logits):
+        own = table._replace(log_probs=jax.nn.log_softmax(logits))
+        settings = PPOConfig(gamma=0.9, gae_lambda=0.9)
+        batch, shares, reward = exact_batch(own, arena, config=settings, **sizes)
+        policy = chain.by_state(memory, chain.memory_policy(own.log_probs))
+        worst = chain.best_response(memory, policy, jnp.eye(2), num_rounds=3)
+        both = chain.visits(chain.between(memory, policy), policy, num_rounds=3)
+        return jnp.sum(batch.weight * batch.advantage) + shares.sum() + reward + worst + both.sum()
+
+    program = jax.make_jaxpr(jax.value_and_grad(learned))(logits)
+    grown = jax.make_jaxpr(replicator)(jnp.eye(3), jnp.full(3, 1 / 3))
+    found = [*products(program.jaxpr), *products(grown.jaxpr)]
+    assert len(found) > 10
+    asked = jax.lax.Precision.HIGHEST
+    assert {equation.params["precision"] for equation in found} == {(asked, asked)}

@@ -1,5 +1,6 @@
 """Many devices and many processes compute what one device does, and share their checkpoints."""
 
+import itertools
 import json
 import shutil
 
@@ -13,7 +14,7 @@ from run_files import quiet
 
 from jaxmoral import load_members, train_population
 from jaxmoral.config import MeshConfig
-from jaxmoral.devices.mesh import choose_sizes
+from jaxmoral.devices.mesh import choose_sizes, make_layout
 from jaxmoral.errors import UserError
 
 FLAGS = ["--updates", "3", "--env.episodes", "512", "--prompt.labels", "[X, Y]"]
@@ -167,26 +168,68 @@ def test_checkpoints_move_between_meshes(one_device, eight_devices, flags, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
 def test_processes_equal_one_device(processes, devices, one_device, flags, tmp_path):
+    further = [*flags, "--lora.adapter", f"{one_device[0]}@3"]
     jobs = [
-        {"name": "alone", "flags": flags, "folder": str(tmp_path / "run")},
+        {"name": "alone", "flags": flags, "folder": str(tmp_path / "run"), "evaluate": True},
         {"name": "together", "flags": [*flags, *MEMBERS], "evaluate": True},
+        {"name": "further", "flags": further},
     ]
-    jobs = jobs if processes == 2 else jobs[:1]
+    # Of two processes each holds the whole adapter, of four a part.
+    jobs = jobs[:2] if processes == 2 else [jobs[0], jobs[2]]
     output = tmp_path / "found.npz"
     found = finish(start_cluster(output, jobs, processes, devices), output)
     # Read back, they would wait for each other for ever.
     assert not found["reads programs"]
     alone = one_device[1][""]
     assert_close(found, {"": alone}, "alone")
-    if len(jobs) > 1:
+    assert_near(found["alone|evaluation"], one_device[2][0])
+    if processes == 2:
         assert_close(found, {k: v for k, v in one_device[1].items() if k}, "together")
         assert_near(found["together|evaluation"], one_device[2][1])
+    else:
+        expected = train_population(load_members(None, further), say=quiet)[""]
+        assert_near(found["further||parameters"], numbers(expected)["parameters"])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["update"] for line in lines] == [1, 2, 3]
     # What several processes saved, one goes on with.
     here = numbers(resumed(tmp_path / "run", flags, 3, tmp_path / "again"))
     gap = np.linalg.norm(here["parameters"] - alone["parameters"])
     assert gap <= 1e-5 * np.linalg.norm(alone["parameters"])
+
+
+class Chip:
+    """What JAX knows of a chip of a TPU slice."""
+
+    platform, core_on_chip, slice_index, client = "tpu", 0, 0, None
+
+    def __init__(self, number, coords, kind):
+        self.id, self.coords, self.device_kind = number, coords, kind
+        self.process_index = number // 4
+
+    def memory_stats(self):
+        return {"bytes_limit": 32 * 2**30}
+
+
+@pytest.mark.parametrize(
+    ("kind", "slice_", "units", "max_tensor", "sizes"),
+    [
+        ("TPU v6 lite", (4, 4, 1), 1, 8, (2, 1, 8)),
+        ("TPU v6 lite", (4, 4, 1), 8, 8, (8, 1, 2)),
+        ("TPU v4", (2, 2, 4), 1, 8, (2, 1, 8)),
+        ("TPU v5 lite", (2, 4, 1), 4, 8, (4, 1, 2)),
+    ],
+)
+def test_a_slice_has_a_place_for_every_mesh_that_is_chosen(
+    kind, slice_, units, max_tensor, sizes, monkeypatch
+):
+    """Whatever its physical axes are."""
+    coords = itertools.product(*map(range, slice_))
+    chips = [Chip(number, place, kind) for number, place in enumerate(coords)]
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    monkeypatch.setattr(jax, "local_devices", lambda: chips[:4])
+    mesh = make_layout(MeshConfig(), units, max_tensor).mesh
+    assert tuple(mesh.shape.values()) == sizes
+    assert {chip.id for chip in mesh.devices.flat} == set(range(len(chips)))
 
 
 def sizes(asked, num_devices, units=1, max_tensor=4, heavy=False):

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmoral.config import MeshConfig
@@ -150,6 +151,13 @@ def place(tree: Any, where: Any) -> Any:
     return jax.tree.map(one, tree, where)
 
 
+def everywhere(tree: Any, layout: Layout) -> Any:
+    """The arrays whole on every device, for whoever reads them in every process."""
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(tree)):
+        return place(tree, layout.sharding())
+    return jax.jit(lambda tree: tree, out_shardings=layout.sharding())(tree)
+
+
 def map_spread(function: Callable, xs: Any, layout: Layout | None) -> Any:
     """`jax.lax.map`, each place of the mesh taking an equal share of the calls.
 
@@ -206,8 +214,12 @@ def make_layout(
     devices = jax.devices()
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
     heavy = weight_bytes > limit / 3
+    if devices[0].platform == "gpu":  # between hosts links are slower by far
+        max_tensor = min(max_tensor, jax.local_device_count())
     sizes = choose_sizes(asked, len(devices), units, max_tensor, heavy)
-    mesh = jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    # An axis may take a part of a slice's physical one; else a v6e-16 has no place for (2, 1, 8).
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    mesh = Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     return Layout(mesh, side_by_side=units != 1)
 
 

@@ -1,6 +1,7 @@
 """From a configuration to an agent: its policy, its frozen arrays and its packed prompts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxmoral.config import Config
 from jaxmoral.config.states import Resolved, Settled
+from jaxmoral.devices.compiler import jit_often
 from jaxmoral.devices.mesh import Layout, make_layout
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition, Presentation
@@ -73,12 +75,16 @@ def packed_prompts(agent: Agent, condition: Condition) -> Any:
 
 def policy_table(agent: Agent, condition: Condition, trainable: Any) -> PolicyTable:
     """What an agent with these parameters says in one condition."""
-    return _read(agent.policy, agent.frozen, packed_prompts(agent, condition), trainable)
+    read = _jit_read(agent.policy, agent.layout)
+    return read(agent.frozen, packed_prompts(agent, condition), trainable)
 
 
-@jax.jit(static_argnums=0)
-def _read(policy: Policy, frozen: Any, prompts: Any, trainable: Any) -> PolicyTable:
-    return policy.bind(frozen, prompts).table(trainable)
+@functools.lru_cache(maxsize=32)
+def _jit_read(policy: Policy, layout: Layout) -> Any:
+    def read(frozen: Any, prompts: Any, trainable: Any) -> PolicyTable:
+        return policy.bind(frozen, prompts).table(trainable)
+
+    return jit_often(read, layout)
 
 
 def drawable_points(config: Config) -> tuple[float, ...]:

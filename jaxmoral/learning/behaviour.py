@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxmoral.learning.losses import Metrics, exact_entropy, exact_kl
 from jaxmoral.learning.policy import PolicyTable
 from jaxmoral.world.memory import Memory, after_matrix
+from jaxmoral.world.products import einsum
 from jaxmoral.world.rollout import Trajectories
 
 
@@ -32,7 +33,7 @@ def behaviour_metrics(
       memory: of the agent.
     """
     after = jnp.asarray(after_matrix(memory.num_moves), jnp.float32)
-    types = jnp.einsum("po,pc->oc", shares, after)[:, : 2 if memory.opening else 3]
+    types = einsum("po,pc->oc", shares, after)[:, : 2 if memory.opening else 3]
     p_cooperate, p_defect, p_illegal = types.sum(-1)
     return {
         "reward_mean": reward_mean,

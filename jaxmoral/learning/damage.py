@@ -1,6 +1,7 @@
 """How damage of a checkpoint is told from what else can go wrong: checksums, parsers' errors."""
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,11 @@ def checksum(state: Any) -> jax.Array:
     """
     total = jnp.uint32(0)
     for leaf in jax.tree.leaves(state):
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").ravel()
-        place = jax.lax.iota(jnp.uint32, bits.size)
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+        place = jnp.zeros(bits.shape, jnp.uint32)  # flattening would gather what is split
+        for axis in range(bits.ndim):
+            stride = jnp.uint32(math.prod(bits.shape[axis + 1 :]) % 2**32)
+            place += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * stride
         total = 3 * total + jnp.sum(bits.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
     return total
 

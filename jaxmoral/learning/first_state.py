@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import Config, PPOConfig
 from jaxmoral.devices.compiler import ONCE, on_cpu
-from jaxmoral.devices.mesh import Layout, place, shardings
+from jaxmoral.devices.mesh import Layout, shardings
 from jaxmoral.learning.agent import Agent
 from jaxmoral.learning.lookup import num_learners
 from jaxmoral.learning.policy import Policy
@@ -62,7 +63,12 @@ def _with_adapter(adapter: Any, state: TrainState) -> TrainState:
     """The state with every player's adapter replaced by this one."""
     trainable = state.players.trainable
     fresh = trainable["adapter"]
-    copies = jax.tree.map(lambda own, new: np.broadcast_to(own, new.shape), adapter, fresh)
-    placed = place(copies, jax.tree.map(lambda leaf: leaf.sharding, fresh))
+    like = jax.eval_shape(lambda tree: tree, fresh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, fresh)
+
+    def copies(adapter):
+        return jax.tree.map(lambda own, new: jnp.broadcast_to(own, new.shape), adapter, like)
+
+    placed = jax.jit(copies, out_shardings=where, compiler_options=on_cpu(ONCE))(adapter)
     players = state.players._replace(trainable=trainable | {"adapter": placed})
     return state._replace(players=players)

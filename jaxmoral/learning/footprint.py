@@ -52,7 +52,7 @@ def footprint(
     layout: Layout,
     members: int = 1,
 ) -> Footprint:
-    """The footprint of training.
+    """The footprint of training, on all devices together.
 
     Args:
       config: of the run, or of a population's first member.
@@ -94,9 +94,11 @@ def footprint(
         remat = config.model.remat
         activations += activation_bytes(model, lora, (read, read), logits, itemsize, remat)
     at_once = 1 if on_cpu else members  # on a CPU they take turns
+    copies = layout.mesh.shape["data"]  # of the weights, and of what is not spread over places
+    adapters = num_players * (members * kept * (2 if on_cpu else 1) + at_once * made)
     return Footprint(
-        weights=weight_bytes(model, itemsize),
-        adapters=num_players * (members * kept * (2 if on_cpu else 1) + at_once * made),
+        weights=copies * weight_bytes(model, itemsize),
+        adapters=adapters * (1 if layout.side_by_side else copies),
         activations=at_once * activations,
         rounds=round_bytes(config, at_once),
     )

@@ -27,6 +27,7 @@ from jaxmoral.models.config import DecoderConfig
 from jaxmoral.models.lora import Lora, init_adapter, prepare
 from jaxmoral.models.rows import RowTable
 from jaxmoral.models.sample import Prefixes
+from jaxmoral.world.products import matmul
 
 PyTree = Any
 
@@ -278,4 +279,4 @@ class PromptedModel:
 def value(trainable: PyTree, hidden: jax.Array) -> jax.Array:
     """The value head's estimate in points, `[..., embed_dim]` to `[...]` in float32."""
     head = trainable["value_head"]
-    return hidden.astype(jnp.float32) @ head["kernel"] + head["bias"]
+    return matmul(hidden.astype(jnp.float32), head["kernel"]) + head["bias"]

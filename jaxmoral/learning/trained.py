@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxmoral.config import Config
 from jaxmoral.learning.agent import Agent
@@ -40,7 +40,12 @@ class TrainedAgent:
 
     def is_finite(self) -> bool:
         """Whether these are numbers; they are not if training diverged."""
-        return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.trainable))
+        return bool(_all_finite(self.trainable))
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def first_player(state: TrainState) -> Any:

@@ -1,10 +1,13 @@
 """Thoughts for people: sampled, as texts, with the exact answers after each."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxmoral.devices.compiler import jit_often
+from jaxmoral.devices.mesh import Layout
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.thought_tree import Thoughts
 from jaxmoral.learning.agent import Agent, packed_prompts, policy_table
@@ -50,16 +53,19 @@ def think_aloud(agent: Agent, condition: Condition, trainable: Any, key: jax.Arr
         answers = np.asarray(policy_table(agent, condition, trainable).log_probs)[:, None]
         return Spoken(answers, None, [[""]] * len(answers))
     prompts = packed_prompts(agent, condition)
-    thoughts, answers = _think(policy, agent.frozen, prompts, trainable, key)
+    thoughts, answers = _jit_think(policy, agent.layout)(agent.frozen, prompts, trainable, key)
     texts, around = decode(agent, thoughts), policy.thinking
     before = [[f"{around.opens} {text}{around.cue}" for text in row] for row in texts]
     return Spoken(np.asarray(answers), texts, before)
 
 
-@jax.jit(static_argnums=0)
-def _think(
-    policy: ThinkingPolicy, frozen: Any, prompts: Any, trainable: Any, key: jax.Array
-) -> tuple[Thoughts, jax.Array]:
-    model = policy.bind(frozen, prompts)
-    thoughts = model.think(trainable, key)
-    return thoughts, model.read(trainable, thoughts).answers
+@functools.lru_cache(maxsize=32)
+def _jit_think(policy: ThinkingPolicy, layout: Layout) -> Any:
+    def think(
+        frozen: Any, prompts: Any, trainable: Any, key: jax.Array
+    ) -> tuple[Thoughts, jax.Array]:
+        model = policy.bind(frozen, prompts)
+        thoughts = model.think(trainable, key)
+        return thoughts, model.read(trainable, thoughts).answers
+
+    return jit_often(think, layout)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from jaxmoral.devices.cluster import largest
 from jaxmoral.devices.compiler import jit_often
-from jaxmoral.devices.mesh import Layout, place
+from jaxmoral.devices.mesh import Layout, everywhere, place
 from jaxmoral.errors import UserError
 from jaxmoral.files import replacing
 from jaxmoral.language import prompt_tree
@@ -118,11 +118,13 @@ def predict(
     assert isinstance(agent.prompter, Prompter)
     where = agent.layout.sharding()
     if tuned is not None:
-        tuned = place(jax.tree.map(jnp.asarray, tuned), where)
+        tuned = everywhere(tuned, agent.layout)
     groups = _groups([len(window) for window in windows])
     batches = [place(packed, where) for packed in pack(policy, agent.prompter, windows, groups)]
     keeping = _Kept(loaded, windows, batches)
     kept, fresh = keeping.read(), []
+    if largest(int(kept is None)):  # what one process has to make all make together
+        kept = None
     found: list[Predicted] = [Predicted(np.zeros(0))] * len(windows)
     for number, (indices, packed) in enumerate(zip(groups, batches, strict=True)):
         if kept is not None:

@@ -7,6 +7,7 @@ sampling of thoughts is the only noise, and there is a standard error for it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import Config
+from jaxmoral.devices.compiler import jit_often
+from jaxmoral.devices.mesh import Layout
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.thought_tree import Thoughts
@@ -97,11 +100,11 @@ def study(
     assert isinstance(policy, ThinkingPolicy)
     keys = dict(zip(policies, jax.random.split(key, len(policies)), strict=True))
     thought = {
-        name: _think(policy, agent.frozen, inputs, trainable, keys[name])
+        name: _jit_think(policy, agent.layout)(agent.frozen, inputs, trainable, keys[name])
         for name, trainable in policies.items()
     }
     names = condition.presentation.remembers(condition.game).names
-    found = {}
+    read_after, found = _jit_answers(policy, agent.layout), {}
     for name in (name for name in policies if name != "another"):
         own = thought[name]
         given = {
@@ -115,7 +118,7 @@ def study(
         given |= {"another agent's": thought["another"]} if "another" in thought else {}
         answers = {
             whose: np.asarray(
-                _answers(policy, agent.frozen, inputs, policies[name], thoughts), np.float64
+                read_after(agent.frozen, inputs, policies[name], thoughts), np.float64
             )
             for whose, thoughts in given.items()
         }
@@ -128,18 +131,20 @@ def study(
     return {"tokens": around.tokens, "thoughts": around.thoughts, "policies": found}
 
 
-@jax.jit(static_argnums=0)
-def _think(
-    policy: ThinkingPolicy, frozen: PyTree, inputs: PyTree, trainable: PyTree, key: jax.Array
-) -> Thoughts:
-    return policy.bind(frozen, inputs).think(trainable, key)
+@functools.lru_cache(maxsize=32)
+def _jit_think(policy: ThinkingPolicy, layout: Layout) -> Any:
+    def think(frozen: PyTree, inputs: PyTree, trainable: PyTree, key: jax.Array) -> Thoughts:
+        return policy.bind(frozen, inputs).think(trainable, key)
+
+    return jit_often(think, layout)
 
 
-@jax.jit(static_argnums=0)
-def _answers(
-    policy: ThinkingPolicy, frozen: PyTree, inputs: PyTree, trainable: PyTree, thoughts: Thoughts
-) -> jax.Array:
-    return policy.bind(frozen, inputs).read(trainable, thoughts).answers
+@functools.lru_cache(maxsize=32)
+def _jit_answers(policy: ThinkingPolicy, layout: Layout) -> Any:
+    def answers(frozen: PyTree, inputs: PyTree, trainable: PyTree, thoughts: Thoughts) -> jax.Array:
+        return policy.bind(frozen, inputs).read(trainable, thoughts).answers
+
+    return jit_often(answers, layout)
 
 
 def _by_history(each: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Everything is exact: payoffs and moral rewards of each side in an episode and in
 most that anyone can get from each, and which of them would spread in a population.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import parse
+from jaxmoral.devices.compiler import jit_often
+from jaxmoral.devices.mesh import Layout
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.learning.agent import Agent, make_agent
 from jaxmoral.learning.lookup import training_game
+from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import is_population, is_run, member_names
 from jaxmoral.learning.saved import load_population, load_trained, update_of
@@ -84,7 +88,7 @@ def entrant(
     for game in games:
         conditions += [Condition(seen, agent.presentation) for seen in (game, mirror(game))]
     inputs = agent.prompter.pack([[condition] for condition in conditions])
-    policies = _policies(agent.policy, agent.frozen, inputs, trainable)
+    policies = _jit_policies(agent.policy, agent.layout)(agent.frozen, inputs, trainable)
     memory = agent.presentation.remembers(games[0])
     try:
         players = [agent_player(memory, policy, noise=noise) for policy in np.asarray(policies)]
@@ -94,12 +98,17 @@ def entrant(
     return Entrant(name, dict(zip(keys, players, strict=True)))
 
 
-@jax.jit(static_argnums=0)
-def _policies(policy: Any, frozen: Any, inputs: Any, trainable: Any) -> jax.Array:
-    def one(inputs):
-        return memory_policy(policy.bind(frozen, inputs).table(trainable).log_probs)
+@functools.lru_cache(maxsize=32)
+def _jit_policies(policy: Policy, layout: Layout) -> Any:
+    """From conditions' prompts to what the policy does after each history, `[n, h, 3]`."""
 
-    return jax.lax.map(one, inputs)
+    def policies(frozen: Any, inputs: Any, trainable: Any) -> jax.Array:
+        def one(inputs):
+            return memory_policy(policy.bind(frozen, inputs).table(trainable).log_probs)
+
+        return jax.lax.map(one, inputs)
+
+    return jit_often(policies, layout)
 
 
 def sources_of(names: Sequence[str]) -> dict[str, dict[str, Any] | None]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxmoral.world.machines import Opponent, side_by_side
 from jaxmoral.world.memory import ILLEGAL, NUM_ORDERS, Memory
+from jaxmoral.world.products import einsum, matmul
 
 
 class Chain(NamedTuple):
@@ -84,7 +85,7 @@ def against(
     else:  # one machine of all their states, which begins in one of several
         num_states = opponent.moves.shape[1]
         opponent = side_by_side(opponent)
-        first = chances @ jax.nn.one_hot(opponent.start, len(opponent.moves))
+        first = matmul(chances, jax.nn.one_hot(opponent.start, len(opponent.moves)))
         opening = jnp.repeat(opponent.opening, num_states, axis=0)
     moves = jnp.asarray(opponent.moves)
     chex.assert_shape(moves, (None, memory.num_moves))
@@ -93,8 +94,8 @@ def against(
     distribution = here[:, None] * first
     for index in range(memory.opening):
         played = moves if index else opening
-        rounds = 0.5 * jnp.einsum("hs,sf->hfs", distribution, played)
-        distribution = jnp.einsum("hfs,sfet,hefg->gt", rounds, machine, follows)
+        rounds = 0.5 * einsum("hs,sf->hfs", distribution, played)
+        distribution = einsum("hfs,sfet,hefg->gt", rounds, machine, follows)
     return Chain(
         start=distribution[:size],
         moves=jnp.broadcast_to(moves, (size, *moves.shape)),
@@ -136,7 +137,7 @@ def _opening(memory: Memory) -> jax.Array:
     """Where two agents' first round finds them, `[h]` probabilities: all rounds before by coins."""
     distribution = jax.nn.one_hot(memory.start, len(memory.previous))
     for _ in range(memory.opening):
-        distribution = 0.25 * jnp.einsum("h,hefg->g", distribution, _follows(memory))
+        distribution = 0.25 * einsum("h,hefg->g", distribution, _follows(memory))
     return distribution[: memory.num_playable]
 
 
@@ -162,17 +163,15 @@ def best_response(
     """
     size = memory.num_playable
     chex.assert_shape(policy, (size, 3))
-    moves = jnp.einsum(
-        "ho,hoe->he", policy, _trembling(_one_hot(memory.effective[:size], 2), noise)
-    )
+    moves = einsum("ho,hoe->he", policy, _trembling(_one_hot(memory.effective[:size], 2), noise))
     arrive = _follows(memory)[:size, ..., :size]
 
     def back(value, _):
-        later = points + jnp.einsum("hefg,g->hef", arrive, value)
-        return jnp.einsum("he,hef->hf", moves, later).max(-1), None
+        later = points + einsum("hefg,g->hef", arrive, value)
+        return einsum("he,hef->hf", moves, later).max(-1), None
 
     value = jax.lax.scan(back, jnp.zeros(size), None, num_rounds)[0]
-    return _opening(memory) @ value / num_rounds
+    return matmul(_opening(memory), value) / num_rounds
 
 
 def _mirror(memory: Memory) -> np.ndarray:
@@ -221,9 +220,9 @@ def distributions(chain: Chain, policy: jax.Array, *, num_rounds: int) -> jax.Ar
     """Where episodes are before each round, `[num_rounds, h, s]`, given `[h, o]` probabilities."""
 
     def step(distribution, _):
-        rounds = jnp.einsum("hs,ho,hsb->hsob", distribution, policy, chain.moves)
-        counted = jnp.einsum("hsob,hoe,hbf->hefs", rounds, chain.own_effect, chain.other_effect)
-        following = jnp.einsum("hefs,sfet,hefg->gt", counted, chain.machine, chain.arrive)
+        rounds = einsum("hs,ho,hsb->hsob", distribution, policy, chain.moves)
+        counted = einsum("hsob,hoe,hbf->hefs", rounds, chain.own_effect, chain.other_effect)
+        following = einsum("hefs,sfet,hefg->gt", counted, chain.machine, chain.arrive)
         return following, distribution
 
     return jax.lax.scan(step, chain.start, None, num_rounds)[1]
@@ -243,7 +242,7 @@ def visits(chain: Chain, policy: jax.Array, *, num_rounds: int) -> jax.Array:
     """
     chex.assert_shape(policy, (len(chain.start), 3))
     before = distributions(chain, policy, num_rounds=num_rounds).mean(0)
-    return jnp.einsum("hs,ho,hsb,hp->pob", before, policy, chain.moves, chain.kind)
+    return einsum("hs,ho,hsb,hp->pob", before, policy, chain.moves, chain.kind)
 
 
 def noisy_rewards(rewards: chex.Array, noise: chex.Array | None) -> jax.Array:
@@ -280,19 +279,19 @@ def expected_advantages(
       of an outcome after a history and label order, over all visits; 0 where there are none.
     """
     mean_policy, mean_value = policy.mean(1), values.mean(1)
-    immediate = jnp.einsum("hp,pob,hsb->hso", chain.kind, rewards, chain.moves)
+    immediate = einsum("hp,pob,hsb->hso", chain.kind, rewards, chain.moves)
     before = distributions(chain, mean_policy, num_rounds=num_rounds)
 
     def back(later, distribution):
         # `later` is [h', s']: the mean advantage of the round after.
         ahead = gamma * (mean_value[:, None] + lam * later)
-        ahead = jnp.einsum("sfet,hefg,gt->hefs", chain.machine, chain.arrive, ahead)
-        ahead = jnp.einsum(
+        ahead = einsum("sfet,hefg,gt->hefs", chain.machine, chain.arrive, ahead)
+        ahead = einsum(
             "hsb,hoe,hbf,hefs->hso", chain.moves, chain.own_effect, chain.other_effect, ahead
         )
         returns = immediate + ahead  # reward and what follows, before the baseline
-        mean = jnp.einsum("hso,hro->hsr", returns, policy).mean(-1) - mean_value[:, None]
-        return mean, jnp.einsum("hs,hso->ho", distribution, returns)
+        mean = einsum("hso,hro->hsr", returns, policy).mean(-1) - mean_value[:, None]
+        return mean, einsum("hs,hso->ho", distribution, returns)
 
     nothing = jnp.zeros_like(chain.start)
     weighted = jax.lax.scan(back, nothing, before, reverse=True)[1].mean(0)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoral.world.products import matmul
+
 _STEPS = 10_000
 
 
@@ -26,7 +28,7 @@ def replicator(payoffs: jax.Array, start: jax.Array) -> jax.Array:
     scaled = (payoffs - payoffs.min()) / spread
 
     def step(shares, _):
-        fitness = scaled @ shares
+        fitness = matmul(scaled, shares)
         # The exact flow of constant fitness over a short time: shares stay positive.
         grown = shares * jnp.exp(0.1 * (fitness - fitness.max()))
         return grown / grown.sum(), shares
