@@ -114,7 +114,7 @@ def test_a_run_is_not_made_shorter(tmp_path):
 def told(folder, **said):
     """The arguments of `python -m jaxmoral.train`."""
     usual = {"output_dir": folder, "config": None, "dry_run": None}
-    return argparse.Namespace(**usual, **{"resume": False, "extend": False} | said)
+    return argparse.Namespace(**usual, **{"resume": False, "extend": False, "plugin": []} | said)
 
 
 def resume(folder, *flags):

@@ -244,14 +244,17 @@ def test_the_suite_thoughts_exchanges_them(run, monkeypatch, capsys):
 def test_an_answers_error_and_another_historys_thoughts_are_what_they_say(run, monkeypatch):
     """Errors of P(C) as of twelve draws, three in each order of the labels."""
     trained, given = run[1], []
-    answers = measured._answers
+    answers = measured._jit_answers
 
-    def spy(policy, frozen, inputs, trainable, thoughts):
-        found = answers(policy, frozen, inputs, trainable, thoughts)
-        given.append((np.asarray(thoughts.tokens), np.exp(np.asarray(found, np.float64))))
-        return found
+    def spying(policy, layout):
+        def spy(frozen, inputs, trainable, thoughts):
+            found = answers(policy, layout)(frozen, inputs, trainable, thoughts)
+            given.append((np.asarray(thoughts.tokens), np.exp(np.asarray(found, np.float64))))
+            return found
 
-    monkeypatch.setattr(measured, "_answers", spy)
+        return spy
+
+    monkeypatch.setattr(measured, "_jit_answers", spying)
     condition = Condition(IPD, trained.agent.presentation)
     policies = {"tuned": trained.trainable, "base": trained.trainable}
     studied = measured.study(trained.agent, condition, policies, jax.random.key(0))
