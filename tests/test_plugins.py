@@ -171,11 +171,16 @@ def test_names_and_files(home, tmp_path):
 
 
 def test_a_folder_with_a_configuration_has_its_plugins(home, tmp_path, monkeypatch):
-    """A run that is cut while its folder is made can be resumed, or begins again."""
-    config = resolve(load(None, ["--model.source", "tabular", "--plugin", str(home / "envy.py")]))
+    """A run that is cut while its folder is made can be resumed, or begins again.
+
+    This process runs the plugin, so it registers nothing that other tests would find.
+    """
+    (tmp_path / "mine.py").write_text("mine = 1")
+    plugin = ["--plugin", str(tmp_path / "mine.py")]
+    config = resolve(load(None, ["--model.source", "tabular", *plugin]))
 
     def save(config, path):
-        assert (tmp_path / "run" / "plugins" / "envy.py").read_text() == ENVY
+        assert (tmp_path / "run" / "plugins" / "mine.py").read_text() == "mine = 1"
         raise KeyboardInterrupt
 
     monkeypatch.setattr(configs, "save", save)
