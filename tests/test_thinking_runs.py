@@ -244,7 +244,7 @@ def test_the_suite_thoughts_exchanges_them(run, monkeypatch, capsys):
 def test_an_answers_error_and_another_historys_thoughts_are_what_they_say(run, monkeypatch):
     """Errors of P(C) as of twelve draws, three in each order of the labels."""
     trained, given = run[1], []
-    answers = measured._jit_answers
+    answers = measured.jit_answers
 
     def spying(policy, layout):
         def spy(frozen, inputs, trainable, thoughts):
@@ -254,7 +254,7 @@ def test_an_answers_error_and_another_historys_thoughts_are_what_they_say(run, m
 
         return spy
 
-    monkeypatch.setattr(measured, "_jit_answers", spying)
+    monkeypatch.setattr(measured, "jit_answers", spying)
     condition = Condition(IPD, trained.agent.presentation)
     policies = {"tuned": trained.trainable, "base": trained.trainable}
     studied = measured.study(trained.agent, condition, policies, jax.random.key(0))

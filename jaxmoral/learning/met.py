@@ -72,12 +72,11 @@ def check_stored(configs: Sequence[Config]) -> None:
             if whom.kind != "stored" or is_run(whom.folder):
                 continue
             key, folder = key_of_met(config), whom.folder
-            if is_adapter(folder) and whom.update is None:
-                continue
-            if is_adapter(folder):
+            if not is_adapter(folder):
+                check_no_population(folder, key)
+                raise UserError(f"{key}: there is no run and no PEFT adapter in {folder}")
+            if whom.update is not None:
                 raise UserError(f"{key}: {folder} holds a PEFT adapter, which has no checkpoints")
-            check_no_population(folder, key)
-            raise UserError(f"{key}: there is no run and no PEFT adapter in {folder}")
 
 
 class Met:

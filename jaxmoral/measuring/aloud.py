@@ -53,19 +53,31 @@ def think_aloud(agent: Agent, condition: Condition, trainable: Any, key: jax.Arr
         answers = np.asarray(policy_table(agent, condition, trainable).log_probs)[:, None]
         return Spoken(answers, None, [[""]] * len(answers))
     prompts = packed_prompts(agent, condition)
-    thoughts, answers = _jit_think(policy, agent.layout)(agent.frozen, prompts, trainable, key)
+    thoughts = jit_think(policy, agent.layout)(agent.frozen, prompts, trainable, key)
+    answers = jit_answers(policy, agent.layout)(agent.frozen, prompts, trainable, thoughts)
     texts, around = decode(agent, thoughts), policy.thinking
     before = [[f"{around.opens} {text}{around.cue}" for text in row] for row in texts]
     return Spoken(np.asarray(answers), texts, before)
 
 
 @functools.lru_cache(maxsize=32)
-def _jit_think(policy: ThinkingPolicy, layout: Layout) -> Any:
-    def think(
-        frozen: Any, prompts: Any, trainable: Any, key: jax.Array
-    ) -> tuple[Thoughts, jax.Array]:
-        model = policy.bind(frozen, prompts)
-        thoughts = model.think(trainable, key)
-        return thoughts, model.read(trainable, thoughts).answers
+def jit_think(policy: ThinkingPolicy, layout: Layout) -> Any:
+    """The program from frozen arrays, prompts, parameters and a PRNG key to thoughts."""
+
+    def think(frozen: Any, prompts: Any, trainable: Any, key: jax.Array) -> Thoughts:
+        return policy.bind(frozen, prompts).think(trainable, key)
 
     return jit_often(think, layout)
+
+
+@functools.lru_cache(maxsize=32)
+def jit_answers(policy: ThinkingPolicy, layout: Layout) -> Any:
+    """The program from frozen arrays, prompts, parameters and thoughts to the answers after them.
+
+    They are `[num_prompts, num_thoughts, 3]` log-probabilities.
+    """
+
+    def answers(frozen: Any, prompts: Any, trainable: Any, thoughts: Thoughts) -> jax.Array:
+        return policy.bind(frozen, prompts).read(trainable, thoughts).answers
+
+    return jit_often(answers, layout)

@@ -7,7 +7,6 @@ sampling of thoughts is the only noise, and there is a standard error for it.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.devices.compiler import jit_often
-from jaxmoral.devices.mesh import Layout
 from jaxmoral.errors import UserError
 from jaxmoral.language.prompts import Condition
 from jaxmoral.language.thought_tree import Thoughts
@@ -27,7 +24,7 @@ from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.saved import load_trained
 from jaxmoral.learning.thinking import information_values
 from jaxmoral.learning.thinking_policy import ThinkingPolicy
-from jaxmoral.measuring.aloud import decode
+from jaxmoral.measuring.aloud import decode, jit_answers, jit_think
 from jaxmoral.models.load import same_model
 from jaxmoral.world.memory import NUM_ORDERS, OUTCOMES
 
@@ -100,11 +97,11 @@ def study(
     assert isinstance(policy, ThinkingPolicy)
     keys = dict(zip(policies, jax.random.split(key, len(policies)), strict=True))
     thought = {
-        name: _jit_think(policy, agent.layout)(agent.frozen, inputs, trainable, keys[name])
+        name: jit_think(policy, agent.layout)(agent.frozen, inputs, trainable, keys[name])
         for name, trainable in policies.items()
     }
     names = condition.presentation.remembers(condition.game).names
-    read_after, found = _jit_answers(policy, agent.layout), {}
+    read_after, found = jit_answers(policy, agent.layout), {}
     for name in (name for name in policies if name != "another"):
         own = thought[name]
         given = {
@@ -129,22 +126,6 @@ def study(
         }
     around = policy.thinking
     return {"tokens": around.tokens, "thoughts": around.thoughts, "policies": found}
-
-
-@functools.lru_cache(maxsize=32)
-def _jit_think(policy: ThinkingPolicy, layout: Layout) -> Any:
-    def think(frozen: PyTree, inputs: PyTree, trainable: PyTree, key: jax.Array) -> Thoughts:
-        return policy.bind(frozen, inputs).think(trainable, key)
-
-    return jit_often(think, layout)
-
-
-@functools.lru_cache(maxsize=32)
-def _jit_answers(policy: ThinkingPolicy, layout: Layout) -> Any:
-    def answers(frozen: PyTree, inputs: PyTree, trainable: PyTree, thoughts: Thoughts) -> jax.Array:
-        return policy.bind(frozen, inputs).read(trainable, thoughts).answers
-
-    return jit_often(answers, layout)
 
 
 def _by_history(each: np.ndarray) -> np.ndarray:
