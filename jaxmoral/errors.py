@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Real
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -172,6 +173,12 @@ def say_left_out(lines: Iterable[str]) -> None:
     """Says what a command passed over, a line each, where results do not go."""
     for line in lines:
         print("left out:", line, file=sys.stderr)
+
+
+def check_output(output: Path) -> None:
+    """Raises UserError unless a command's --output can be a file there."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise UserError(f"--output: {output} is not a file in an existing folder")
 
 
 def run_command(command: Callable[[], None]) -> None:

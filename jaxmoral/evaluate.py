@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmoral import config as configs
 from jaxmoral.config.described import KeepsLines, keys_help
-from jaxmoral.errors import UserError, run_command, say_left_out, split_outside
+from jaxmoral.errors import UserError, check_output, run_command, say_left_out, split_outside
 from jaxmoral.language.prompts import PERSONAS
 from jaxmoral.language.scenarios import LABEL_SETS, ScenarioSuite, read_suite
 from jaxmoral.language.scenarios import SUITES as SCENARIO_SUITES
@@ -129,8 +129,8 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         raise UserError(f"a run's configuration is fixed; unknown flags {' '.join(flags)}")
     if run is None and update is not None:
         raise UserError("--update: an untrained model has no checkpoints; leave it out")
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"--output: {output} is not a file in an existing folder")
+    if output is not None:
+        check_output(output)
     config = _config_of(run, arguments, flags)
     from jaxmoral.devices import cluster
 
@@ -147,7 +147,9 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
         if run is not None:
             place = stack.enter_context(at_hand(run, writes=output is None))
             run = place.folder
-        _measure(run, arguments, flags, asked)
+        source = config if run is None else run
+        assert source is not None  # only a bucket's configuration was not at hand
+        _measure(source, arguments, asked)
 
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -172,15 +174,14 @@ def _config_of(
     return configs.with_evaluation(config, _chosen(arguments))
 
 
-def _measure(
-    run: Path | None, arguments: argparse.Namespace, flags: list[str], asked: "Asked"
-) -> None:
+def _measure(source: Path | configs.Config, arguments: argparse.Namespace, asked: "Asked") -> None:
     from jaxmoral.devices import cluster
     from jaxmoral.measuring.results import table
     from jaxmoral.measuring.source import load_source
 
     output, update = arguments.output, arguments.update
     chosen = _chosen(arguments) | {"thoughts_of": arguments.thoughts_of}
+    run = source if isinstance(source, Path) else None
     if run is not None and is_population(run):
         if output is not None:
             raise UserError("--output: each member's evaluation.json goes to its own folder")
@@ -192,9 +193,6 @@ def _measure(
         from jaxmoral.measuring.keeping import read_evaluation
 
         read_evaluation(output)
-    source: Path | configs.Config = (
-        configs.load(None, ["--model.source", arguments.model, *flags]) if run is None else run
-    )
     evaluation = _evaluate(load_source(source, update), chosen, asked)
     if not cluster.is_first():
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxmoral.config import Config
-from jaxmoral.errors import UserError, check_seed, check_whole, run_command
+from jaxmoral.errors import UserError, check_output, check_seed, check_whole, run_command
 from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.lookup import find_games, find_opponent
 from jaxmoral.learning.plugins import add_plugins, name_plugins
@@ -53,12 +53,12 @@ def _run(arguments: argparse.Namespace) -> None:
     for name in ("episodes", "rounds"):
         check_whole(f"--{name}", getattr(arguments, name), 1, MOST)
     output = arguments.output
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        raise UserError(f"--output: {output} is not a file in an existing folder")
-    if output is not None and output.exists():
-        from jaxmoral.measuring.transcripts import read_episodes  # slow to import, as the others
+    if output is not None:
+        check_output(output)
+        if output.exists():
+            from jaxmoral.measuring.transcripts import read_episodes  # slow to import
 
-        read_episodes(output)  # nothing else is replaced
+            read_episodes(output)  # nothing else is replaced
     config = check_alone(arguments.run)
     from jaxmoral.learning.resolve import resolve
 
