@@ -25,7 +25,7 @@ _THOUGHTS = 2**31  # folded into the key, whose other uses have small numbers
 
 
 class Round(NamedTuple):
-    """What happened: the prompt's index, both moves (2 is illegal), both players' points.
+    """What happened: the prompt's index, the agent's move (2 is illegal), both players' points.
 
     `probabilities` are those of the agent's C, D and illegal answer to that prompt, after the
     thought of this number if it thinks.
@@ -33,7 +33,6 @@ class Round(NamedTuple):
 
     prompt: int
     agents_move: int
-    users_move: int
     agents_points: float
     users_points: float
     probabilities: tuple[float, ...]
@@ -90,7 +89,6 @@ class Match:
         return Round(
             prompt,
             agents_move,
-            users_move,
             agents_points,
             users_points,
             tuple(probs.tolist()),

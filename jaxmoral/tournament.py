@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxmoral.errors import UserError, check_number, check_whole, choose, run_command, split_outside
 from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.plugins import add_plugins, name_plugins
-from jaxmoral.learning.run_folder import is_run, read_config
+from jaxmoral.learning.run_folder import is_population, is_run, member_names, read_config
 from jaxmoral.world.games import GAMES, SETS, Game, choose_games, make_games
 from jaxmoral.world.machines import Opponent
 from jaxmoral.world.opponents import FAMILIES, OPPONENTS, make_opponents
@@ -130,16 +130,20 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"next: python -m jaxmoral.report {arguments.output_dir}")
 
 
+def _members_in(folder: Path) -> list[str]:
+    return member_names(folder) if is_population(folder) else []
+
+
 def _known(arguments: argparse.Namespace) -> tuple[list[Game], dict[str, Opponent]]:
     """The games that are played, and the opponents that the runs bring along."""
     from jaxmoral.learning.resolve import resolve
-    from jaxmoral.measuring.tournaments import members_in, together
+    from jaxmoral.measuring.tournaments import together
 
     wanted = _split(arguments.games)
     runs = {  # may bring games and opponents of their own
         folder: resolve(read_config(folder))
         for path in map(Path, arguments.agents)
-        for folder in [path, *(path / name for name in members_in(path))]
+        for folder in [path, *(path / name for name in _members_in(path))]
         if is_run(folder)
     }
     brought = {folder: make_games(config.games) for folder, config in runs.items()}

@@ -113,19 +113,24 @@ def digest_of_adapter(folder: Path) -> str:
     return found.hexdigest()
 
 
-def read() -> dict[str, np.ndarray]:
-    """What the file holds.
+def read_golden(file: Path, digest: str, command: str) -> dict[str, np.ndarray]:
+    """What a file of golden values holds.
 
     Raises:
       AssertionError: it was made of something else; the message says what to run.
     """
-    with np.load(FILE) as stored:
+    with np.load(file) as stored:
         found = dict(stored)
-    assert str(found["digest"]) == digest(), (
-        f"{FILE.name} was made of another model, other libraries or by another script than today's"
-        f" ({found['made_with']}); run: {COMMAND}"
+    assert str(found["digest"]) == digest, (
+        f"{file.name} was made of another model, other libraries or by another script than today's"
+        f" ({found['made_with']}); run: {command}"
     )
     return found
+
+
+def read() -> dict[str, np.ndarray]:
+    """What the file holds; see `read_golden`."""
+    return read_golden(FILE, digest(), COMMAND)
 
 
 def split(tokens: np.ndarray, lengths: np.ndarray) -> list[list[int]]:

@@ -27,6 +27,7 @@ from golden_real_model import (
     continuation,
     joined,
     log_probs_of,
+    read_golden,
     rounded,
     spellings,
     split,
@@ -88,18 +89,8 @@ def digest() -> str:
 
 
 def read() -> dict[str, np.ndarray]:
-    """What the file holds.
-
-    Raises:
-      AssertionError: it was made of something else; the message says what to run.
-    """
-    with np.load(FILE) as stored:
-        found = dict(stored)
-    assert str(found["digest"]) == digest(), (
-        f"{FILE.name} was made of another model, other libraries or by another script than today's"
-        f" ({found['made_with']}); run: {COMMAND}"
-    )
-    return found
+    """What the file holds; see `read_golden`."""
+    return read_golden(FILE, digest(), COMMAND)
 
 
 def compute() -> dict[str, Any]:

@@ -220,8 +220,10 @@ def test_rare_mutants_hold_the_population_in_proportion():
 
 def test_fingerprints_of_known_policies():
     rates = np.array([0.0, 0.3, 1.0])
-    outcomes = np.eye(3)
-    np.testing.assert_allclose(fingerprint(outcomes[[0, 1, 0, 1]], rates), rates, atol=1e-6)
-    np.testing.assert_allclose(fingerprint(outcomes[[0, 0, 0, 0]], rates), 1)
+    outcomes = np.eye(3)[[[0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]]]
+    players = [pairs.agent_player(make_memory(), policy) for policy in outcomes]
+    tit_for_tat, always_cooperate, win_stay = fingerprint(players, rates)
+    np.testing.assert_allclose(tit_for_tat, rates, atol=1e-6)
+    np.testing.assert_allclose(always_cooperate, 1)
     # Win-stay lose-shift: C with probability 1/2 at any rate strictly between.
-    np.testing.assert_allclose(fingerprint(outcomes[[0, 1, 1, 0]], rates)[1], 0.5, atol=1e-6)
+    np.testing.assert_allclose(win_stay[1], 0.5, atol=1e-6)

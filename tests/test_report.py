@@ -44,6 +44,8 @@ from jaxmoral.reporting.styles import (
 )
 from jaxmoral.reporting.thoughts import Studied, draw_thoughts
 from jaxmoral.world.games import ASYMMETRIC, choose_games, get_game, make_games
+from jaxmoral.world.memory import make_memory
+from jaxmoral.world.pairs import agent_player
 
 
 @pytest.fixture(autouse=True)
@@ -725,7 +727,8 @@ def test_a_jump_of_a_fingerprint_is_drawn_as_one():
     for smooth in ("tit-for-tat", "joss"):
         assert found[smooth].get_xdata()[-1] == 1
     # What is steep is no jump: P(C) = 0.999 after CC, 0 otherwise.
-    steep = fingerprint(np.array([[0.999, 0.001, 0], *[[0.01, 0.99, 0]] * 3]), RATES)
+    policy = np.array([[0.999, 0.001, 0], *[[0.01, 0.99, 0]] * 3])
+    (steep,) = fingerprint([agent_player(make_memory(), policy)], RATES)
     figure, _ = fingerprints({"a": steep}, {"a": ("k", "-")})
     assert len(figure.axes[0].lines) == 1
 

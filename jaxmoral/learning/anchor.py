@@ -110,7 +110,7 @@ def speak(config: Config, agent: Agent) -> Spoken:
     assert agent.model is not None
     number, _, length = sizes(config)
     texts = openings()[:number]
-    opened = [_opened(prompter, text) for text in texts]
+    opened = [prompter.unopened(text) for text in texts]
     tree, last = merge(opened)
     longest = max(map(len, opened))
     prefixes = Prefixes(
@@ -126,13 +126,6 @@ def speak(config: Config, agent: Agent) -> Spoken:
     stops = agent.model.stop_tokens()
     openers = [opened[index % len(opened)] for index in range(number)]
     return Spoken(openers, [_until(row.tolist(), stops) for row in tokens])
-
-
-def _opened(prompter: Prompter, text: str) -> list[int]:
-    if prompter.template == "chat":
-        return prompter.conversation([{"role": "user", "content": text}])
-    begin, ids = prompter.text_tokens(text)
-    return [*begin, *ids]
 
 
 def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:

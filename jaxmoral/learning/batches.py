@@ -73,6 +73,8 @@ def gae(
     Args:
       rewards, values: `[num_rounds, num_episodes]`.
       last_value: `[num_episodes]`.
+      gamma: the discount of a round.
+      lam: of the sum over rounds; 0 takes one-step errors, 1 whole returns.
 
     Returns:
       `[num_rounds, num_episodes]`.

@@ -34,7 +34,7 @@ from jaxmoral.learning.tabular_policy import TablePrompter
 from jaxmoral.learning.whom import met_by
 from jaxmoral.measuring import thoughts
 from jaxmoral.measuring.described import describe_policy, reward_tables, xi_of
-from jaxmoral.measuring.outside import SUITE
+from jaxmoral.measuring.generalisation import SUITE
 from jaxmoral.measuring.protocols import Measured, Protocols, Tested, draw_paper, measure
 from jaxmoral.measuring.source import Source, load_source
 from jaxmoral.models.sizes import products

@@ -12,8 +12,8 @@ import numpy as np
 from jaxmoral.learning.metrics import named_action_types
 from jaxmoral.world.games import Game
 from jaxmoral.world.machines import memoryless
-from jaxmoral.world.memory import ILLEGAL, OUTCOMES, after_matrix, make_memory
-from jaxmoral.world.pairs import agent_player, machine_player, meet
+from jaxmoral.world.memory import ILLEGAL, OUTCOMES, after_matrix
+from jaxmoral.world.pairs import Player, group_players, machine_player, meet
 from jaxmoral.world.rewards import bounds
 
 REGRETS = {"deontological": "points", "utilitarian": "normalised"}  # and what each is told in
@@ -108,16 +108,15 @@ def describe_payoffs(shares: np.ndarray, payoffs: np.ndarray) -> dict[str, float
     return {name: float((played * values).sum() / legal) for name, values in kinds.items()}
 
 
-def fingerprint(policy: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Cooperation in the long run against an opponent that plays C at given rates.
-
-    Args:
-      policy: `[4, 3]` outcome probabilities after CC, CD, DC, DD.
-      rates: `[num_rates]`.
+def fingerprint(players: Sequence[Player], rates: np.ndarray) -> np.ndarray:
+    """Cooperation in the long run against opponents that play C at given rates.
 
     Returns:
-      `[num_rates]` shares of rounds with C.
+      `[num_players, num_rates]` shares of rounds with C.
     """
-    agent = agent_player(make_memory(), policy)
-    others = [machine_player(memoryless(float(rate))) for rate in rates]
-    return meet([agent], others, num_rounds=1).long_run[0].sum((1, 3))[:, 0]
+    machines = [machine_player(memoryless(float(rate))) for rate in rates]
+    found = np.zeros((len(players), len(rates)))
+    for rows in group_players(players):
+        meeting = meet([players[row] for row in rows], machines, num_rounds=1)
+        found[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
+    return found

@@ -6,11 +6,9 @@ from typing import Any
 import jax
 
 from jaxmoral.config.trees import OF_THE_MACHINE, tree_differences
-from jaxmoral.measuring import thoughts
+from jaxmoral.measuring import generalisation, thoughts
 from jaxmoral.measuring.beyond import beyond_lines, beyond_rows, merge_beyond
 from jaxmoral.measuring.measures import ERROR
-from jaxmoral.measuring.outside import SUITE as OUTSIDE
-from jaxmoral.measuring.outside import by_novelty
 
 MOST_BESIDE = 5  # histories that are shown beside the measures
 WIDTH = 100  # of a line in the terminal
@@ -58,7 +56,11 @@ def table(evaluation: dict[str, Any]) -> str:
     """
     lines: list[str] = []
     for suite, named in evaluation["suites"].items():
-        lines += _novelty_lines(evaluation) if suite == OUTSIDE else _suite_lines(suite, named)
+        lines += (
+            _novelty_lines(evaluation)
+            if suite == generalisation.SUITE
+            else _suite_lines(suite, named)
+        )
         for condition in named.values():
             lines += thoughts.lines(condition["thoughts"]) if "thoughts" in condition else []
     lines.append(
@@ -121,7 +123,7 @@ def _cells(table: dict[str, dict[str, float]]) -> dict[str, str]:
 def _novelty_lines(evaluation: dict[str, Any]) -> list[str]:
     """Tables by what is new, instead of by condition: what is done, and how much of it holds."""
     policies = evaluation["policies"]
-    found = {policy: by_novelty(evaluation, policy) for policy in policies}
+    found = {policy: generalisation.by_novelty(evaluation, policy) for policy in policies}
     rows = {
         (f"{novelty} ({first['conditions']:.0f})", policy): found[policy][novelty]
         for novelty, first in found[policies[0]].items()
@@ -138,7 +140,9 @@ def _novelty_lines(evaluation: dict[str, Any]) -> list[str]:
             if "illegal" in row
         }
         lines += [
-            *_block(f"suite {OUTSIDE}: by what is new, in how many conditions", start, done),
+            *_block(
+                f"suite {generalisation.SUITE}: by what is new, in how many conditions", start, done
+            ),
             "",
         ]
     shown = {}
@@ -156,7 +160,7 @@ def _novelty_lines(evaluation: dict[str, Any]) -> list[str]:
         shown[key] = texts | {"Ut regret": f"{row['utilitarian']:.3f}"}
     return [
         *lines,
-        *_block(f"suite {OUTSIDE}: how much of training holds", start, shown),
+        *_block(f"suite {generalisation.SUITE}: how much of training holds", start, shown),
         "illegal: largest share after a remembered round; apart: largest distance of P(C|...)",
         "from that with labels of training in the same game. Means, and of the worst condition.",
         "",

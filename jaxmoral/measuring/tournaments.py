@@ -27,11 +27,12 @@ from jaxmoral.learning.run_folder import is_population, is_run, member_names
 from jaxmoral.learning.saved import load_population, load_trained, update_of
 from jaxmoral.learning.trained import TrainedAgent
 from jaxmoral.measuring.keeping import read_json
+from jaxmoral.measuring.measures import fingerprint
 from jaxmoral.models.peft import base_of, is_adapter
 from jaxmoral.world.chain import memory_policy
 from jaxmoral.world.evolution import fixation, replicator, stationary
 from jaxmoral.world.games import Game, mirror
-from jaxmoral.world.machines import Opponent, memoryless, noisy
+from jaxmoral.world.machines import Opponent, noisy
 from jaxmoral.world.opponents import NONE, get_opponent
 from jaxmoral.world.pairs import (
     Player,
@@ -240,7 +241,7 @@ def _play(
         sides.append(_side(ours, theirs, tables[second], num_rounds, r_illegal))
         points = against.payoffs[0].astype(float)
         exploited.append([best_response(one, points, num_rounds=num_rounds) for one in ours])
-        prints.append(_fingerprints(ours))
+        prints.append(fingerprint(ours, RATES))
         if np.array_equal(game.payoffs, mirror(game).payoffs) and _alike(ours, theirs):
             break
     measured = {
@@ -256,16 +257,6 @@ def _play(
         "fingerprint": np.mean(prints, axis=0).tolist(),
         "evolution": _evolve(np.array(measured["long_run"]["game"])),
     }
-
-
-def _fingerprints(players: Sequence[Player]) -> np.ndarray:
-    """Long-run cooperation against machines that cooperate at each of `RATES`."""
-    machines = [machine_player(memoryless(float(rate))) for rate in RATES]
-    prints = np.zeros((len(players), len(RATES)))
-    for rows in group_players(players):
-        meeting = meet([players[row] for row in rows], machines, num_rounds=1)
-        prints[rows] = meeting.long_run[..., 0, :].sum((-1, -2))
-    return prints
 
 
 def _evolve(payoffs: np.ndarray) -> dict[str, Any]:
@@ -360,11 +351,6 @@ def check_same(path: Path, settings: Mapping[str, Any], games: Sequence[Game]) -
             f"{path} was written by an earlier version, which did not say its {', '.join(unsaid)},"
             f" so it cannot be told from another tournament; {rest}"
         )
-
-
-def members_in(folder: Path) -> list[str]:
-    """The members of a population, none of any other folder."""
-    return member_names(folder) if is_population(folder) else []
 
 
 def standings(result: dict[str, Any]) -> str:

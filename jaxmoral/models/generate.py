@@ -32,12 +32,10 @@ class Sampling:
 
     Attributes:
       temperature: 0 takes the most likely token, 1 samples the model's own distribution.
-      top_k: keep only that many most likely tokens; 0 keeps all.
       top_p: keep the fewest most likely tokens whose probabilities reach it; 1 keeps all.
     """
 
     temperature: float = 1.0
-    top_k: int = 0
     top_p: float = 1.0
 
 
@@ -56,9 +54,6 @@ def choose(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / sampling.temperature
-    if sampling.top_k:
-        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
     if sampling.top_p < 1:
         ranked = jnp.sort(logits, axis=-1)[:, ::-1]
         probs = jax.nn.softmax(ranked, axis=-1)

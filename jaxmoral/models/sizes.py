@@ -31,10 +31,7 @@ def weight_bytes(config: DecoderConfig, itemsize: int) -> int:
 
 def products(config: DecoderConfig, nodes: float, rows: float) -> tuple[float, float]:
     """About how many products so many tree nodes take in the layers, and so many rows of logits."""
-    layers = sum(
-        len(stack.layers) * sum(a * b for a, b in stack.linear_shapes.values())
-        for stack in config.stacks.values()
-    )
+    layers = sum(inputs * outputs for inputs, outputs in config.every_linear)
     return nodes * layers, rows * config.vocab_size * config.embed_dim
 
 

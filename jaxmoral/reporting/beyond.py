@@ -15,7 +15,7 @@ from jaxmoral.measuring.runs import Run
 from jaxmoral.reporting.canvas import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
-from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, level, wrapped
+from jaxmoral.reporting.styles import INK, level, mark_style, wrapped
 
 MOST_CHANGED = 8  # items a suite
 _LONGEST = 160  # characters of an item's text in the table
@@ -122,8 +122,9 @@ def draw_scenarios(series: Sequence[Series], suite: Suite) -> Drawn:
     figure, axes = plt.subplots(figsize=(8, height), layout="constrained")
     tips = Tips()
     for index, (one, name) in enumerate(zip(tested, shown_names(tested), strict=True)):
-        colour, marker = DISTINCT[index % len(DISTINCT)], MARKERS[index % len(MARKERS)]
-        axes.plot([], [], marker, color=colour, label=wrapped(name))
+        look = mark_style(index)
+        colour = look["color"]
+        axes.plot([], [], linestyle="", label=wrapped(name), **look)
         measured = [each["measures"][WHOLE] for _, each in _evaluated(one, suite)]
         for place, measure in enumerate(rows):
             at = place + (index + 1) / (len(tested) + 1) - 0.5
@@ -135,9 +136,7 @@ def draw_scenarios(series: Sequence[Series], suite: Suite) -> Drawn:
                     axes.plot([each["low"], each["high"]], [at, at], color=colour, alpha=0.5)
                 if found:
                     mean = float(np.mean([each["mean"] for each in found]))
-                    (mark,) = axes.plot(
-                        mean, at, marker, color=colour, markerfacecolor=fill, markersize=6
-                    )
+                    (mark,) = axes.plot(mean, at, markerfacecolor=fill, **look)
                     tips.add(mark, f"{name}, {policy}, {measure}: {mean:.1%}")
     axes.set_yticks(range(len(rows)), [row.removesuffix(f" {LEGAL}") for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -182,11 +181,7 @@ def draw_retention(series: Sequence[Series], texts: Texts) -> Drawn:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     tips = Tips()
     for index, (one, name) in enumerate(zip(series, shown_names(series), strict=True)):
-        look = {
-            "color": DISTINCT[index % len(DISTINCT)],
-            "marker": MARKERS[index % len(MARKERS)],
-            "markersize": 5,
-        }
+        look = mark_style(index)
         labelled = False
         for run in one.runs:
             reached = checkpoints(run).get(texts, [])

@@ -8,12 +8,12 @@ import pandas as pd
 from jaxmoral import config as configs
 from jaxmoral.learning.run_folder import is_run
 from jaxmoral.learning.trackers import add_to_trackers
+from jaxmoral.measuring.generalisation import SUITE
 from jaxmoral.measuring.keeping import EVALUATION, keep
-from jaxmoral.measuring.outside import SUITE
 from jaxmoral.measuring.results import rows
 from jaxmoral.reporting import figures
 from jaxmoral.reporting.canvas import Drawn, save
-from jaxmoral.reporting.outside import draw_outside, measured_rows
+from jaxmoral.reporting.generalisation import draw_generalisation, measured_rows
 from jaxmoral.reporting.styles import BASE
 
 
@@ -23,7 +23,7 @@ def keep_and_draw(evaluation: dict[str, Any], path: Path) -> list[Path]:
     If the file is in a run's folder, the run's trackers get what was measured and the pictures.
     """
     kept = keep(evaluation, path)
-    drawn = {"generalisation": _outside(kept)} if SUITE in kept["suites"] else {}
+    drawn = {"generalisation": _generalisation(kept)} if SUITE in kept["suites"] else {}
     if next(iter(kept["suites"])) != SUITE:  # whose conditions are too many for bars
         drawn = {"regret": draw_regret(kept)} | drawn
     start = "" if path.name == EVALUATION else f"{path.stem}-"
@@ -46,9 +46,11 @@ def _numbers(evaluation: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _outside(evaluation: dict[str, Any]) -> Drawn:
+def _generalisation(evaluation: dict[str, Any]) -> Drawn:
     title = configs.parse(evaluation["config"]).title
-    return draw_outside(pd.DataFrame(measured_rows(evaluation)).assign(agent=title, title=title))
+    return draw_generalisation(
+        pd.DataFrame(measured_rows(evaluation)).assign(agent=title, title=title)
+    )
 
 
 def draw_regret(evaluation: dict[str, Any]) -> Drawn:

@@ -29,6 +29,7 @@ from jaxmoral.reporting.styles import (
     game_title,
     level,
     line_styles,
+    number_of_runs,
     reward_colour,
     wrapped,
 )
@@ -133,7 +134,7 @@ def reward_curves(panels: Mapping[str, Sequence[Curve]]) -> Drawn:
             if count > 1 and not curve.tabular:
                 width = half_width(curve.values.std(0, ddof=1), count)
                 axes.fill_between(updates, mean - width, mean + width, color=colour, alpha=0.2)
-            runs = "1 run" if count == 1 else f"{count} runs"
+            runs = number_of_runs(count)
             tips.add(line, f"{curve.name}: {mean[0]:.2f} at first, {mean[-1]:.2f} at last, {runs}")
             name = curve.name
             if curve.tabular:
@@ -217,7 +218,7 @@ def regrets(
                     error_kw={"ecolor": INK, "elinewidth": 0.8},
                 )
                 legend.setdefault(game_title(game), bar)
-                many = "1 run" if runs == 1 else f"{int(runs)} runs"
+                many = number_of_runs(int(runs))
                 text = f"{model}, {game_title(game)}: {mean:.3f} ± {interval:.3f} ({many})"
                 if (value := printed.get(model, {}).get(game)) is not None:
                     axes.plot(place, value, "x", color=INK, markersize=4)

@@ -16,7 +16,8 @@ from jaxmoral.measuring.tournaments import FILE, RATES
 from jaxmoral.reporting.canvas import Drawn, Tips, lay_out
 from jaxmoral.reporting.sections import Section, agents_in
 from jaxmoral.reporting.styles import game_title, level, line_styles, wrapped
-from jaxmoral.world.memory import OUTCOMES
+from jaxmoral.world.memory import OUTCOMES, make_memory
+from jaxmoral.world.pairs import agent_player
 
 _MOST_NAMED = 40  # rows of a heat map that still have names beside them
 _MOST_COLOURED = 8  # lines of a figure of who spreads
@@ -347,7 +348,8 @@ def _fingerprint_curves(rows: pd.DataFrame) -> tuple[dict[str, np.ndarray], str,
         known = {name for name in own.columns if not name.startswith("remembered/-/")}
         if known == set(cells):
             policies = own[cells].to_numpy().reshape(-1, 4, 3)
-            curves[agent] = np.mean([fingerprint(policy, RATES) for policy in policies], axis=0)
+            players = [agent_player(make_memory(), policy) for policy in policies]
+            curves[agent] = fingerprint(players, RATES).mean(0)
         else:
             others.append(agent)
     return curves, game, others

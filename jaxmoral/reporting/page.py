@@ -22,8 +22,8 @@ from jaxmoral.measuring.keeping import read_json, write_json
 from jaxmoral.measuring.runs import find_runs, tidy, without_stale
 from jaxmoral.reporting.beyond import beyond_sections
 from jaxmoral.reporting.canvas import Drawn
+from jaxmoral.reporting.generalisation import generalisation_sections
 from jaxmoral.reporting.meetings import PLANE, find_tournaments, map_sections, tournament_sections
-from jaxmoral.reporting.outside import outside_sections
 from jaxmoral.reporting.page_tables import heading, html_table, number_parts
 from jaxmoral.reporting.sections import (
     Section,
@@ -137,7 +137,7 @@ def write_report(folders: Sequence[Path], output: Path) -> list[str]:
     table = tables(series)
     sections = training_sections(series, tabular) if series else []
     sections += _test_sections(table, series, tabular)
-    sections += outside_sections(series)
+    sections += generalisation_sections(series)
     sections += thought_sections(series)
     sections += beyond_sections(series)
     sections += tournament_sections(tournaments)

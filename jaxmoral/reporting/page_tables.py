@@ -18,8 +18,8 @@ from jaxmoral.learning.whom import trained_against
 from jaxmoral.measuring.measures import REGRET_METRICS
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.beyond import beyond_tables
+from jaxmoral.reporting.generalisation import generalisation_rows
 from jaxmoral.reporting.meetings import PLANE, WHY_THEY_DIFFER, tournament_rows
-from jaxmoral.reporting.outside import outside_rows
 from jaxmoral.reporting.published import FIGURE_4
 from jaxmoral.reporting.sections import agents_in, with_agents
 from jaxmoral.reporting.series import Series, setting_text, shown_names
@@ -223,7 +223,7 @@ def number_parts(
         )
         body.append(heading("Moral regret in numbers (Fig. 4)"))
         body.append(html_table(header, rows, caption))
-    header, rows = outside_rows(series)
+    header, rows = generalisation_rows(series)
     if rows:
         caption = "Mean over conditions and runs ± 95 % interval over runs (worst condition of any)"
         body.append(heading("What holds outside of training, in numbers"))

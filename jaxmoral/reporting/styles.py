@@ -63,6 +63,17 @@ OUTCOME_COLOURS = {"C": DISTINCT[0], "D": DISTINCT[1], "illegal": "#A9A9A9"}
 TITLE_WIDTH = 30  # characters of a panel's title on a line
 
 
+def mark_style(index: int) -> dict[str, Any]:
+    """How the marks of the agent of a number look."""
+    colour, marker = DISTINCT[index % len(DISTINCT)], MARKERS[index % len(MARKERS)]
+    return {"color": colour, "marker": marker, "markersize": 5}
+
+
+def number_of_runs(count: int) -> str:
+    """What a mean is of, in words."""
+    return "1 run" if count == 1 else f"{count} runs"
+
+
 def reward_colour(title: str) -> str:
     """The colour of agents of a reward (or of a strategy), the same in every figure."""
     if title in COLOURS:

@@ -8,12 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from jaxmoral.measuring.outside import OPPONENT, SUITE, by_novelty, in_order
+from jaxmoral.measuring.generalisation import OPPONENT, SUITE, by_novelty, in_order
 from jaxmoral.measuring.runs import summarise
 from jaxmoral.reporting.canvas import Drawn, Tips
 from jaxmoral.reporting.sections import Section
 from jaxmoral.reporting.series import Series, shown_names
-from jaxmoral.reporting.styles import DISTINCT, INK, MARKERS, wrapped
+from jaxmoral.reporting.styles import INK, mark_style, number_of_runs, wrapped
 
 # What is drawn: a measure's name, that of the worst condition's, and the axis' title.
 MEASURES = {
@@ -36,7 +36,7 @@ CAPTION = (
 )
 
 
-def outside_table(series: Sequence[Series]) -> pd.DataFrame:
+def generalisation_table(series: Sequence[Series]) -> pd.DataFrame:
     """One row per run, policy, novelty and measure of the runs that were tested in the suite.
 
     The columns are agent (a name in the figure), title, policy, novelty, metric and value.
@@ -67,20 +67,20 @@ def measured_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def outside_sections(series: Sequence[Series]) -> list[Section]:
+def generalisation_sections(series: Sequence[Series]) -> list[Section]:
     """The figure, if a run was tested in the suite."""
-    table = outside_table(series)
+    table = generalisation_table(series)
     if table.empty:
         return []
     heading = "What holds outside of training (no figure of the paper)"
-    return [Section("generalisation", heading, CAPTION, partial(draw_outside, table))]
+    return [Section("generalisation", heading, CAPTION, partial(draw_generalisation, table))]
 
 
-def draw_outside(table: pd.DataFrame) -> Drawn:
+def draw_generalisation(table: pd.DataFrame) -> Drawn:
     """A row of panels for each reward, a panel for each measure: means and worst, by what is new.
 
     Args:
-      table: of `outside_table`.
+      table: of `generalisation_table`.
     """
     titles, novelties = list(dict.fromkeys(table["title"])), in_order(table["novelty"])
     agents = {title: _agents_of(table, title) for title in titles}
@@ -89,7 +89,7 @@ def draw_outside(table: pd.DataFrame) -> Drawn:
     if most == 1:
         names = dict.fromkeys(names, TRAINED)
     # One look for one name, whatever else is in a row.
-    looks = {name: _look(index) for index, name in enumerate(dict.fromkeys(names.values()))}
+    looks = {name: mark_style(index) for index, name in enumerate(dict.fromkeys(names.values()))}
     figure, grid = plt.subplots(
         len(titles),
         len(MEASURES),
@@ -119,7 +119,7 @@ def draw_outside(table: pd.DataFrame) -> Drawn:
         _set_axes(row, wrapped(title), novelties, table)
     for axes, (_, label) in zip(grid[-1], MEASURES.values(), strict=True):
         axes.set_xlabel(label)
-    looks["hollow: the base beside it"] = _look(0) | {"color": INK, "markerfacecolor": "none"}
+    looks["hollow: the base beside it"] = mark_style(0) | {"color": INK, "markerfacecolor": "none"}
     figure.legend(
         [plt.Line2D([], [], **look, linestyle="") for look in looks.values()],
         list(map(wrapped, looks)),
@@ -136,11 +136,6 @@ def _agents_of(table: pd.DataFrame, title: str) -> list[str]:
 def _short(agent: str, title: str) -> str:
     """What tells an agent from others of its reward."""
     return agent.removeprefix(title).lstrip(", ") or TRAINED
-
-
-def _look(index: int) -> dict[str, Any]:
-    colour, marker = DISTINCT[index % len(DISTINCT)], MARKERS[index % len(MARKERS)]
-    return {"color": colour, "marker": marker, "markersize": 5}
 
 
 def _summaries(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[tuple, float]]:
@@ -167,7 +162,7 @@ def _draw_mark(
     """A mean with its interval, and a thin line to the worst; the tip says the numbers."""
     (summary, worst), (found, name) = ends, tips
     mean, interval, runs = summary["mean"], summary["interval"], int(summary["runs"])
-    text = f"{name}: {mean:.3f} ± {interval:.3f} ({'1 run' if runs == 1 else f'{runs} runs'})"
+    text = f"{name}: {mean:.3f} ± {interval:.3f} ({number_of_runs(runs)})"
     if worst is not None:
         axes.plot([mean, worst], [place] * 2, color=look["color"], linewidth=0.7)
         axes.plot(worst, place, "|", color=look["color"], markersize=5)
@@ -198,9 +193,9 @@ def _set_axes(row: np.ndarray, title: str, novelties: Sequence[str], table: pd.D
             axes.set_xlim(left=-0.03 * max(table[table["metric"] == metric]["value"].max(), 0.1))
 
 
-def outside_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
+def generalisation_rows(series: Sequence[Series]) -> tuple[list[str], list[list[str]]]:
     """The figure in numbers, a header and rows; shares in percent."""
-    table = outside_table(series)
+    table = generalisation_table(series)
     if table.empty:
         return [], []
     found, worst = _summaries(table)

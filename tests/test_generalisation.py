@@ -12,10 +12,10 @@ from jaxmoral.language.novelty import Seen, generalisation, held_out_labels, mar
 from jaxmoral.language.prompts import WORDINGS, Condition, Presentation
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
-from jaxmoral.measuring.outside import by_novelty
+from jaxmoral.measuring.generalisation import by_novelty
 from jaxmoral.measuring.results import table
 from jaxmoral.reporting.evaluated import keep_and_draw
-from jaxmoral.reporting.outside import outside_rows, outside_sections
+from jaxmoral.reporting.generalisation import generalisation_rows, generalisation_sections
 from jaxmoral.reporting.page import write_report
 from jaxmoral.reporting.series import group_runs
 from jaxmoral.world.games import get_game
@@ -205,7 +205,7 @@ def test_opponents_of_training_are_tested_beside_those_asked_for(tiny_flags, mon
 T_OF_TWO = 4.302653  # Student's t of two degrees of freedom, at 97.5 %
 
 
-def outside_of(settled, illegal, regret):
+def evaluation_of(settled, illegal, regret):
     """An evaluation of what is new whose tuned agent answers illegally so often with new labels."""
 
     def policy(share):
@@ -241,7 +241,7 @@ def outside_of(settled, illegal, regret):
     }
 
 
-def outside_runs(tmp_path):
+def generalisation_runs(tmp_path):
     """Three seeds of one pair of labels and of a mixture."""
     found = []
     for name, flags in (
@@ -252,12 +252,12 @@ def outside_runs(tmp_path):
             given = ["--reward.name", "utilitarian", "--seed", str(seed), *flags]
             run = make_run(tmp_path, f"{name}-seed{seed}", *given)
             share = illegal if name == "single" else illegal / 10
-            found.append(run._replace(evaluation=outside_of(run.config, share, 1.0 + seed)))
+            found.append(run._replace(evaluation=evaluation_of(run.config, share, 1.0 + seed)))
     return found
 
 
 def test_mixtures_of_drawn_words_are_one_series(tmp_path):
-    series, skipped = group_runs(outside_runs(tmp_path))
+    series, skipped = group_runs(generalisation_runs(tmp_path))
     assert [len(one.runs) for one in series] == [3, 3]
     assert [one.name for one in series] == [
         "utilitarian, labels action1/action2",
@@ -274,8 +274,8 @@ def test_mixtures_of_drawn_words_are_one_series(tmp_path):
 
 
 def test_what_holds_outside_is_beside_each_other(tmp_path):
-    series, _ = group_runs(outside_runs(tmp_path))
-    (section,) = outside_sections(series)
+    series, _ = group_runs(generalisation_runs(tmp_path))
+    (section,) = generalisation_sections(series)
     drawn, tips = section.draw()
     texts = list(tips.values())
     interval = T_OF_TWO * np.std([0.05, 0.1, 0.3], ddof=1) / 3**0.5
@@ -295,7 +295,7 @@ def test_what_holds_outside_is_beside_each_other(tmp_path):
         "seen (1)",
         "new labels (2)",
     ]
-    header, rows = outside_rows(series)
+    header, rows = generalisation_rows(series)
     assert header == ["agent", "policy", "measure", "seen", "new labels"]
     assert len(rows) == 2 * 2 * 4
     row = ["utilitarian, labels action1/action2", "tuned", "illegal, %"]
@@ -306,7 +306,7 @@ def test_what_holds_outside_is_beside_each_other(tmp_path):
 
 def marks_and_legend(series):
     """The colour of every tip's mark by the tip, and of every name of the legend."""
-    (section,) = outside_sections(series)
+    (section,) = generalisation_sections(series)
     figure, tips = section.draw()
     marks = {tips[artist.get_gid()]: artist for artist in figure.findobj(lambda a: a.get_gid())}
     (legend,) = figure.legends
@@ -324,7 +324,7 @@ def test_an_agent_of_a_mixture_looks_the_same_beside_whatever_else(tmp_path):
         for flags in kinds:
             name = f"{reward}{len(found)}"
             run = make_run(tmp_path, name, "--reward.name", reward, *flags)
-            found.append(run._replace(evaluation=outside_of(run.config, 0.1, 1.0)))
+            found.append(run._replace(evaluation=evaluation_of(run.config, 0.1, 1.0)))
     marks, legend = marks_and_legend(group_runs(found)[0])
     for name in ("labels words(3)", "labels A/B X/Y", "labels action1/action2"):
         drawn = {colour for tip, colour in marks.items() if name in tip}
@@ -336,20 +336,20 @@ def test_rewards_of_one_agent_each_have_one_name(tmp_path):
     found = [make_run(tmp_path, "not tested", "--reward.name", "game")]  # so that labels tell apart
     for reward in ("utilitarian", "game"):
         run = make_run(tmp_path, reward, "--reward.name", reward, "--mixture.labels", "words(3)")
-        found.append(run._replace(evaluation=outside_of(run.config, 0.1, 1.0)))
+        found.append(run._replace(evaluation=evaluation_of(run.config, 0.1, 1.0)))
     _, legend = marks_and_legend(group_runs(found)[0])
     assert list(legend) == ["trained", "hollow: the base beside it"]
 
 
 def test_runs_that_were_not_tested_outside_have_no_place_there(tmp_path):
     series, _ = group_runs([make_run(tmp_path, "a", evaluation=evaluated("labels", {"ipd": 1.0}))])
-    assert outside_sections(series) == []
-    assert outside_rows(series) == ([], [])
+    assert generalisation_sections(series) == []
+    assert generalisation_rows(series) == ([], [])
 
 
 @pytest.mark.slow
 def test_the_page_and_its_table_tell_of_mixtures(tmp_path):
-    for run in outside_runs(tmp_path):
+    for run in generalisation_runs(tmp_path):
         write_run(run._replace(folder=tmp_path / "runs" / run.folder.name))
     write_report([tmp_path / "runs"], tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
@@ -363,7 +363,7 @@ def test_the_page_and_its_table_tell_of_mixtures(tmp_path):
 
 
 def test_an_evaluation_of_what_is_new_has_its_own_picture(tmp_path):
-    found = outside_runs(tmp_path)[0].evaluation | {"update": 4, "protocols": ["exact"]}
+    found = generalisation_runs(tmp_path)[0].evaluation | {"update": 4, "protocols": ["exact"]}
     drawn = keep_and_draw(found, tmp_path / "evaluation.json")
     assert drawn == [tmp_path / "generalisation.png"]
     both = {"trained": found["suites"]["generalisation"], **found["suites"]}
