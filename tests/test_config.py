@@ -83,7 +83,7 @@ def test_every_shipped_configuration_loads():
         (["--reward.xi", ".nan"], "reward.xi: input should be"),
         (["--model.dtype", "int8"], "'auto', 'float32' or 'bfloat16', got 'int8'"),
         (["--lora.targets", "[q, z]"], "'q', .*, 'layer_gate' or 'layer_out', got 'z'"),
-        (["--lora.targets", "[]"], "lora.targets: .* at least 1 item"),
+        (["--lora.targets", "[]"], "lora.targets: names nothing; name at least one"),
         (["--prompt.labels", "[A]"], "prompt.labels"),
         (["--ppo.minibatches", "7"], "ppo.minibatches: 7 does not divide"),
         (["--seed"], "every flag needs a value; '--seed' has none"),

@@ -9,7 +9,7 @@ from run_files import SHARES, evaluated, make_run, write_run
 from jaxmoral import config as configs
 from jaxmoral.language import novelty
 from jaxmoral.language.novelty import Seen, generalisation, held_out_labels, mark
-from jaxmoral.language.prompts import WORDINGS, Condition, Presentation
+from jaxmoral.language.prompts import TABLE_ORDERS, WORDINGS, Condition, Presentation, all_prompts
 from jaxmoral.measuring import evaluation
 from jaxmoral.measuring.evaluation import evaluate_agent
 from jaxmoral.measuring.generalisation import by_novelty
@@ -44,12 +44,31 @@ def test_the_suite_has_each_part_new_alone_and_all_together():
     apart = by_mark["new game, new labels"]
     assert len(apart) >= 20
     assert {game for game, _ in apart} == {"ish", "bos"}
-    together = by_mark["new game, new labels, new wording, new table order"]
-    assert len(together) >= 8
-    assert {labels for _, labels in together} < set(held)
+    together = [f"new game, new labels, new {look}" for look in ("wording", "table order")]
+    assert sum(len(by_mark[one]) for one in together) >= 8
+    assert {labels for one in together for _, labels in by_mark[one]} < set(held)
     shown = [shown for game, shown in found.values() if game.name != "ipd"]
-    for axis in ("wording", "table_order"):
-        assert len({getattr(one, axis) for one in shown}) == 4, axis  # each of the new ones too
+    assert {one.table_order for one in shown} == set(TABLE_ORDERS)  # each of the new ones too
+
+
+@pytest.mark.parametrize("wording", ["structured", "story", "unstructured"])
+def test_nothing_is_new_that_prompts_do_not_show(wording):
+    games = [get_game(name) for name in ("ipd", "ish", "bos")]
+    shown = Presentation(labels=("X", "Y"), wording=wording)
+    seen = Seen((games[0],), (("X", "Y"),), (wording,), ("none",), ("original",))
+    suite = [*generalisation(shown, games, seen).values()]
+    orders = [shown._replace(table_order=order) for order in TABLE_ORDERS]
+    suite += [Condition(game, look) for game in games for look in orders]
+    for condition in suite:
+        game, look = condition
+        for part, old in (
+            ("new game", Condition(games[0], look)),
+            ("new table order", Condition(game, look._replace(table_order="original"))),
+            ("new wording", Condition(game, look._replace(wording=wording))),
+            ("labels", Condition(game, look._replace(labels=("X", "Y")))),
+        ):
+            differ = all_prompts(*condition) != all_prompts(*old)
+            assert (part in mark(condition, seen)) == differ, (condition, part)
 
 
 def test_no_wording_is_new_to_who_meets_several():

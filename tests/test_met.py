@@ -46,6 +46,21 @@ def selfish(tmp_path_factory):
     return folder
 
 
+def test_a_folder_takes_no_name_of_a_machine(selfish, tmp_path, monkeypatch):
+    """A run called like one may stand beside; any other name means a folder, with ./ before it."""
+    for name in ("tit-for-tat", "friend"):
+        shutil.copytree(selfish, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--env.opponent", "tit-for-tat", "--updates", "1"]
+    beside = fit_agent(settings(*flags), say=quiet)
+    monkeypatch.chdir(selfish.parent)
+    elsewhere = fit_agent(settings(*flags), say=quiet)
+    chex.assert_trees_all_equal(beside.state, elsewhere.state)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"env\.opponent: friend is a run folder; write \./friend"):
+        settings("--env.opponent", "friend")
+
+
 @pytest.mark.parametrize("blank", [False, True])
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_an_agent_as_a_machine_does_what_the_agent_does(length, blank):

@@ -32,6 +32,7 @@ from jaxmoral.learning.mixture import (
     label_pairs,
     labels_in_words,
     player_conditions,
+    without_points,
 )
 from jaxmoral.learning.population import prompts_differ
 from jaxmoral.learning.resolve import resolve
@@ -357,7 +358,7 @@ def test_a_population_meets_a_mixture_of_opponents():
         (["--mixture.games", "[]"], r"mixture\.games"),
         (["--mixture.labels", "[]"], r"mixture\.labels"),
         (["--mixture.labels", "[[A, A1]]"], r"mixture\.labels: .* cannot be told apart"),
-        (["--mixture.labels", "words(9999)"], r"mixture\.labels: .* words\(n\) .* n from 1 to 260"),
+        (["--mixture.labels", "words(9999)"], r"mixture\.labels: .* words\(n\) .* n from 1 to 250"),
         (["--mixture.labels", "labels(0)"], r"mixture\.labels: .* labels\(n\) with n from 1 to 3"),
         (["--mixture.labels", "letters"], r"mixture\.labels: 'letters' is neither"),
         (["--mixture.games", "['public-goods(3)']"], r"mixture\.games: .* has 3 players"),
@@ -367,6 +368,7 @@ def test_a_population_meets_a_mixture_of_opponents():
         (["--mixture.conditions", "2"], r"mixture\.conditions: 2 cannot be drawn, .* holds 1"),
         (["--mixture.both_ways", "true"], r"mixture\.both_ways: needs mixture\.labels"),
         (["--mixture.tables", "x"], r"unknown key 'mixture\.tables'"),
+        (["--mixture.wordings", "[]"], r"mixture\.wordings: names nothing; .* leave it out"),
         (["--mixture.opponents", "{tit-for-tat: 0}"], r"mixture\.opponents"),
         (["--mixture.opponents", "{}"], r"mixture\.opponents"),
         (["--mixture.opponents", "{nobody: 1}"], r"^mixture\.opponents: unknown name 'nobody'"),
@@ -377,6 +379,18 @@ def test_a_population_meets_a_mixture_of_opponents():
         (
             ["--mixture.wordings", "['Say {choices} or {what} now']"],
             r"^mixture\.wordings: .* has the unknown placeholder {what}",
+        ),
+        (
+            ["--mixture.games", GAMES, "--mixture.conditions", "3", "--env.episodes", "100"],
+            r"mixture\.conditions: 3 games an update do not divide env\.episodes = 100",
+        ),
+        (
+            ["--mixture.games", GAMES, "--mixture.conditions", "3", "--env.streams", "numpy"],
+            r"mixture\.conditions: must be 1 with env\.streams numpy",
+        ),
+        (
+            ["--mixture.games", GAMES, "--mixture.conditions", "3", "--ppo.level", "token"],
+            r"mixture\.conditions: must be 1 with .* ppo\.level token",
         ),
         ([*MET, "--env.opponent", "learner"], r"mixture\.opponents: cannot stand with"),
         (
@@ -395,6 +409,23 @@ def test_a_tree_that_is_too_large_is_refused_before_the_weights(tiny_flags):
     config = resolve(configs.load(None, [*tiny_flags, "--prompt.labels", "[X, Y]", *flags]))
     with pytest.raises(UserError, match=r"model\.max_nodes: one prompt alone is longer"):
         make_agent(config)
+
+
+def test_wordings_that_show_no_game_are_said(tiny_flags):
+    flags = ["--mixture.games", GAMES, "--mixture.wordings", "[structured, story, explicit]"]
+    assert without_points(settings(*flags), "structured") == ["story", "explicit"]
+    assert without_points(settings("--mixture.games", GAMES), "story") == ["story"]
+    assert without_points(settings(*flags[2:]), "structured") == []
+    config = resolve(configs.load(None, [*tiny_flags, "--prompt.labels", "[X, Y]", *flags]))
+    told = [line for line in make_agent(config).summary if line.startswith("mixture")]
+    assert [line.split("'")[1] for line in told] == ["story", "explicit"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("words", 250), ("labels", 300)])
+def test_every_seed_has_as_many_pairs_as_can_be_asked_for(name, most):
+    for seed in range(60):
+        flags = ["--mixture.labels", f"{name}({most})", "--seed", str(seed)]
+        assert len(label_pairs(configs.load(None, [*TABULAR, *flags]))) == most
 
 
 def test_all_that_can_be_shown_is_known(tiny_flags):

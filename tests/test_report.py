@@ -487,6 +487,22 @@ def test_every_suite_has_its_figures_and_every_opponent_a_place(tmp_path):
     assert any(tip.startswith("deontological vs random: C|C") for tip in drawn["fig19-reciprocity"])
 
 
+def test_a_mixture_is_no_control_with_swapped_labels(tmp_path):
+    """Its prompt names the first of many pairs, here the usual one exchanged."""
+    swapped = ["--prompt.labels", "[action2, action1]"]
+    mixed = ["--mixture.labels", "[[action2, action1], [left, right]]"]
+    runs = [make_run(tmp_path, f"a{seed}", "--seed", str(seed)) for seed in range(2)]
+    runs += [make_run(tmp_path, "b", *swapped), make_run(tmp_path, "c", *mixed)]
+    series, _ = group_runs(runs)
+    shown = {
+        section.name: {run.folder.name for panel in section.draw.args[0].values() for run in panel}
+        for section in training_sections(series, [])
+        if section.name in ("fig2a-training-tit-for-tat", "fig13-swapped")
+    }
+    assert shown["fig2a-training-tit-for-tat"] == {"a0", "a1", "c"}
+    assert shown["fig13-swapped"] == {"a0", "a1", "b"}  # beside the usual ones
+
+
 def test_what_was_not_tested_is_no_bar(tmp_path):
     runs = [
         make_run(tmp_path, "a", evaluation=evaluated("trained", {"ipd": 1.0})),

@@ -77,6 +77,8 @@ def _explain(error: pydantic.ValidationError) -> str:
         return f"unknown key {key!r}; a file holds it as {leaf} inside of {group}"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {key!r}; {_keys_like(key)}"
+    if kind == "too_short" and not given:
+        return f"{key}: names nothing; name at least one, or leave it out"
     message = f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(given)}"
     if kind == "dataclass_type":
         return _no_group(key, given)

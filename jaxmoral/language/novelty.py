@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmoral.language.prompts import PERSONAS, TABLE_ORDERS, Condition, Presentation
+from jaxmoral.language.prompts import (
+    PERSONAS,
+    TABLE_ORDERS,
+    Condition,
+    Presentation,
+    shows_points,
+    shows_table,
+)
 from jaxmoral.world.games import Game
 
 _MOST_OF_AXIS = 8
@@ -31,10 +38,13 @@ class Seen(NamedTuple):
 
 
 def novelty(condition: Condition, seen: Seen) -> list[str]:
-    """The axes on which a condition is new; "exchanged labels" are known ones, C's for D's."""
+    """The axes on which a condition is new; "exchanged labels" are known ones, C's for D's.
+
+    What its wording does not show is not new: a story tells neither games nor orders apart.
+    """
     game, shown = condition
     found = []
-    if not _is_known(game, seen):
+    if shows_points(game, shown.wording) and not _is_known(game, seen):
         found.append("game")
     if shown.labels not in seen.labels:
         found.append("exchanged labels" if shown.labels[::-1] in seen.labels else "labels")
@@ -43,7 +53,8 @@ def novelty(condition: Condition, seen: Seen) -> list[str]:
         ("persona", shown.persona, seen.personas),
         ("table order", shown.table_order, seen.table_orders),
     ):
-        if value not in known:
+        hidden = axis == "table order" and not shows_table(game, shown.wording)
+        if value not in known and not hidden:
             found.append(axis)
     return found
 
@@ -70,7 +81,7 @@ def held_out_labels() -> list[tuple[str, str]]:
 
 
 def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> dict[str, Condition]:
-    """What was trained on, each axis new alone, and all of them new together.
+    """What was trained on, each axis new alone, and a game, labels and a look of it together.
 
     Args:
       shown: how the agent was shown games; its memory is kept.
@@ -90,10 +101,14 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
     new_labels = [pair for pair in held_out_labels() if pair not in seen.labels]
     exchanged = [pair[::-1] for pair in seen.labels if pair[::-1] not in seen.labels]
     new_games = [game for game in games if not _is_known(game, seen)]
+    if not shows_points(own, base.wording):
+        new_games = []
     known_wordings = seen.wordings if own.num_players == 2 else WORDINGS  # they speak of one other
     new_wordings = [name for name in WORDINGS if name not in known_wordings]
     new_personas = [name for name in PERSONAS if name not in seen.personas]
     new_orders = [name for name in TABLE_ORDERS if name not in seen.table_orders]
+    if not shows_table(own, base.wording):
+        new_orders = []
 
     every: list[tuple[Game, dict[str, Any]]]
     every = [(own, {"labels": pair}) for pair in seen.labels[:_MOST_OF_AXIS]]
@@ -105,10 +120,11 @@ def generalisation(shown: Presentation, games: Sequence[Game], seen: Seen) -> di
     games_in_turn = new_games or [own]
     for index, pair in enumerate(new_labels[::_EVERY_IN_NEW_GAMES]):
         every.append((_in_turn(games_in_turn, index), {"labels": pair}))
+    # Orders show in a table only, and a game only in its points.
+    ways = [{"wording": name} for name in new_wordings if shows_points(own, name)]
+    ways += [{"table_order": name} for name in new_orders]
     for index, pair in enumerate(new_labels[:: max(len(new_labels) // _MOST_OF_AXIS, 1)]):
-        wording = _in_turn(new_wordings or [base.wording], index)
-        order = _in_turn(new_orders or [base.table_order], index)
-        changes = {"labels": pair, "wording": wording, "table_order": order}
+        changes = {"labels": pair, **_in_turn(ways or [{}], index)}
         every.append((_in_turn(games_in_turn, index), changes))
     conditions = [Condition(game, base._replace(**changes)) for game, changes in every]
     return {_name(condition): condition for condition in conditions}

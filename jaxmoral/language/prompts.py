@@ -241,6 +241,17 @@ def _template(game: Game, wording: str) -> str:
     return text
 
 
+def shows_table(game: Game, wording: str) -> bool:
+    """Whether the order of the payoff table changes the prompts."""
+    return "table" in _fields(_template(game, wording))
+
+
+def shows_points(game: Game, wording: str) -> bool:
+    """Whether prompts differ between games; a story is the same in all."""
+    of_points = {"table", "own_points", "other_points", *_POINTS}
+    return bool(_fields(_template(game, wording)) & of_points)
+
+
 def number_text(points: float | str) -> str:
     """How prompts show points; a text stands in for a number as it is."""
     if isinstance(points, str):

@@ -19,7 +19,12 @@ from jaxmoral.learning.channel import make_thinking
 from jaxmoral.learning.footprint import Footprint, footprint, free_bytes, round_bytes, shortage
 from jaxmoral.learning.language_policy import LanguagePolicy, PackedPrompts
 from jaxmoral.learning.lookup import training_game
-from jaxmoral.learning.mixture import every_condition, player_conditions, presentation_with
+from jaxmoral.learning.mixture import (
+    every_condition,
+    player_conditions,
+    presentation_with,
+    without_points,
+)
 from jaxmoral.learning.policy import Policy, PolicyTable
 from jaxmoral.learning.prompter import Prompter
 from jaxmoral.learning.run_folder import (
@@ -332,6 +337,11 @@ def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
             f"thoughts   {thinking.thoughts} a prompt of up to {thinking.tokens} tokens, then"
             f" {thinking.cue!r}"
         ]
+    alike = [
+        f"mixture    no points are shown in {wording.splitlines()[0][:40]!r}: there all games are"
+        " one prompt, with the rewards of each"
+        for wording in without_points(config, plan.presentation.wording)
+    ]
     return [
         f"model      {config.model.source}: {num_parameters(model.config) / 1e6:.1f} M parameters,"
         f" {kind}, frozen",
@@ -341,6 +351,7 @@ def _summary(config: Config, model: LoadedModel, plan: _Plan) -> list[str]:
         f" {'one tree' if trees == 1 else f'{trees} trees'} of {size:,} nodes instead of"
         f" {tokens_alone:,} tokens",
         *thinks,
+        *alike,
         f"memory     about {sum(plan.needed) / 2**30:.1f} GiB for weights, optimiser and"
         " activations",
     ]

@@ -27,6 +27,7 @@ from jaxmoral.world.memory import NUM_ORDERS
 
 # Names of what labels are drawn from, and the files that hold it.
 LISTS = {"words": ("labels.txt",), "labels": ("labels.txt", "longer_labels.txt")}
+_MOST = {"words": 250, "labels": 300}  # pairs that can be told apart, whatever the seed
 _DRAWN = re.compile(rf"({'|'.join(LISTS)})\((\d{{1,4}})\)")
 _DRAWS, _PAIRS = 1, 2  # the third number that seeds a stream, which keeps them apart
 
@@ -92,14 +93,10 @@ def label_pairs(config: Config) -> list[tuple[str, str]] | None:
 def _drawn_pairs(asked: str, seed: int) -> list[tuple[str, str]]:
     """The pairs of "words(n)" or "labels(n)"."""
     match = _DRAWN.fullmatch(asked)
-    every = _shuffled_pairs(match[1] if match else "words", seed)
-    most = len(every) // 10 * 10
-    if not match or not 0 < int(match[2]) <= most:
-        raise UserError(
-            f"mixture.labels: {asked!r} is neither a list of pairs nor words(n) or labels(n) with n"
-            f" from 1 to {most}"
-        )
-    return every[: int(match[2])]
+    if not match or not 0 < int(match[2]) <= _MOST[match[1]]:
+        known = " or ".join(f"{name}(n) with n from 1 to {most}" for name, most in _MOST.items())
+        raise UserError(f"mixture.labels: {asked!r} is neither a list of pairs nor {known}")
+    return _shuffled_pairs(match[1], seed)[: int(match[2])]
 
 
 def _shuffled_pairs(name: str, seed: int) -> list[tuple[str, str]]:
@@ -169,6 +166,18 @@ def every_condition(config: Config, presentation: Presentation) -> list[Conditio
     if meets_agents(config):
         conditions += [c._replace(game=mirror(c.game)) for c in conditions]
     return list({condition.key: condition for condition in conditions}.values())
+
+
+def without_points(config: Config, wording: str) -> list[str]:
+    """The wordings whose prompts are the same in all of the mixture's games.
+
+    Args:
+      config: of the run.
+      wording: where the mixture has none.
+    """
+    games, _, wordings, *_ = axes(config)
+    shown = [one or wording for one in wordings] if len(games) > 1 else []
+    return [one for one in shown if not prompts.shows_points(games[0], one)]
 
 
 def drawn(config: Config, update: int) -> list[Choice]:

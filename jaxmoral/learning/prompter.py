@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from jaxmoral.errors import UserError
 from jaxmoral.language import prompt_tree, responses
@@ -23,6 +24,7 @@ from jaxmoral.models.sample import Prefixes
 _NEAR = 16  # characters beside a number that its tokens may depend on
 _MAX_ZEROS = 64
 _MAX_KEPT = 32  # conditions whose tokens are kept
+_MANY = 500  # conditions that take seconds to measure
 
 
 class Room(NamedTuple):
@@ -146,7 +148,10 @@ class Prompter(Speller):
         total = math.gcd(*(c.presentation.remembers(c.game).num_prompts for c in shown))
         for each in (total // parts for parts in range(1, total + 1) if total % parts == 0):
             nodes, depth, longest, alone = 0, 0, 0, 0
-            for condition, spelled in zip(shown, answers, strict=True):
+            pairs = zip(shown, answers, strict=True)
+            quiet = len(shown) < _MANY or None  # a bar on a terminal only
+            bar = tqdm(pairs, "measuring prompts", len(shown), leave=False, disable=quiet)
+            for condition, spelled in bar:
                 width = len(spelled.prefixes)
                 for sequences in _chunks(self.sequences(condition), each * width):
                     sizes = self._size(sequences, spelled)

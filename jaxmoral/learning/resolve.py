@@ -118,13 +118,7 @@ def _check_opponents(config: Config, game: Game) -> None:
     key = key_of_met(config)
     for name, kind, *_ in met_by(config):
         if kind == "machine":
-            folder, _ = named_checkpoint(name)
-            for what, holds in (("a run", is_run), ("an adapter's", is_adapter)):
-                if holds(folder):
-                    raise UserError(f"{key}: {name} is {what} folder; write ./{name}")
-            with telling(key, "opponent"):
-                opponent = find_opponent(config, name, game)
-            _check_streams(config, opponent)
+            _check_streams(config, _machine(config, name, game))
         elif game.num_players > 2:
             raise UserError(f"{key}: {name} needs a game of two players, not {game.name}")
         elif kind == "learner":
@@ -132,6 +126,21 @@ def _check_opponents(config: Config, game: Game) -> None:
                 raise UserError("mixture.opponents: a learner cannot be one of several")
         elif config.env.streams == "numpy":
             raise UserError(f"{key}: {name} is an agent and needs env.streams jax")
+
+
+def _machine(config: Config, name: str, game: Game) -> Opponent:
+    """The machine of a name; says so if a folder of that name is likely to be meant."""
+    try:
+        with telling(key_of_met(config), "opponent"):
+            return find_opponent(config, name, game)
+    except UserError:
+        folder, _ = named_checkpoint(name)
+        for what, holds in (("a run", is_run), ("an adapter's", is_adapter)):
+            if holds(folder):
+                raise UserError(
+                    f"{key_of_met(config)}: {name} is {what} folder; write ./{name}"
+                ) from None
+        raise
 
 
 def _check_draws(config: Config, game: Game, rewards: Sequence[Reward]) -> None:

@@ -51,9 +51,10 @@ class Section(NamedTuple):
 
 def training_sections(series: Sequence[Series], tabular: Sequence[Series]) -> list[Section]:
     """Figures 2, 3, 12, 13 and 14, and one of the runs with the paper's own PPO."""
-    labels = [one.config.prompt.labels for one in series for _ in one.runs]
-    usual = max(dict.fromkeys(labels), key=labels.count)
-    swapped = [one for one in series if one.config.prompt.labels == usual[::-1]]
+    single = [one for one in series if one.config.mixture.labels is None]
+    labels = [one.config.prompt.labels for one in single for _ in one.runs]
+    usual = max(dict.fromkeys(labels), key=labels.count, default=())
+    swapped = [one for one in single if one.config.prompt.labels == usual[::-1]]
     plain = [one for one in series if one not in swapped]
     fast = [one for one in plain if one.config.preset == "fast"]
     sections: list[Section] = []
