@@ -374,6 +374,9 @@ def test_items_made_in_python_are_judged_too():
     one = Item("one", "t", (Option("a"), Option("a")))
     with pytest.raises(UserError, match=r"item 2, options\[1\]: the same text as another"):
         scenarios.make_items([GOOD, one])
+    options = (Option("a", ("kind",), (1.0, 2.0)), Option("b", (), (3.0, 0.5)))
+    fine = Item("two", "t", options, "group")
+    assert scenarios.make_items([fine]) == (fine,)
 
 
 def test_what_cannot_be_measured_is_said(loaded):

@@ -321,23 +321,23 @@ def _yaml_items(path: Path, text: str) -> tuple[list[Entry], str | None]:
 
 def make_items(items: Sequence[Item | Mapping[str, Any]]) -> tuple[Item, ...]:
     """Items given in Python; raises UserError if one cannot be used or two have one name."""
-    made = [
-        item if isinstance(item, Item) else parse_item(item, f"item-{number}", f"item {number}")
-        for number, item in enumerate(items, 1)
-    ]
-    for number, item in enumerate(made, 1):
-        # What was made by hand is judged as what was read.
-        again = {"id": item.name, "text": item.text, "group": item.group}
-        parse_item(
-            again | {"options": [option._asdict() for option in item.options]},
-            item.name,
-            f"item {number}",
-        )
-        if item.name in {other.name for other in made[: number - 1]}:
-            raise UserError(f"item {number}, id: {item.name!r} is another item's too")
+    made: list[Item] = []
+    for number, item in enumerate(items, 1):
+        where = f"item {number}"
+        raw = _as_mapping(item) if isinstance(item, Item) else item
+        made.append(parse_item(raw, f"item-{number}", where))
+        name = made[-1].name
+        if name in {other.name for other in made[:-1]}:
+            raise UserError(f"{where}, id: {name!r} is another item's too")
     if not made:
         raise UserError("scenarios: there is no item")
     return tuple(made)
+
+
+def _as_mapping(item: Item) -> dict[str, Any]:
+    """What a file would hold: an item made by hand is judged as one that was read."""
+    options = [option._asdict() for option in item.options]
+    return {"id": item.name, "text": item.text, "group": item.group, "options": options}
 
 
 def all_tags(suite: ScenarioSuite) -> list[str]:
