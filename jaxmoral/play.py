@@ -10,7 +10,7 @@ from jaxmoral.config import Config
 from jaxmoral.errors import UserError, check_output, check_seed, check_whole, run_command
 from jaxmoral.learning.bucket import local_path, not_in_bucket
 from jaxmoral.learning.lookup import find_games, find_opponent
-from jaxmoral.learning.plugins import add_plugins, name_plugins
+from jaxmoral.learning.plugins import add_plugins, name_plugins, names_kept
 from jaxmoral.learning.run_folder import check_alone, is_run
 from jaxmoral.world.games import Game, mirror
 from jaxmoral.world.opponents import OPPONENTS
@@ -97,7 +97,9 @@ def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> "tuple[
     ours = agent_side(arguments.run.name, load_trained(arguments.run), game, seed=arguments.seed)
     if machine is not None:
         return ours, machine
-    return ours, agent_side(other.name, load_trained(other), mirror(game), seed=arguments.seed)
+    with names_kept():  # what is shown is by the first run's rewards
+        theirs = load_trained(other)
+    return ours, agent_side(other.name, theirs, mirror(game), seed=arguments.seed)
 
 
 def _tables(config: Config, game: Game) -> dict[str, np.ndarray]:

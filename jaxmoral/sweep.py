@@ -20,7 +20,7 @@ from jaxmoral.config import Config
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, of_own_code, run_command, say_left_out
 from jaxmoral.learning.bucket import local_path
-from jaxmoral.learning.plugins import add_plugins, as_flags
+from jaxmoral.learning.plugins import add_plugins, as_flags, names_kept
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
 
 
@@ -152,8 +152,9 @@ def sweep(
         for path in paths:
             folder = output / run_name(path, seed)
             try:
-                config = configs.load(path, [*flags, "--seed", str(seed)])
-                interrupted = run_one(config, folder)
+                with names_kept():  # each file's plugins are its own
+                    config = configs.load(path, [*flags, "--seed", str(seed)])
+                    interrupted = run_one(config, folder)
             except UserError as error:
                 failed[folder.name] = str(error)
             except Exception as error:  # a crash of one run must not take the others with it

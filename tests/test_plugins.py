@@ -200,6 +200,47 @@ def test_a_sweep_hands_them_on(home, tmp_path):
     assert (tmp_path / "all" / "one-seed1" / "plugins" / "envy.py").is_file()
 
 
+POINTS = """
+import jaxmoral
+
+jaxmoral.REWARDS["game"] = jaxmoral.REWARDS["mine"] = lambda cell, xi: {} * cell.own_payoff
+"""
+
+
+@pytest.mark.slow
+def test_names_stand_for_what_a_run_itself_made_of_them(home, tmp_path):
+    """Also where runs of other plugins, and of none, are trained before or met."""
+    flags = [*TRAIN[:6], "--env.opponent", "random", "--updates", "3", "--ppo.learning_rate", "0.3"]
+    for name, sign in (("gain", 1), ("loss", -1)):
+        (tmp_path / f"{name}.py").write_text(POINTS.format(sign))
+        listed = f"plugins: [{tmp_path / name}.py]\nreward: {{name: mine}}\n"
+        (tmp_path / f"{name}.yaml").write_text(listed)
+    (tmp_path / "plain.yaml").write_text("reward: {name: game}\n")
+    files = [tmp_path / f"{name}.yaml" for name in ("gain", "loss", "plain")]
+    swept = tmp_path / "all"
+    only = ["--evaluation.suites", "[trained]", "--evaluation.games", "[ipd]"]
+    done = command("sweep", *files, "--seeds", "1", "2", "--output-dir", swept, *flags, *only)
+    assert done.returncode == 0, done.stderr
+    plain = command(
+        "train", "--config", files[2], "--output-dir", tmp_path / "one", *flags, "--seed", "1"
+    )
+    assert plain.returncode == 0, plain.stderr
+
+    def rewards(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["reward_mean"] for line in lines]
+
+    for seed in (1, 2):  # untrained: a third is illegal, and points are worth 1 or -1 each
+        assert (
+            rewards(swept / f"loss-seed{seed}")[0] < -2.5 < rewards(swept / f"gain-seed{seed}")[0]
+        )
+    assert rewards(swept / "plain-seed1") == rewards(tmp_path / "one")
+    met = ["--env.opponent", str(swept / "gain-seed1")]
+    done = command("train", "--config", files[1], "--output-dir", tmp_path / "met", *flags, *met)
+    assert done.returncode == 0, done.stderr
+    assert rewards(tmp_path / "met")[0] < -2.5
+
+
 def test_a_plugin_that_fails_in_a_sweep_is_told_by_its_line(home, tmp_path):
     (tmp_path / "mine.py").write_text(ENVY.replace("return -xi", "raise KeyError('cell')  # "))
     (tmp_path / "one.yaml").write_text("reward: {name: envy}\n")

@@ -20,6 +20,7 @@ from jaxmoral.learning.agent import Agent, lora_of
 from jaxmoral.learning.language_policy import LanguagePolicy
 from jaxmoral.learning.lookup import find_opponent, training_game
 from jaxmoral.learning.packed import FixedAgent, PackedConditions
+from jaxmoral.learning.plugins import names_kept
 from jaxmoral.learning.policy import Policy
 from jaxmoral.learning.population import Members, member_state
 from jaxmoral.learning.resolve import resolve
@@ -195,6 +196,7 @@ def _read(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
         raise UserError(f"{key_of_met(config)}: {whom.name} cannot be met: {error}") from None
 
 
+@names_kept()  # its plugins are not the learner's
 def _read_run(config: Config, agent: Agent, whom: Whom) -> FixedAgent:
     theirs = resolve(read_config(whom.folder))
     kind = lambda own: "a table" if own.model.source == "tabular" else "a language model"

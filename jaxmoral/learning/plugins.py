@@ -1,9 +1,10 @@
 """Python files of a user's own, run before names are looked up: they register rewards and the like.
 
 A configuration lists them in `plugins`; each `--plugin FILE` is one more. A run keeps a copy of
-each, and its own `plugins` say which they were, "NAME.py@SHA256". What comes with a run folder is
-not run for that alone, for it may be somebody else's: only what was named once on this machine is,
-in whatever folder it is then, and a file of the cache remembers the digests of those.
+each, and its own `plugins` say which they were, "NAME.py@SHA256". A file is run once in a process;
+when it is asked for again, its names stand for what it made of them. What comes with a run folder
+is not run for that alone, for it may be somebody else's: only what was named once on this machine
+is, in whatever folder it is then, and a file of the cache remembers the digests of those.
 """
 
 import argparse
@@ -12,9 +13,10 @@ import json
 import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxmoral.errors import UserError, own_files
 from jaxmoral.files import replacing
@@ -29,14 +31,48 @@ class Plugin(NamedTuple):
     Attributes:
       name: of the file.
       source: what is in it.
+      names: what it registered, in each of `_registries`.
     """
 
     name: str
     source: bytes
+    names: list[dict[str, Any]]
 
 
 _ran: dict[str, Plugin] = {}  # by digest
 _named: dict[str, str] = {}  # digests by name, of those on the command line
+
+
+def _registries() -> list[dict[str, Any]]:
+    from jaxmoral.language import prompts, scenarios, suites
+    from jaxmoral.world import games, opponents, rewards
+
+    return [
+        rewards.REWARDS,
+        rewards.FAMILIES,
+        opponents.OPPONENTS,
+        opponents.FAMILIES,
+        games.GAMES,
+        games.FAMILIES,
+        games.SETS,
+        prompts.WORDINGS,
+        prompts.PERSONAS,
+        prompts.QUESTIONS,
+        scenarios.SUITES,
+        suites.SUITES,
+    ]
+
+
+@contextmanager
+def names_kept() -> Iterator[None]:
+    """Afterwards names stand for what they did: another run's plugins may have said otherwise."""
+    before = [dict(registry) for registry in _registries()]
+    try:
+        yield
+    finally:
+        for registry, names in zip(_registries(), before, strict=True):
+            registry.clear()
+            registry.update(names)
 
 
 def add_plugins(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +120,7 @@ def settle_plugins(plugins: Sequence[str]) -> tuple[str, ...]:
             _remember(digest)
             settled.append(f"{path.name}@{digest}")
         elif stored[2] in _ran:
+            _register(stored[2])
             settled.append(plugin)
         else:
             raise UserError(f"plugins: {stored[1]} is a run's copy; name the file")
@@ -113,6 +150,7 @@ def run_stored(plugins: Sequence[str], folder: Path) -> None:
                 f" the copy in {path} is used"
             )
         if digest in _ran:
+            _register(digest)
             continue
         source = _read(path)
         if hashlib.sha256(source).hexdigest() != digest:
@@ -144,7 +182,9 @@ def _read(path: Path) -> bytes:
 
 def _run(path: Path, source: bytes, digest: str) -> None:
     if digest in _ran:
+        _register(digest)
         return
+    before = [dict(registry) for registry in _registries()]
     where = str(path.absolute())
     own_files.add(where)  # whatever it raises, now or later, is told by its line
     module = types.ModuleType(f"jaxmoral_plugin_{path.stem}")
@@ -155,7 +195,16 @@ def _run(path: Path, source: bytes, digest: str) -> None:
     except SyntaxError as error:
         place = path if error.filename == where else error.filename  # of what it imports
         raise UserError(f"plugins: {place}, line {error.lineno}: {error.msg}") from None
-    _ran[digest] = Plugin(path.name, source)
+    names = [
+        {name: value for name, value in registry.items() if known.get(name) is not value}
+        for registry, known in zip(_registries(), before, strict=True)
+    ]
+    _ran[digest] = Plugin(path.name, source, names)
+
+
+def _register(digest: str) -> None:
+    for registry, names in zip(_registries(), _ran[digest].names, strict=True):
+        registry.update(names)
 
 
 def _memory() -> Path:

@@ -7,6 +7,7 @@ from jaxmoral.config.states import Resolved
 from jaxmoral.errors import UserError
 from jaxmoral.learning.agent import Agent, lora_of
 from jaxmoral.learning.language_policy import LanguagePolicy
+from jaxmoral.learning.plugins import names_kept
 from jaxmoral.learning.resolve import resolve
 from jaxmoral.learning.run_folder import is_run, named_checkpoint, read_config
 from jaxmoral.learning.saved import load_state, update_of
@@ -28,6 +29,7 @@ def pin_adapter(config: Resolved) -> Resolved:
     return dataclasses.replace(config, lora=lora)
 
 
+@names_kept()  # the plugins of another run are not the agent's
 def start_from(config: Config, agent: Agent) -> Agent:
     """The agent with the adapter of the run from which its configuration starts, if it does.
 
