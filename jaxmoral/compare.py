@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmoral.errors import UserError, choose, run_command, say_left_out
+from jaxmoral.files import replacing
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, name_plugins
 
@@ -68,7 +69,8 @@ def _run(arguments: argparse.Namespace) -> None:
         from jaxmoral.reporting.comparison import differences
 
         folder.mkdir(parents=True, exist_ok=True)
-        found.table.to_csv(folder / "comparison.csv", index=False)
+        with replacing(folder / "comparison.csv") as scratch:
+            found.table.to_csv(scratch, index=False)
         names = _name(arguments.runs), _name(arguments.others)
         save(differences(found, arguments.suite, names), folder / "comparison.png")
         print(f"wrote {folder / 'comparison.csv'} and {folder / 'comparison.png'}")

@@ -4,6 +4,7 @@ import difflib
 import gc
 import inspect
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -192,7 +193,9 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)  # XLA's threads still compute, and crash when the interpreter ends
     except Exception as error:
         text = of_own_code(error)
         if text is None and not isinstance(error, UserError | OSError):

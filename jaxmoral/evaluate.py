@@ -1,6 +1,7 @@
 """The command `python -m jaxmoral.evaluate`: measure an agent on every game at once."""
 
 import argparse
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,7 +280,7 @@ def _evaluate_members(
             lines.append(f"{folder.name}: {summary(evaluation)}; in {file.name}")
     if cluster.is_first():
         print("\n".join(lines))
-        print(f"next: python -m jaxmoral.report {home}")
+        print(f"next: python -m jaxmoral.report {shlex.quote(str(home))}")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,8 @@ def _sides(arguments: argparse.Namespace, config: Config, game: Game) -> "tuple[
     other = Path(arguments.against)
     machine = None
     if not is_run(other):
+        if other.is_dir() and arguments.against not in {*OPPONENTS, *config.opponents}:
+            check_alone(other)  # says what the folder is
         machine = machine_side(arguments.against, find_opponent(config, arguments.against, game))
     use_compilation_cache()
     ours = agent_side(arguments.run.name, load_trained(arguments.run), game, seed=arguments.seed)

@@ -8,6 +8,7 @@ stop the rest. The results of all runs in the folder land in one tidy table.
 import argparse
 import dataclasses
 import itertools
+import shlex
 import signal
 import sys
 import traceback
@@ -19,6 +20,7 @@ from jaxmoral import config as configs
 from jaxmoral.config import Config
 from jaxmoral.config.described import KeepsLines, keys_help
 from jaxmoral.errors import UserError, of_own_code, run_command, say_left_out
+from jaxmoral.files import replacing
 from jaxmoral.learning.bucket import local_path
 from jaxmoral.learning.plugins import add_plugins, as_flags, names_kept
 from jaxmoral.learning.run_folder import holds_any, is_run, read_config
@@ -175,8 +177,10 @@ def sweep(
         runs, skipped = find_runs([output])
         say_left_out(skipped)
         table = tidy(runs)
-        table.to_csv(output / "results.csv", index=False)
-        table.to_parquet(output / "results.parquet", index=False)
+        with replacing(output / "results.csv") as scratch:
+            table.to_csv(scratch, index=False)
+        with replacing(output / "results.parquet") as scratch:
+            table.to_parquet(scratch, index=False)
     return failed
 
 
@@ -241,7 +245,7 @@ def _run(arguments: argparse.Namespace, flags: list[str]) -> None:
     print(f"{total - len(failed)} of {total} runs are finished in {output}")
     if len(failed) < total:
         print(f"wrote {output / 'results.csv'} and {output / 'results.parquet'}")
-        print(f"next: python -m jaxmoral.report {output}")
+        print(f"next: python -m jaxmoral.report {shlex.quote(str(output))}")
     for name, line in failed.items():
         print(f"failed: {name}: {line}", file=sys.stderr)
     if failed:

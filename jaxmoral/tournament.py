@@ -5,6 +5,7 @@ most that anyone can get from each, and which of them would spread in a populati
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from jaxmoral.errors import UserError, check_number, check_whole, choose, run_command, split_outside
@@ -127,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> None:
     write_json(result | settings, path)
     print(standings(result))
     print(f"{'replaced the same tournament in' if held_before else 'wrote'} {path}")
-    print(f"next: python -m jaxmoral.report {arguments.output_dir}")
+    print(f"next: python -m jaxmoral.report {shlex.quote(str(arguments.output_dir))}")
 
 
 def _members_in(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -141,7 +142,7 @@ def _tell(everyone: "dict[str, TrainedAgent]", folder: Path, shown: Path | str) 
             print(f"{name}: {metrics.last_line(read_run(folder / name).history[-1])}")
     else:
         print(f"trained; metrics, checkpoints and action_types.png are in {shown}")
-    print(f"next: python -m jaxmoral.evaluate --run {shown}")
+    print(f"next: python -m jaxmoral.evaluate --run {shlex.quote(str(shown))}")
 
 
 def _preview(members: dict[str, configs.Config], which: str) -> None:

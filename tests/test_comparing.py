@@ -93,6 +93,11 @@ def test_two_seeds_say_nothing(groups):
     assert found.table[["low", "high"]].isna().all().all()
 
 
+def test_several_runs_of_one_seed_are_no_seeds(groups):
+    ours = [groups[reward][0] for reward in ("game", "utilitarian")] * 2
+    assert compare(ours, groups["others"]).few
+
+
 def test_what_cannot_be_compared_is_refused(groups):
     untested = [run._replace(evaluation=None) for run in groups["game"]]
     with pytest.raises(UserError, match="--with: no run was evaluated"):

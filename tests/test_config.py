@@ -101,6 +101,11 @@ def test_every_shipped_configuration_loads():
         (["--updates", "true"], "updates"),
         (["--env.memory", "4"], "env.memory: input should be less than or equal to 3, got 4"),
         (["--env.max_prompts", "32769"], "env.max_prompts: input should be less than or equal to"),
+        (["--env.noise", "yes"], "env.noise: input should be a number, got True"),
+        (["--ppo.learning_rate", "true"], "ppo.learning_rate: .* a number, got True"),
+        (["--tracker", "tensorbord"], "tracker.*: input should be .*got 'tensorbord'"),
+        (["--plugins", "[3]"], "plugins.0: input should be a valid string, got 3"),
+        (["--mixture.opponents", "[random]"], r"weights are written {tit-for-tat: 2, random: 1}"),
         (["--env.noise", "1.1"], "env.noise: input should be less than or equal to 1"),
         (
             ["--env.episodes", "2147483647"],
@@ -128,6 +133,15 @@ def test_bad_values_get_one_line_that_names_the_key(flags, message):
     with pytest.raises(UserError, match=message) as caught:
         configs.load(None, flags)
     assert "\n" not in str(caught.value)
+
+
+def test_a_group_given_as_one_flag_leaves_its_other_keys(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("env: {episodes: 64, rounds: 3}\nmixture: {opponents: {random: 1, joss: 2}}\n")
+    flags = ["--env", "{game: ish}", "--mixture", "{opponents: {bully: 1}}", "--env.rounds", "4"]
+    config = configs.load(file, flags)
+    assert (config.env.game, config.env.episodes, config.env.rounds) == ("ish", 64, 4)
+    assert config.mixture.opponents == {"bully": 1}  # a value, not a group
 
 
 @pytest.mark.parametrize(
@@ -163,6 +177,10 @@ def test_bad_values_get_one_line_that_names_the_key(flags, message):
             "make 32 prompts, .* lower env.payoff_draws or mixture.conditions",
         ),
         (["--env.payoff_range", "[1, 2]", "--env.payoff_draws", "2"], "env.payoff_range: 1 to 2"),
+        (["--env.game", "nope"], "^env.game: unknown name 'nope'"),
+        (["--evaluation.games", "[nope]"], "^evaluation.games: unknown name 'nope'"),
+        (["--evaluation.opponents", "[nope]"], "^evaluation.opponents: unknown name 'nope'"),
+        (["--env.opponent", "past(0)"], r"^env.opponent: 'past\(0\)' says nothing .*past\(10\)"),
         (["--env.game", "public-goods(3)", "--env.opponent", "learner"], "learner needs a game of"),
         (["--env.game", "public-goods(3)"], "env.opponent: unknown name 'tit-for-tat'"),
         (
@@ -194,6 +212,7 @@ def test_a_flags_value_is_the_whole_text():
     [
         ("a: [1", "is not YAML"),
         ("- 1\n- 2\n", "must hold keys and values"),
+        ("false\n", "must hold keys and values"),
         ("x: 1", "unknown key"),
         ("env.game: ish", "unknown key 'env.game'; a file holds it as game inside of env"),
         ("env.zzz: ish", "unknown key 'env.zzz'; the keys are env.game"),

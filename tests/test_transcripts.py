@@ -116,6 +116,7 @@ def test_the_command_writes_an_episode_a_line(trained, tmp_path, monkeypatch, ca
     config = trained[1] / "config.yaml"
     for wrong, message in (
         (["--against", "tft"], "did you mean 'tit-for-tat'"),
+        (["--against", "."], "holds no run"),
         (["--game", "all"], "--game: all is a set of games"),
         (["--output", str(config)], f"{config} holds something else than episodes"),
         (["--seed", str(2**63)], "error: --seed: needs a whole number from 0 to 92233720368"),

@@ -72,7 +72,7 @@ def _explain(error: pydantic.ValidationError) -> str:
     given, kind = first["input"], first["type"]
     # Of a key of several types also the type that was tried stands there.
     key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
-    if first["loc"][0] in KEYS and "." in key:
+    if "." in str(first["loc"][0]) and first["loc"][0] in KEYS:
         group, _, leaf = key.rpartition(".")
         return f"unknown key {key!r}; a file holds it as {leaf} inside of {group}"
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -84,6 +84,8 @@ def _explain(error: pydantic.ValidationError) -> str:
         return _no_group(key, given)
     if kind == "string_type" and isinstance(given, bool):
         return f"{message}; YAML reads yes, no, on and off as truth values: write them in quotes"
+    if key == "mixture.opponents" and kind == "dict_type":
+        return f"{message}; weights are written {{tit-for-tat: 2, random: 1}}"
     if kind == "tuple_type" and isinstance(given, str) and given.isprintable():
         return f"{message}; a list is written [{', '.join(split_outside(given, ','))}]"
     return message
@@ -182,6 +184,8 @@ def _shown(value: Any) -> str:
 def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[str, list]:
     """The keys that hold several values."""
     found: dict[str, list] = {}
+    if prefix == "mixture.":  # members draw from one mixture
+        return found
     types = typing.get_type_hints(cls)
     for name, value in tree.items():
         kind = types.get(name)
@@ -240,5 +244,8 @@ def _with_values(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dic
                 raise UserError(f"unknown key {key!r}: a part of it is no group")
             node[group] = dict(inner)
             node = node[group]
+        held, is_group = node.get(name), any(known.startswith(f"{key}.") for known in KEYS)
+        if is_group and isinstance(held, dict) and isinstance(value, dict):
+            value = held | value
         node[name] = value
     return result

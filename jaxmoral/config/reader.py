@@ -42,9 +42,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             reason = f"line {error.problem_mark.line + 1}: {error.problem}"
         reason = " ".join(reason.split())[:200]
         raise UserError(f"config: {path} is not YAML ({reason})") from None
-    if not isinstance(tree or {}, dict):
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
         raise UserError(f"config: {path} must hold keys and values")
-    return tree or {}
+    return tree
 
 
 def parse_yaml(text: str) -> Any:

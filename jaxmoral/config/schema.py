@@ -17,6 +17,7 @@ from jaxmoral.config.kinds import (
     Finite,
     Fraction,
     NonNegative,
+    Number,
     PositiveFloat,
     PositiveInt,
     Weight,
@@ -334,7 +335,7 @@ class Config:
     anchor: AnchorConfig = AnchorConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
-    games: dict[str, dict[str, tuple[float, ...]]] = dataclasses.field(default_factory=dict)
+    games: dict[str, dict[str, tuple[Number, ...]]] = dataclasses.field(default_factory=dict)
     opponents: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     objective: Literal["reward", "distil"] = "reward"

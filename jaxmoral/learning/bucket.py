@@ -34,6 +34,8 @@ def is_bucket(name: str | Path) -> bool:
 
 def place_of(text: str) -> str | Path:
     """What a command's argument names: a bucket as it is written, or a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("names no folder; write . for this one")
     return text if is_bucket(text) else Path(text)
 
 
@@ -44,6 +46,8 @@ def local_path(text: str) -> Path:
 
 def not_in_bucket(text: str) -> str:
     """An argument that is a name, or a path that no bucket can stand for."""
+    if not text:
+        raise argparse.ArgumentTypeError("names nothing")
     if is_bucket(text):
         raise argparse.ArgumentTypeError(
             f"{text}: only folders of train, evaluate and report may be in a bucket; copy it to"

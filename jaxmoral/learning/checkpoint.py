@@ -219,7 +219,8 @@ class Checkpoints:
         known = sorted(self._manager.all_steps())
         if not known:
             raise UserError(
-                f"no checkpoint in {self._folder}; delete the run folder and train anew"
+                f"no checkpoint in {self._folder}: the run was stopped before its first, or has not"
+                " come to it; python -m jaxmoral.train --resume goes on with it"
             )
         if update is not None:
             if update not in known:

@@ -31,7 +31,8 @@ def resolve(config: Config) -> Resolved:
     for name in make_opponents(config.opponents):
         if name == LEARNER or PAST.fullmatch(name):
             raise UserError(f"opponents.{name}: the name stands for an agent that learns")
-    game = training_game(config)
+    with telling("env.game", "game"):
+        game = training_game(config)
     mixture = _resolved_mixture(config)
     config = _with_first(dataclasses.replace(config, mixture=mixture))
     if config.reward.exploitability and game.num_players > 2:
@@ -49,11 +50,13 @@ def resolve(config: Config) -> Resolved:
             reward_table(played, reward, config.reward.xi, config.reward.illegal)
         if config.env.payoff_draws:
             _check_draws(config, played, rewards)
-    for name in config.evaluation.opponents:
-        find_opponent(config, name, game)
-    for name in config.evaluation.games:
-        if name not in SETS:
-            find_game(config, name)
+    with telling("evaluation.opponents", "opponent"):
+        for name in config.evaluation.opponents:
+            find_opponent(config, name, game)
+    with telling("evaluation.games", "game"):
+        for name in config.evaluation.games:
+            if name not in SETS:
+                find_game(config, name)
     check_suites(config.evaluation.suites)
     check_labels(config.evaluation.labels, "evaluation.labels")
     presentation_with(config, config.prompt.labels)

@@ -137,8 +137,8 @@ def _check_length(
     if not extend:
         raise UserError(
             f"updates: the run in {folder} is one of {begun}, and {told}; it cannot become the same"
-            f" as a run of {asked}. --extend goes on from where it is with the schedules of {asked}"
-            f" updates{kept}"
+            f" as a run of {asked}. With train, --resume --extend goes on from where it is, by the"
+            f" schedules of {asked} updates{kept}"
         )
     say(
         f"longer     {asked} updates instead of {begun}; {told}, so this is not what a run of"

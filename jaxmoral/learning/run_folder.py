@@ -186,6 +186,11 @@ def check_run_folder(folder: Path, resume: bool) -> None:
     if resume and (population := population_of(folder)):
         raise UserError(f"{folder} is a member of a population; resume {population.home}")
     # What is refused is refused now, not after minutes of loading.
+    if odd := [character for character in "[\\" if character in str(folder.absolute())]:
+        raise UserError(
+            f"--output-dir: {folder.absolute()} holds {odd[0]!r}, and checkpoints in such a path"
+            " cannot be read; choose another"
+        )
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UserError(f"--output-dir: cannot write to {nearest}")

@@ -45,6 +45,11 @@ def parse(config: Config, name: str) -> Whom:
         return Whom(name, "learner")
     if match := PAST.fullmatch(name):
         return Whom(name, "past", every=int(match[1]))
+    if name.partition("(")[0].strip() == "past" and name not in config.opponents:
+        raise UserError(
+            f"{key_of_met(config)}: {name!r} says nothing of the past; past(10) is the agent as it"
+            " was before updates 0, 10, 20, ..."
+        )
     if name in config.opponents or "/" not in name.partition("(")[0]:
         return Whom(name, "machine")
     return Whom(name, "stored", *named_checkpoint(name))

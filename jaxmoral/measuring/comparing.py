@@ -67,7 +67,7 @@ def compare(ours: Sequence[Run], others: Sequence[Run]) -> Comparison:
         )
     a, b = a.loc[common], b.loc[common]
     seeds = _paired_seeds(ours, others)
-    few = min(a.shape[1], b.shape[1]) < FEW
+    few = min(len({run.config.seed for run in runs}) for runs in (ours, others)) < FEW
     low, high = _interval(a.to_numpy(), b.to_numpy(), paired=bool(seeds))
     means = a.mean(axis=1), b.mean(axis=1)
     table = pd.DataFrame(

@@ -11,11 +11,13 @@ if "MPLBACKEND" not in os.environ:  # a notebook's draws in the notebook, and go
 import matplotlib.pyplot as plt
 import numpy as np
 
+from jaxmoral.files import replacing
 from jaxmoral.reporting.styles import INK
 
 plt.rcParams.update(
     {
         "text.color": INK,
+        "text.parse_math": False,  # names of users' own may hold dollars
         "axes.edgecolor": INK,
         "axes.labelcolor": INK,
         "xtick.color": INK,
@@ -77,6 +79,8 @@ def lay_out(
 
 def save(drawn: Drawn, path: Path) -> Path:
     """Writes a figure as the kind of file its name says, and forgets it."""
-    drawn[0].savefig(path, dpi=150, facecolor="white")
+    kind = path.suffix[1:]
+    with replacing(path) as scratch:
+        drawn[0].savefig(scratch, format=kind, dpi=150, facecolor="white")
     plt.close(drawn[0])
     return path
