@@ -197,13 +197,23 @@ def run_command(command: Callable[[], None]) -> None:
         sys.stderr.flush()
         os._exit(130)  # XLA's threads still compute, and crash when the interpreter ends
     except Exception as error:
-        text = of_own_code(error)
+        text = of_own_code(error) or _no_room(error)
         if text is None and not isinstance(error, UserError | OSError):
             raise
         text = " ".join((text or str(error)).split())
         shown = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
         print("error:", shown, file=sys.stderr)
         sys.exit(2)
+
+
+def _no_room(error: Exception) -> str | None:
+    """What to do where the device has too little memory; None if that is not what happened."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return None
+    return (
+        "the memory does not suffice; lower env.episodes, env.rounds, evaluation.episodes,"
+        f" mixture.conditions, model.max_nodes or model.max_logits ({error})"
+    )
 
 
 def of_own_code(error: BaseException) -> str | None:

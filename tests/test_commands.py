@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from processes import Running, command
 from run_files import quiet, records
@@ -20,6 +21,7 @@ from run_files import quiet, records
 import jaxmoral
 from jaxmoral import config as configs
 from jaxmoral import evaluate
+from jaxmoral.errors import run_command
 from jaxmoral.language.suites import SUITES
 from jaxmoral.learning import saved
 from jaxmoral.learning.saved import update_of
@@ -370,3 +372,14 @@ def test_an_unwritable_output_is_refused_before_the_model_is_loaded(tmp_path):
 def test_commands_do_not_hide_the_package_s_functions():
     for name in jaxmoral.__all__:
         assert importlib.util.find_spec(f"jaxmoral.{name}") is None, name
+
+
+def test_too_little_memory_is_told_in_one_line(capsys):
+    def fail():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(fail)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the memory does not suffice; lower env.episodes")
