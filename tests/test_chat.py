@@ -40,7 +40,8 @@ def test_a_match_follows_the_rules_of_training():
     match = Match(configs.Config(), make_memory(), silent, 0)
     ((before, _),) = match.history
     played = match.play(1)
-    assert played[1:5] == (2, 1, -6.0, match.game.payoffs[1, before, 1])
+    assert (played.agents_move, played.agents_points) == (2, -6.0)
+    assert played.users_points == match.game.payoffs[1, before, 1]
     assert played.probabilities[2] == pytest.approx(1.0)
     assert match.history == ((before, 1),)
 

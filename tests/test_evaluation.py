@@ -286,9 +286,9 @@ def test_long_names_of_conditions_leave_room_for_what_follows_rounds(length):
 def test_bad_names(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         evaluate_agent(tmp_path)
-    with pytest.raises(UserError, match="game: unknown name 'chess'"):
+    with pytest.raises(UserError, match="^evaluation.games: unknown name 'chess'"):
         evaluate_agent(player((0, 1)), ["chess"])
-    with pytest.raises(UserError, match="opponent: unknown name 'you'"):
+    with pytest.raises(UserError, match="^evaluation.opponents: unknown name 'you'"):
         evaluate_agent(player((0, 1)), None, ["you"])
 
 

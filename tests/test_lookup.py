@@ -66,7 +66,7 @@ def test_two_files_mean_different_things_by_a_name(two):
     assert points(found[1]) == pytest.approx(by_hand(30, 0), abs=1e-4)
     assert list(measure(plain, ["all"])["suites"]["trained"]) == before[0]
     assert (list(games.GAMES), list(opponents.OPPONENTS)) == before
-    with pytest.raises(UserError, match="opponent: unknown name 'own'"):
+    with pytest.raises(UserError, match="opponents: unknown name 'own'"):
         evaluate_agent(plain, ["ipd"], ["own"])
 
 

@@ -289,10 +289,10 @@ def test_parameters_that_overflow_are_never_saved(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--env.game", "ipdd"], "game: unknown name 'ipdd' .did you mean 'ipd'"),
+        (["--env.game", "ipdd"], "^env.game: unknown name 'ipdd' .did you mean 'ipd'"),
         (["--env.opponent", "tft"], "opponent: unknown name 'tft'.*tit-for-tat"),
         (["--reward.name", "virtue"], "reward.name: unknown name 'virtue'"),
-        (["--evaluation.games", "[all, x]"], "game: unknown name 'x'"),
+        (["--evaluation.games", "[all, x]"], "evaluation.games: unknown name 'x'"),
         (["--prompt.labels", "[A, AB]"], "prompt.labels: .*prefix"),
         (["--model.source", "nowhere.gguf"], "model.source"),
     ],
