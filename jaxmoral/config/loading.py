@@ -91,6 +91,10 @@ def _explain(error: pydantic.ValidationError) -> str:
     return message
 
 
+def _is_group(key: str) -> bool:
+    return any(name.startswith(f"{key}.") for name in KEYS)
+
+
 def _no_group(key: str, given: Any) -> str:
     inside = next(name for name in KEYS if name.startswith(f"{key}."))
     return f"{key}: is a group of keys, such as {inside}, got {brief(given)}"
@@ -184,7 +188,7 @@ def _shown(value: Any) -> str:
 def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[str, list]:
     """The keys that hold several values."""
     found: dict[str, list] = {}
-    if prefix == "mixture.":  # members draw from one mixture
+    if prefix == "mixture.":  # its lists are what updates draw from
         return found
     types = typing.get_type_hints(cls)
     for name, value in tree.items():
@@ -193,10 +197,7 @@ def _axes(tree: dict[str, Any], cls: type = Config, prefix: str = "") -> dict[st
             found |= _axes(value, kind, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif isinstance(value, list) and kind is not None:
             inner = typing.get_origin(kind) is tuple
-            # What may be a list or null is an axis of the mixture, not of a population.
-            parts = [typing.get_origin(part) for part in typing.get_args(kind)]
-            mixed = not inner and tuple in parts
-            if not mixed and (not inner or (value and isinstance(value[0], list))):
+            if not inner or (value and isinstance(value[0], list)):
                 found[prefix + name] = value
     return found
 
@@ -239,13 +240,13 @@ def _with_values(tree: dict[str, Any], values: Iterable[tuple[str, Any]]) -> dic
             inner = node.get(group, {})
             if not isinstance(inner, dict):
                 begin = ".".join(groups[:depth])
-                if any(name.startswith(f"{begin}.") for name in KEYS):
+                if _is_group(begin):
                     raise UserError(_no_group(begin, inner))
                 raise UserError(f"unknown key {key!r}: a part of it is no group")
             node[group] = dict(inner)
             node = node[group]
-        held, is_group = node.get(name), any(known.startswith(f"{key}.") for known in KEYS)
-        if is_group and isinstance(held, dict) and isinstance(value, dict):
+        held = node.get(name)
+        if _is_group(key) and isinstance(held, dict) and isinstance(value, dict):
             value = held | value
         node[name] = value
     return result
